@@ -1,0 +1,1 @@
+"""Files to arrays: catalogs, decoding, loading.  Imports no JAX."""

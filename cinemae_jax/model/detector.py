@@ -1,0 +1,209 @@
+"""The detector on arrays: frozen features on one side, the trained head on the other.
+
+``extract_features`` is the stop_gradient boundary: nothing before it is ever differentiated or
+optimised, nothing after it looks at an image.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from cinemae_jax.model import lcas, masking
+from cinemae_jax.model.head import Fusion, Head, HeadState
+from cinemae_jax.model.mae import MAE, MAEConfig, normalize_images, patchify, to_target
+
+Pooling = Literal["cls", "mean"]
+Dtype = Literal["float32", "bfloat16"]
+STATISTICS = ("variability", "mean_anomaly", "perturbation_sensitivity")
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorConfig:
+    """Every choice between the backbone and the logit; stored with a trained head.
+
+    Attributes:
+      num_runs: K, masking runs an image; 0 leaves the encoder alone (fusion ``global``).
+      mask_ratio: r, share of patches masked.
+      pooling: f_global is the CLS token (``cls``) or the mean of the patch tokens (``mean``).
+      score: LCAS variant, one of ``lcas.SCORES``.
+      mismatch_weight: λ.
+      sensitivity: how s3 is formed, ``run`` or ``patch``.
+      fusion: one of ``head.FUSIONS``.
+      hidden: hidden width of MLP_δ.
+      dtype: of the backbone's activations; LCAS and head are float32 always.
+
+    Raises:
+      ValueError: if a field, or a pair of fields, makes no sense; the message names it.
+    """
+
+    num_runs: int = 2
+    mask_ratio: float = 0.75
+    pooling: Pooling = "cls"
+    score: lcas.Score = "deviation_plus_mismatch"
+    mismatch_weight: float = 1.0
+    sensitivity: lcas.Sensitivity = "run"
+    fusion: Fusion = "additive"
+    hidden: int = 256
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[str, ...]] = {
+            "pooling": Pooling.__args__,  # type: ignore[attr-defined]
+            "score": lcas.SCORES,
+            "sensitivity": lcas.Sensitivity.__args__,  # type: ignore[attr-defined]
+            "fusion": Fusion.__args__,  # type: ignore[attr-defined]
+            "dtype": Dtype.__args__,  # type: ignore[attr-defined]
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"detector.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
+                )
+        if self.num_runs < 0:
+            raise ValueError(f"detector.num_runs must be 0 or more, is {self.num_runs}")
+        if self.num_runs == 0 and self.fusion != "global":
+            raise ValueError(
+                f"detector.num_runs = 0 leaves no anomaly scores for fusion {self.fusion!r}: "
+                "use fusion 'global' or num_runs of 1 or more"
+            )
+
+    @property
+    def head(self) -> Head:
+        return Head(fusion=self.fusion, hidden=self.hidden)
+
+
+@struct.dataclass
+class Backbone:
+    """A frozen MAE: a pytree whose leaves are its parameters and which nobody updates.
+
+    Attributes:
+      params: of ``MAE``, float32.
+      config: architecture and target.
+      sha256: of the file that it was read from; goes into every checkpoint, bank and report.
+    """
+
+    params: Any
+    config: MAEConfig = struct.field(pytree_node=False)
+    sha256: str = struct.field(pytree_node=False, default="")
+
+
+@struct.dataclass
+class Features:
+    """What the frozen backbone says of a batch: all that the head will ever see.
+
+    Attributes:
+      f_global: (B, D) float32.
+      terms: the LCAS terms, (B, K, M) float32.
+      masked: (B, K, M) int32, ids of the scored patches.
+    """
+
+    f_global: Float[Array, "b d"]
+    terms: lcas.Terms
+    masked: Int[Array, "b k m"]
+
+
+def extract_features(
+    backbone: Backbone,
+    images: UInt8[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    runs: Int[Array, "b k"],
+    config: DetectorConfig,
+) -> Features:
+    """One unmasked encoder pass and K masked runs, vmapped over K, of every image.
+
+    Args:
+      backbone: frozen.
+      images: uint8 RGB of the backbone's image size.
+      keys: one an example (``masking.example_keys``).
+      runs: the numbers of the runs wanted of each example; 0 … K-1 in evaluation, other ones in
+        every epoch of training.
+      config: static.
+
+    Raises:
+      ValueError: if the images are not of the backbone's size.
+    """
+    mae_config = backbone.config
+    size = mae_config.image_size
+    if images.shape[1:] != (size, size, 3):
+        raise ValueError(f"images are {images.shape[1:]}, the backbone takes {(size, size, 3)}")
+    model = MAE(mae_config, jnp.dtype(config.dtype))
+    variables = {"params": jax.lax.stop_gradient(backbone.params)}
+    pixels = normalize_images(images)
+    target = to_target(patchify(pixels, mae_config.patch_size), mae_config.target)
+    num_visible = mae_config.num_visible(config.mask_ratio)
+
+    tokens = model.apply(variables, pixels, method="encode")
+    f_global = tokens[:, 0] if config.pooling == "cls" else tokens[:, 1:].mean(axis=1)
+
+    def all_ids(key: Key[Array, ""], run: Int[Array, " k"]) -> Int[Array, "k n"]:
+        return masking.run_ids(key, run, mae_config.num_patches, num_visible)
+
+    visible = jax.vmap(all_ids)(keys, runs)  # (B, K, N_vis)
+    masked = masking.masked_ids(visible, mae_config.num_patches)  # (B, K, M)
+
+    def one_run(vis: Int[Array, "b n"], mask: Int[Array, "b m"]) -> lcas.Terms:
+        predictions = model.apply(variables, pixels, vis, mask)
+        return jax.vmap(lcas.run_terms)(target, predictions, vis, mask)
+
+    terms = jax.vmap(one_run, in_axes=1, out_axes=1)(visible, masked)
+    features = Features(f_global.astype(jnp.float32), terms, masked)
+    return jax.lax.stop_gradient(features)
+
+
+def statistics(
+    features: Features, config: DetectorConfig, num_patches: int
+) -> Float[Array, "b 3"]:
+    """s1–s3 of every image as the head sees them before standardisation.
+
+    log1p is taken where the score cannot be negative (METHOD 4); zeros when K = 0.
+    """
+    if config.num_runs == 0:
+        return jnp.zeros((len(features.f_global), len(STATISTICS)))
+    scores = lcas.score(features.terms, config.score, config.mismatch_weight)
+
+    def one(score: Float[Array, "k m"], masked: Int[Array, "k m"]) -> Float[Array, " 3"]:
+        return lcas.summarize(
+            score, sensitivity=config.sensitivity, masked=masked, num_patches=num_patches
+        )
+
+    stats = jax.vmap(one)(scores, features.masked)
+    return stats if config.score in lcas.LOGARITHMIC_SCORES else jnp.log1p(stats)
+
+
+def logits(
+    head: HeadState, features: Features, config: DetectorConfig, num_patches: int
+) -> Float[Array, " b"]:
+    """Logit of "AI-generated" for every image, float32."""
+    stats = statistics(features, config, num_patches)
+    return head_logits(head, features.f_global, stats, config)
+
+
+def head_logits(
+    head: HeadState,
+    f_global: Float[Array, "b d"],
+    stats: Float[Array, "b s"],
+    config: DetectorConfig,
+) -> Float[Array, " b"]:
+    """The head alone, on global features and statistics that were formed already."""
+    f, s = head.normalizer(f_global, stats)
+    return config.head.apply({"params": head.params}, f, s)
+
+
+def random_backbone(config: MAEConfig, seed: int = 0) -> Backbone:
+    """An untrained backbone: a control and a test fixture, never a default."""
+    num_visible = config.num_visible(0.75)
+    images = jnp.zeros((1, config.image_size, config.image_size, 3))
+    ids = jnp.arange(config.num_patches)[None]
+    init = jax.jit(MAE(config).init)
+    params = init(jax.random.key(seed), images, ids[:, :num_visible], ids[:, num_visible:])
+    return Backbone(params["params"], config, sha256=f"random-{seed}")
+
+
+def num_params(tree: Any) -> int:
+    """Number of values in a pytree of arrays."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

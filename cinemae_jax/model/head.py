@@ -1,0 +1,116 @@
+"""The trained part: MLP_δ on the statistics, fusion with the global feature, classifier (METHOD 5).
+
+In: standardised global feature (B, D) and statistics (B, S).  Out: logits (B,), positive for AI.
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
+FUSIONS: tuple[str, ...] = Fusion.__args__  # type: ignore[attr-defined]
+GLOBAL_PATHWAY = "global_classifier"
+"""Name of the module that alone reads f_global in ``logit`` fusion; it has its own weight decay."""
+
+STD_FLOOR = 1e-6
+GATE_BIAS = 2.0  # sigmoid(2) = 0.88: fusion starts near f_global
+
+
+@struct.dataclass
+class Normalizer:
+    """Training-set mean and standard deviation of the head's inputs; stored, never optimised."""
+
+    global_mean: Float[Array, " d"]
+    global_std: Float[Array, " d"]
+    stats_mean: Float[Array, " s"]
+    stats_std: Float[Array, " s"]
+
+    def __call__(
+        self, f_global: Float[Array, "b d"], stats: Float[Array, "b s"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b s"]]:
+        f = (f_global - self.global_mean) / jnp.maximum(self.global_std, STD_FLOOR)
+        s = (stats - self.stats_mean) / jnp.maximum(self.stats_std, STD_FLOOR)
+        return f, s
+
+
+class AnomalyMLP(nn.Module):
+    """MLP_δ: Dense → GELU → Dense; the last layer starts at zero, so fusion starts at f_global."""
+
+    hidden: int
+    width: int
+
+    @nn.compact
+    def __call__(self, stats: Float[Array, "b s"]) -> Float[Array, "b w"]:
+        y = jax.nn.gelu(nn.Dense(self.hidden)(stats), approximate=False)
+        return nn.Dense(self.width, kernel_init=nn.initializers.zeros)(y)
+
+
+class Head(nn.Module):
+    """Fusion and classifier, float32.
+
+    Attributes:
+      fusion: ``additive``, ``concat`` or ``gate`` of the paper; ``logit`` joins two separate
+        pathways only at the logit; ``global`` and ``lcas`` are one pathway alone.
+      hidden: width of MLP_δ's hidden layer.
+    """
+
+    fusion: Fusion = "additive"
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"unknown fusion {self.fusion!r}: use one of {', '.join(FUSIONS)}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, f_global: Float[Array, "b d"], stats: Float[Array, "b s"]
+    ) -> Float[Array, " b"]:
+        width = f_global.shape[-1]
+        if self.fusion == "logit":
+            by_content = nn.Dense(1, name=GLOBAL_PATHWAY)(f_global)
+            by_anomaly = AnomalyMLP(self.hidden, 1, name="mlp")(stats)
+            return (by_content + by_anomaly)[:, 0]
+        if self.fusion == "global":
+            fused = f_global
+        else:
+            f_anomaly = AnomalyMLP(self.hidden, width, name="mlp")(stats)
+            fused = self._fuse(f_global, f_anomaly)
+        return nn.Dense(1, name="classifier")(nn.LayerNorm(name="norm")(fused))[:, 0]
+
+    def _fuse(
+        self, f_global: Float[Array, "b d"], f_anomaly: Float[Array, "b d"]
+    ) -> Float[Array, "b f"]:
+        if self.fusion == "lcas":
+            return f_anomaly
+        if self.fusion == "additive":
+            return f_global + f_anomaly
+        both = jnp.concatenate([f_global, f_anomaly], axis=-1)
+        if self.fusion == "concat":
+            return both
+        bias = nn.initializers.constant(GATE_BIAS)
+        gate = jax.nn.sigmoid(nn.Dense(f_global.shape[-1], bias_init=bias, name="gate")(both))
+        return gate * f_global + (1 - gate) * f_anomaly
+
+
+@struct.dataclass
+class HeadState:
+    """Everything of a trained detector that is not the backbone.
+
+    Attributes:
+      params: of ``Head``; the only thing that the optimiser holds.
+      normalizer: training-set statistics of the inputs.
+    """
+
+    params: Any
+    normalizer: Normalizer
+
+
+def init_params(head: Head, key: Array, width: int, num_stats: int) -> Any:
+    """Fresh head parameters for global features of the given width."""
+    return head.init(key, jnp.zeros((1, width)), jnp.zeros((1, num_stats)))["params"]
+

@@ -1,0 +1,169 @@
+"""Local conditional anomaly scores and their three statistics (METHOD 3 and 4), in float32.
+
+Functions take the plain arrays of one image (or one run of it); callers vmap.  Patches are in the
+target space of the backbone, d values ordered (p, q, c).
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+EPS = 1e-6
+
+Score = Literal[
+    "deviation_plus_mismatch", "mismatch", "reconstruction_deviation", "conditional_nll", "relative"
+]
+SCORES: tuple[str, ...] = Score.__args__  # type: ignore[attr-defined]
+LOGARITHMIC_SCORES = ("conditional_nll", "relative")
+"""Scores that can be negative: their statistics enter the head as they are, not as log1p."""
+
+Sensitivity = Literal["run", "patch"]
+
+
+@struct.dataclass
+class Terms:
+    """What a masked run says of each masked patch, kept apart until the last moment.
+
+    Leading axes are free: (K, M) for an image, (B, K, M) for a batch.
+
+    Attributes:
+      deviation: D, of the true patch from the visible context.
+      reconstruction_deviation: D', of the reconstruction from the visible context.
+      mismatch: R, mean squared error of the reconstruction.
+      patch_variance: V, of the true patch's own values.
+      context_variance: σ² of the visible pixels of each channel, one axis C in place of M.
+    """
+
+    deviation: Float[Array, "*batch k m"]
+    reconstruction_deviation: Float[Array, "*batch k m"]
+    mismatch: Float[Array, "*batch k m"]
+    patch_variance: Float[Array, "*batch k m"]
+    context_variance: Float[Array, "*batch k c"]
+
+
+def context_stats(
+    patches: Float[Array, "l d"], visible: Int[Array, " n"], *, channels: int = 3
+) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    """Mean and biased variance of each channel over all pixels of the visible patches."""
+    pixels = patches[visible].astype(jnp.float32).reshape(-1, channels)
+    return pixels.mean(axis=0), pixels.var(axis=0)
+
+
+def deviation(
+    patches: Float[Array, "m d"], mean: Float[Array, " c"], var: Float[Array, " c"]
+) -> Float[Array, " m"]:
+    """D_i = mean_j (x_ij - μ_c(j))² / (σ²_c(j) + ε), with ε = 1e-6."""
+    values = patches.astype(jnp.float32).reshape(len(patches), -1, len(mean))
+    return ((values - mean) ** 2 / (var + EPS)).mean(axis=(1, 2))
+
+
+def mismatch(
+    patches: Float[Array, "m d"], predictions: Float[Array, "m d"]
+) -> Float[Array, " m"]:
+    """R_i = mean_j (x_ij - x̂_ij)², MAE's own loss of a patch."""
+    difference = patches.astype(jnp.float32) - predictions.astype(jnp.float32)
+    return (difference**2).mean(axis=-1)
+
+
+def patch_variance(patches: Float[Array, "m d"]) -> Float[Array, " m"]:
+    """V_i, the biased variance of the d values of a patch."""
+    return patches.astype(jnp.float32).var(axis=-1)
+
+
+def run_terms(
+    patches: Float[Array, "l d"],
+    predictions: Float[Array, "m d"],
+    visible: Int[Array, " n"],
+    masked: Int[Array, " m"],
+) -> Terms:
+    """All terms of one masked run of one image; leaves are (M,), ``context_variance`` (C,)."""
+    mean, var = context_stats(patches, visible)
+    truth = patches[masked]
+    return Terms(
+        deviation=deviation(truth, mean, var),
+        reconstruction_deviation=deviation(predictions, mean, var),
+        mismatch=mismatch(truth, predictions),
+        patch_variance=patch_variance(truth),
+        context_variance=var,
+    )
+
+
+def lcas(
+    deviation: Float[Array, "*batch k m"],
+    mismatch: Float[Array, "*batch k m"],
+    weight: float | Float[Array, ""],
+) -> Float[Array, "*batch k m"]:
+    """S = D + λ R, the default score."""
+    return deviation + weight * mismatch
+
+
+def score(
+    terms: Terms, variant: Score, weight: float | Float[Array, ""]
+) -> Float[Array, "*batch k m"]:
+    """The anomaly score of every masked patch, in the named variant (METHOD 3).
+
+    Args:
+      terms: of one image or a batch.
+      variant: one of ``SCORES``.
+      weight: λ, ``mismatch_weight``; only the two deviation scores use it.
+
+    Raises:
+      ValueError: if the variant is unknown.
+    """
+    if variant == "deviation_plus_mismatch":
+        return lcas(terms.deviation, terms.mismatch, weight)
+    if variant == "reconstruction_deviation":
+        return lcas(terms.reconstruction_deviation, terms.mismatch, weight)
+    if variant == "mismatch":
+        return terms.mismatch
+    if variant == "conditional_nll":
+        var = terms.context_variance.mean(axis=-1, keepdims=True) + EPS
+        return 0.5 * (jnp.log(var) + terms.mismatch / var)
+    if variant == "relative":
+        return jnp.log(terms.mismatch + EPS) - jnp.log(terms.patch_variance + EPS)
+    raise ValueError(f"unknown LCAS score {variant!r}: use one of {', '.join(SCORES)}")
+
+
+def summarize(
+    lcas: Float[Array, "k m"],
+    *,
+    sensitivity: Sensitivity = "run",
+    masked: Int[Array, "k m"] | None = None,
+    num_patches: int | None = None,
+) -> Float[Array, " 3"]:
+    """[s1 variability, s2 mean anomaly, s3 perturbation sensitivity] of one image.
+
+    Args:
+      lcas: scores of the masked patches, (K, M).
+      sensitivity: ``run``: standard deviation over runs of the per-run mean; ``patch``: mean
+        absolute difference over patches masked in both of two runs, averaged over pairs of runs.
+      masked, num_patches: ids of the scored patches and L; only needed for ``patch``.
+    """
+    scores = lcas.astype(jnp.float32)
+    if sensitivity == "run":
+        s3 = scores.mean(axis=1).std()
+    elif sensitivity == "patch":
+        if masked is None or num_patches is None:
+            raise ValueError("sensitivity 'patch' needs masked and num_patches")
+        s3 = _patch_sensitivity(scores, masked, num_patches)
+    else:
+        raise ValueError(f"unknown sensitivity {sensitivity!r}: use 'run' or 'patch'")
+    return jnp.stack([scores.std(), scores.mean(), s3])
+
+
+def _patch_sensitivity(
+    scores: Float[Array, "k m"], masked: Int[Array, "k m"], num_patches: int
+) -> Float[Array, ""]:
+    num_runs = len(scores)
+    rows = jnp.arange(num_runs)[:, None]
+    on_grid = jnp.zeros((num_runs, num_patches)).at[rows, masked].set(scores)
+    is_masked = jnp.zeros((num_runs, num_patches)).at[rows, masked].set(1.0)
+    pair_means = []
+    for a in range(num_runs):
+        for b in range(a + 1, num_runs):
+            both = is_masked[a] * is_masked[b]
+            difference = jnp.abs(on_grid[a] - on_grid[b]) * both
+            pair_means.append(difference.sum() / jnp.maximum(both.sum(), 1.0))
+    return jnp.stack(pair_means).mean() if pair_means else jnp.zeros(())

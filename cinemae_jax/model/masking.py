@@ -1,0 +1,57 @@
+"""Random masks as MAE draws them: keys or noise in, ids of visible and masked patches out.
+
+The key of run k of an example is ``fold_in(fold_in(base_key, example_id), k)`` (METHOD 2), so an
+image gets the same masks whatever its batch, the number of devices or hosts, and whatever K.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+
+def from_noise(noise: Float[Array, "*batch l"], num_visible: int) -> Int[Array, "*batch n"]:
+    """Ids of the ``num_visible`` patches with the smallest noise (stable order, as in MAE)."""
+    return jnp.argsort(noise, axis=-1, stable=True)[..., :num_visible].astype(jnp.int32)
+
+
+def run_ids(
+    key: Key[Array, ""], runs: Int[Array, " k"], num_patches: int, num_visible: int
+) -> Int[Array, "k n"]:
+    """Visible patch ids of the given runs of one example.
+
+    Args:
+      key: of the example (``example_keys``).
+      runs: run numbers; run k has the same mask whichever other runs are asked for.
+      num_patches: L.
+      num_visible: N_vis.
+    """
+
+    def one(run: Int[Array, ""]) -> Int[Array, " n"]:
+        noise = jax.random.uniform(jax.random.fold_in(key, run), (num_patches,))
+        return from_noise(noise, num_visible)
+
+    return jax.vmap(one)(runs)
+
+
+def visible_ids(
+    key: Key[Array, ""], num_runs: int, num_patches: int, num_visible: int
+) -> Int[Array, "k n"]:
+    """Visible patch ids of runs 0 … K-1 of one example, int32."""
+    return run_ids(key, jnp.arange(num_runs), num_patches, num_visible)
+
+
+def masked_ids(visible: Int[Array, "*batch n"], num_patches: int) -> Int[Array, "*batch m"]:
+    """The complement of ``visible``, ascending, int32."""
+    batch, num_visible = visible.shape[:-1], visible.shape[-1]
+
+    def one(ids: Int[Array, " n"]) -> Int[Array, " m"]:
+        is_visible = jnp.zeros(num_patches, bool).at[ids].set(True)
+        return jnp.argsort(is_visible, stable=True)[: num_patches - num_visible].astype(jnp.int32)
+
+    flat = jax.vmap(one)(visible.reshape(-1, num_visible))
+    return flat.reshape(*batch, num_patches - num_visible)
+
+
+def example_keys(base_key: Key[Array, ""], example_ids: UInt32[Array, " b"]) -> Key[Array, " b"]:
+    """One key an example: ``fold_in(base_key, example_id)``."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(base_key, example_ids)

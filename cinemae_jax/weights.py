@@ -1,0 +1,168 @@
+"""Frozen backbones on disk: one safetensors file ↔ ``Backbone(params, config, sha256)``.
+
+The architecture, the target and the origin stand in the file's header; parameter names are the
+Flax paths joined by '/'.  No pickle, and nothing missing is ever filled with random numbers.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cinemae_jax.model.detector import Backbone
+from cinemae_jax.model.mae import MAE, MAEConfig
+
+FORMAT = "cinemae-backbone-1"
+BUNDLED = {"tiny": "tiny_backbone.safetensors"}
+_LISTED = 5  # names shown of a longer list of problems
+
+
+class BackboneError(ValueError):
+    """A backbone file that cannot be trusted; the message names the file, the fault, the way out."""
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """The file behind a path or the name of a bundled backbone (``tiny``)."""
+    if str(path) in BUNDLED:
+        return Path(__file__).parent / "assets" / BUNDLED[str(path)]
+    return Path(path)
+
+
+def save(
+    path: str | os.PathLike[str],
+    config: MAEConfig,
+    params: Any,
+    origin: Mapping[str, str] | None = None,
+) -> str:
+    """Writes a backbone and returns the file's sha256.
+
+    Args:
+      path: of the file, replaced at once when it is complete.
+      config: architecture; must fit the parameters.
+      params: of ``MAE``, written as float32.
+      origin: where they come from (source, licence, data, ...), for people.
+    """
+    flat = {k: np.asarray(v, np.float32) for k, v in _flatten(params).items()}
+    _check_shapes(Path(path), config, {k: v.shape for k, v in flat.items()})
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(config), sort_keys=True),
+        "origin": json.dumps(dict(origin or {}), sort_keys=True),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(flat, partial, metadata=header)
+    os.replace(partial, path)
+    return file_sha256(path)
+
+
+def load(path: str | os.PathLike[str]) -> Backbone:
+    """Reads a frozen backbone.
+
+    Args:
+      path: safetensors file as ``save`` or ``cinemae convert`` writes it, or ``tiny``.
+
+    Raises:
+      BackboneError: if the file is missing, truncated, not a backbone, or does not hold exactly
+        the tensors of its architecture.
+    """
+    path = resolve(path)
+    if not path.is_file():
+        raise BackboneError(
+            f"backbone {path} does not exist: name a converted .safetensors file or one of "
+            f"the bundled ones ({', '.join(BUNDLED)})"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            config = _config_of(path, file.metadata() or {})
+            shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+            _check_shapes(path, config, shapes)
+            flat = {name: file.get_tensor(name) for name in shapes}
+    except SafetensorError as error:
+        raise BackboneError(
+            f"{path} is not a readable safetensors file ({error}): it may be truncated, "
+            "or still need `cinemae convert`"
+        ) from error
+    wrong = [k for k, v in flat.items() if not np.isfinite(v).all()]
+    if wrong:
+        raise BackboneError(f"{path}: values that are not finite in {_some(wrong)}")
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    return Backbone(params, config, sha256=file_sha256(path))
+
+
+def origin(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What the header of a backbone file says of its origin."""
+    with safe_open(resolve(path), framework="numpy") as file:
+        return json.loads((file.metadata() or {}).get("origin", "{}"))
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expected_shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of an architecture, without computing any."""
+
+    def init() -> Any:
+        images = np.zeros((1, config.image_size, config.image_size, 3), np.float32)
+        ids = np.arange(config.num_patches)[None]
+        model, key = MAE(config), jax.random.key(0)
+        if not config.has_decoder:
+            return model.init(key, images, method="encode")
+        return model.init(key, images, ids[:, :1], ids[:, 1:])
+
+    return {k: v.shape for k, v in _flatten(jax.eval_shape(init)["params"]).items()}
+
+
+def _flatten(params: Any) -> dict[str, Any]:
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def _config_of(path: Path, header: Mapping[str, str]) -> MAEConfig:
+    if header.get("format") != FORMAT:
+        raise BackboneError(
+            f"{path} is a safetensors file, but not a backbone of this package (format "
+            f"{header.get('format')!r}, expected {FORMAT!r}): convert it with `cinemae convert`"
+        )
+    try:
+        return MAEConfig(**json.loads(header["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackboneError(f"{path}: its header holds no usable config: {error}") from error
+
+
+def _check_shapes(path: Path, config: MAEConfig, found: Mapping[str, tuple[int, ...]]) -> None:
+    expected = expected_shapes(config)
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    differ = [
+        f"{k} is {tuple(found[k])}, expected {expected[k]}"
+        for k in sorted(expected.keys() & found.keys())
+        if tuple(found[k]) != tuple(expected[k])
+    ]
+    problems = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (
+            ("tensors missing", missing),
+            ("tensors too many", extra),
+            ("of another shape", differ),
+        )
+        if names
+    ]
+    if problems:
+        raise BackboneError(f"{path} does not fit its own config: {'; '.join(problems)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,0 +1,41 @@
+"""MAE pre-training of the bundled tiny backbone.
+
+    python -m cinemae_jax.pretrain --config configs/pretrain_tiny.py --workdir runs/pretrain_tiny \
+        "--config.data.photos=('photos/a','photos/b')"
+
+Needs folders of real photographs (any format, no labels).  A ViT of 3.7 million parameters with
+8-pixel patches on 112-pixel crops, so that it has the 196 patches that ViT-L/16 has at 224.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.workdir = ""  # set by --workdir
+
+    config.model = ConfigDict()
+    config.model.preset = "vit_tiny"
+    config.model.image_size = 112  # pixels
+    config.model.patch_size = 8  # pixels
+    config.model.depth = 8  # encoder blocks
+    config.model.decoder_depth = 4
+    config.model.target = "raw"  # or norm_pix
+
+    config.data = ConfigDict()
+    config.data.photos = ()  # folders
+    config.data.scale = (0.2, 1.0)  # share of the area that a random crop takes
+    config.data.holdout = 0.03  # share of the photographs kept for the validation loss
+    config.data.num_threads = 4
+
+    config.mask_ratio = 0.75
+    config.batch_size = 128  # images, over all devices
+    config.epochs = 60
+    config.learning_rate = 1e-3  # at the peak
+    config.warmup = 0.05  # share of the steps
+    config.weight_decay = 0.05
+    config.b2 = 0.95
+    config.dtype = "float32"  # of activations
+    config.checkpoint_every = 50  # steps
+    return config
