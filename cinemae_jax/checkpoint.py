@@ -4,7 +4,6 @@ A checkpoint is complete or absent, holds host-local NumPy arrays, and is small:
 backbone while it is pre-trained, never a frozen backbone, of which it holds the hash.
 """
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,15 +18,6 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or belongs to something else."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Saved:
-    """A restored checkpoint."""
-
-    step: int
-    state: Any
-    metadata: dict[str, Any]
 
 
 class Checkpoints:
@@ -45,7 +35,7 @@ class Checkpoints:
         self.folder = folder.absolute()
         policies: list[Any] = [LatestN(1)]
         if best is not None:
-            policies.append(BestN(get_metric_fn=best, n=1))
+            policies.append(BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False))
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -55,7 +45,6 @@ class Checkpoints:
                 preservation_policy=AnyPreservationPolicy(policies),
                 enable_async_checkpointing=False,
             ),
-            item_names=("state", "metadata"),
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -72,18 +61,21 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: Any,
+        items: Mapping[str, Any],
         metadata: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Writes a checkpoint: a pytree of arrays and JSON-able metadata."""
-        arrays = jax.tree.map(np.asarray, jax.device_get(state))
+        """Writes a checkpoint: named pytrees of arrays and JSON-able metadata.
+
+        ``metrics`` make it eligible as the best one.
+        """
+        arrays = {
+            name: ocp.args.StandardSave(jax.tree.map(np.asarray, jax.device_get(tree)))
+            for name, tree in items.items()
+        }
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                metadata=ocp.args.JsonSave(dict(metadata)),
-            ),
+            args=ocp.args.Composite(metadata=ocp.args.JsonSave(dict(metadata)), **arrays),
             metrics=None if metrics is None else dict(metrics),
             force=True,
         )
@@ -105,25 +97,21 @@ class Checkpoints:
         )
         return dict(restored["metadata"])
 
-    def restore(self, step: int, like: Any) -> Saved:
-        """Reads a checkpoint into the structure of ``like``.
+    def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads the named items of a checkpoint, each into the structure of its example.
 
         Raises:
-          CheckpointError: if it is damaged or does not have this structure.
+          CheckpointError: if one is missing, damaged, or of another structure.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        wanted = {
+            name: ocp.args.StandardRestore(jax.tree.map(np.asarray, jax.device_get(tree)))
+            for name, tree in like.items()
+        }
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(jax.tree.map(np.asarray, jax.device_get(like))),
-                    metadata=ocp.args.JsonRestore(),
-                ),
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(f"checkpoint {self.folder}/{step}: {error}") from error
-        del abstract
-        return Saved(step, restored["state"], dict(restored["metadata"]))
+            raise CheckpointError(f"checkpoint {self.folder / str(step)}: {error}") from error
+        return {name: restored[name] for name in like}
 
 
 Which = Literal["best", "last"]

@@ -4,13 +4,13 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
@@ -23,13 +23,20 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and reports.")
 
 
-def run_config(argv: list[str], job: Callable[[ConfigDict, Path], Any]) -> int:
+LISTED = 10
+"""Bad images named on the terminal; the others are in bad_images.csv."""
+
+
+def run_config(argv: list[str], job: Callable[[ConfigDict, Path], Sequence[Any]]) -> int:
     """Parses ``--config FILE --workdir DIR --config.a.b=v`` and runs a job.
 
     Errors that a user can mend end in one line on stderr and exit code 2.
+
+    Args:
+      argv: command line, program name first.
+      job: returns the inputs that failed; any make the exit code 1.
     """
     try:
-        app._register_and_parse_flags_with_usage  # noqa: B018
         flags.mark_flags_as_required(["config", "workdir"])
         flags.FLAGS(argv)
     except flags.Error as error:
@@ -37,10 +44,10 @@ def run_config(argv: list[str], job: Callable[[ConfigDict, Path], Any]) -> int:
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # of an override
         return fail(error)
     try:
-        job(_CONFIG.value, Path(_WORKDIR.value))
-    except (ValueError, CheckpointError, OSError) as error:
+        failed = job(_CONFIG.value, Path(_WORKDIR.value))
+    except (ValueError, OSError) as error:
         return fail(error)
-    return OK
+    return SOME_FAILED if failed else OK
 
 
 def fail(error: Exception) -> int:

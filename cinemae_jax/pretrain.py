@@ -130,9 +130,9 @@ def pictures(
     config = model.config
     num_visible = config.num_visible(mask_ratio)
     keys = masking.example_keys(key, jnp.arange(len(images), dtype=jnp.uint32))
-    visible = jax.vmap(
-        lambda k: masking.visible_ids(k, 1, config.num_patches, num_visible)[0]
-    )(keys)
+    visible = jax.vmap(lambda k: masking.visible_ids(k, 1, config.num_patches, num_visible)[0])(
+        keys
+    )
     masked = masking.masked_ids(visible, config.num_patches)
     patches = patchify(normalize_images(images), config.patch_size)
     predictions = model.apply({"params": params}, normalize_images(images), visible, masked)
@@ -145,7 +145,8 @@ def pictures(
     filled = patches.at[rows, masked].set(predictions.astype(patches.dtype))
     columns = [unpatchify(p, config.patch_size) for p in (patches, hidden, filled)]
     sheet = jnp.concatenate(columns, axis=2).reshape(-1, 3 * config.image_size, 3)
-    sheet = (sheet * jnp.array(IMAGENET_STD) + jnp.array(IMAGENET_MEAN)) * 255.0
+    mean, std = (jnp.array(v)[None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    sheet = (sheet * std + mean) * 255.0
     return sheet.round().clip(0, 255).astype(jnp.uint8)
 
 
@@ -165,9 +166,7 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
     params = random_backbone(mae_config, config.seed).params
     state = TrainState(params, tx.init(params))
     metadata = {"model": dataclasses.asdict(mae_config), "num_steps": num_steps}
-    step_fn = replicas.pmap_step(
-        make_step(model, tx, config.mask_ratio), replicated=2, donate=(0,)
-    )
+    step_fn = replicas.pmap_step(make_step(model, tx, config.mask_ratio), replicated=2, donate=(0,))
     eval_fn = replicas.pmap_step(make_eval(model, config.mask_ratio), replicated=2)
 
     def validation_loss(params: Any) -> float:
@@ -187,9 +186,8 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
     with Checkpoints(workdir / "checkpoints") as checkpoints, cli.Metrics(workdir) as metrics:
         start = checkpoints.latest or 0
         if start:
-            saved = checkpoints.restore(start, state)
-            cli.require_same(saved.metadata, metadata, checkpoints.folder)
-            state = saved.state
+            cli.require_same(checkpoints.metadata(start), metadata, checkpoints.folder)
+            state = checkpoints.restore(start, {"train_state": state})["train_state"]
         metrics.rewind(start)
         state = replicas.replicate(state)
         batches = loader.train_batches(
@@ -216,7 +214,7 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
                     learning_rate=float(schedule(step)),
                 )
                 losses = []
-                checkpoints.save(step, state, metadata)
+                checkpoints.save(step, {"train_state": state}, metadata)
                 _write_pictures(workdir, state.params, held_out, model, config)
     path = workdir / "backbone.safetensors"
     digest = weights.save(path, mae_config, jax.device_get(state.params), _origin(config, images))
@@ -269,7 +267,12 @@ def _origin(config: ConfigDict, images: loader.Images) -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.run_config(sys.argv if argv is None else argv, pretrain)
+
+    def job(config: ConfigDict, workdir: Path) -> list[str]:
+        pretrain(config, workdir)
+        return []
+
+    return cli.run_config(sys.argv if argv is None else argv, job)
 
 
 if __name__ == "__main__":

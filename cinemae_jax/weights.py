@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
@@ -27,7 +28,7 @@ _LISTED = 5  # names shown of a longer list of problems
 
 
 class BackboneError(ValueError):
-    """A backbone file that cannot be trusted; the message names the file, the fault, the way out."""
+    """A backbone file that cannot be trusted; the message names file, fault and way out."""
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
@@ -51,7 +52,7 @@ def save(
       params: of ``MAE``, written as float32.
       origin: where they come from (source, licence, data, ...), for people.
     """
-    flat = {k: np.asarray(v, np.float32) for k, v in _flatten(params).items()}
+    flat = {k: np.ascontiguousarray(v, np.float32) for k, v in _flatten(params).items()}
     _check_shapes(Path(path), config, {k: v.shape for k, v in flat.items()})
     header = {
         "format": FORMAT,
@@ -115,8 +116,8 @@ def expected_shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of an architecture, without computing any."""
 
     def init() -> Any:
-        images = np.zeros((1, config.image_size, config.image_size, 3), np.float32)
-        ids = np.arange(config.num_patches)[None]
+        images = jnp.zeros((1, config.image_size, config.image_size, 3))
+        ids = jnp.arange(config.num_patches)[None]
         model, key = MAE(config), jax.random.key(0)
         if not config.has_decoder:
             return model.init(key, images, method="encode")

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.model.patch_size = 8  # pixels
     config.model.depth = 8  # encoder blocks
     config.model.decoder_depth = 4
+    config.model.decoder_num_heads = 2
     config.model.target = "raw"  # or norm_pix
 
     config.data = ConfigDict()
@@ -30,12 +31,12 @@ def get_config() -> ConfigDict:
     config.data.num_threads = 4
 
     config.mask_ratio = 0.75
-    config.batch_size = 128  # images, over all devices
-    config.epochs = 60
+    config.batch_size = 64  # images, over all devices
+    config.epochs = 30
     config.learning_rate = 1e-3  # at the peak
     config.warmup = 0.05  # share of the steps
     config.weight_decay = 0.05
     config.b2 = 0.95
     config.dtype = "float32"  # of activations
-    config.checkpoint_every = 50  # steps
+    config.checkpoint_every = 100  # steps
     return config

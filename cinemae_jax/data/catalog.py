@@ -1,8 +1,8 @@
 """Labelled image folders to one table of records, without opening a single image.
 
-A class folder (``ai`` or ``nature``, ``1_fake`` or ``0_real``) holds the images; a folder ``train``,
-``val`` or ``test`` above it names the split, the topmost folder the generator.  That covers
-GenImage's ``<generator>/<inner>/{train,val}/{ai,nature}`` and the plainer layouts.
+A class folder (``ai`` or ``nature``, ``1_fake`` or ``0_real``) holds the images; a folder
+``train``, ``val`` or ``test`` above it names the split, the topmost folder the generator.  That
+covers GenImage's ``<generator>/<inner>/{train,val}/{ai,nature}`` and the plainer layouts.
 """
 
 import collections

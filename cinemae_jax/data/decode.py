@@ -6,7 +6,7 @@ Every failure is a ``DecodeError`` with a reason fit to be shown beside the file
 import dataclasses
 import io
 import math
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -30,10 +30,8 @@ class DecodeError(ValueError):
     """An image that cannot be scored; the message is the reason, without the file's name."""
 
 
-class Transform(Protocol):
-    """Bytes to an array of fixed size; all chance comes from ``rng``."""
-
-    def __call__(self, data: bytes, rng: np.random.Generator) -> RGB: ...
+Transform = Callable[[bytes, np.random.Generator], RGB]
+"""Bytes to an array of fixed size; all chance comes from the generator."""
 
 
 def decode(data: bytes) -> Image.Image:
@@ -167,7 +165,7 @@ class RandomResizedCrop:
         aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
         w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
         shrink = min(1.0, width / w, height / h)  # keeps the aspect where the part does not fit
-        w, h = w * shrink, h * shrink
+        w, h = min(w * shrink, width), min(h * shrink, height)
         left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
         return left, top, left + w, top + h
 
@@ -183,5 +181,3 @@ def encode_png(array: RGB) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
-
-

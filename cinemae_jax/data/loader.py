@@ -1,8 +1,8 @@
 """Records to batches with Grain: deterministic, per host, resumable at any step.
 
-Position p of the global stream belongs to host p mod H, so that the global batch of a step holds the
-same images for any number of hosts.  A file that cannot be decoded becomes an example that is not
-``valid`` and says why; nothing is dropped.
+Position p of the global stream belongs to host p mod H, so that the global batch of a step holds
+the same images for any number of hosts.  A file that cannot be decoded becomes an example that is
+not ``valid`` and says why; nothing is dropped.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def train_batches(
     epochs: int,
     seed: int,
     start_step: int = 0,
-    host: Host = Host(),  # noqa: B008
+    host: Host = Host(),
     num_threads: int = 4,
 ) -> Iterator[Batch]:
     """Shuffled batches over all epochs, from ``start_step`` on.
@@ -127,7 +127,7 @@ def eval_batches(
     size: int,
     batch_size: int,
     seed: int = 0,
-    host: Host = Host(),  # noqa: B008
+    host: Host = Host(),
     num_threads: int = 4,
 ) -> Iterator[Batch]:
     """All images once, in order; the last batch is padded with examples that are not valid."""

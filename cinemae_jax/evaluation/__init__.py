@@ -1,0 +1,1 @@
+"""Scores to meaning: metrics, intervals, tables, reports.  Imports no model."""

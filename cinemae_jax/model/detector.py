@@ -4,8 +4,7 @@
 optimised, nothing after it looks at an image.
 """
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,67 +13,11 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from cinemae_jax.model import lcas, masking
-from cinemae_jax.model.head import Fusion, Head, HeadState
-from cinemae_jax.model.mae import MAE, MAEConfig, normalize_images, patchify, to_target
+from cinemae_jax.model.config import LOGARITHMIC_SCORES, DetectorConfig, MAEConfig
+from cinemae_jax.model.head import HeadState, head_of
+from cinemae_jax.model.mae import MAE, normalize_images, patchify, to_target
 
-Pooling = Literal["cls", "mean"]
-Dtype = Literal["float32", "bfloat16"]
 STATISTICS = ("variability", "mean_anomaly", "perturbation_sensitivity")
-
-
-@dataclasses.dataclass(frozen=True)
-class DetectorConfig:
-    """Every choice between the backbone and the logit; stored with a trained head.
-
-    Attributes:
-      num_runs: K, masking runs an image; 0 leaves the encoder alone (fusion ``global``).
-      mask_ratio: r, share of patches masked.
-      pooling: f_global is the CLS token (``cls``) or the mean of the patch tokens (``mean``).
-      score: LCAS variant, one of ``lcas.SCORES``.
-      mismatch_weight: λ.
-      sensitivity: how s3 is formed, ``run`` or ``patch``.
-      fusion: one of ``head.FUSIONS``.
-      hidden: hidden width of MLP_δ.
-      dtype: of the backbone's activations; LCAS and head are float32 always.
-
-    Raises:
-      ValueError: if a field, or a pair of fields, makes no sense; the message names it.
-    """
-
-    num_runs: int = 2
-    mask_ratio: float = 0.75
-    pooling: Pooling = "cls"
-    score: lcas.Score = "deviation_plus_mismatch"
-    mismatch_weight: float = 1.0
-    sensitivity: lcas.Sensitivity = "run"
-    fusion: Fusion = "additive"
-    hidden: int = 256
-    dtype: Dtype = "float32"
-
-    def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]] = {
-            "pooling": Pooling.__args__,  # type: ignore[attr-defined]
-            "score": lcas.SCORES,
-            "sensitivity": lcas.Sensitivity.__args__,  # type: ignore[attr-defined]
-            "fusion": Fusion.__args__,  # type: ignore[attr-defined]
-            "dtype": Dtype.__args__,  # type: ignore[attr-defined]
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"detector.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
-                )
-        if self.num_runs < 0:
-            raise ValueError(f"detector.num_runs must be 0 or more, is {self.num_runs}")
-        if self.num_runs == 0 and self.fusion != "global":
-            raise ValueError(
-                f"detector.num_runs = 0 leaves no anomaly scores for fusion {self.fusion!r}: "
-                "use fusion 'global' or num_runs of 1 or more"
-            )
-
-    @property
-    def head(self) -> Head:
-        return Head(fusion=self.fusion, hidden=self.hidden)
 
 
 @struct.dataclass
@@ -102,9 +45,9 @@ class Features:
       masked: (B, K, M) int32, ids of the scored patches.
     """
 
-    f_global: Float[Array, "b d"]
+    f_global: Any
     terms: lcas.Terms
-    masked: Int[Array, "b k m"]
+    masked: Any
 
 
 def extract_features(
@@ -155,9 +98,7 @@ def extract_features(
     return jax.lax.stop_gradient(features)
 
 
-def statistics(
-    features: Features, config: DetectorConfig, num_patches: int
-) -> Float[Array, "b 3"]:
+def statistics(features: Features, config: DetectorConfig, num_patches: int) -> Float[Array, "b 3"]:
     """s1–s3 of every image as the head sees them before standardisation.
 
     log1p is taken where the score cannot be negative (METHOD 4); zeros when K = 0.
@@ -172,7 +113,7 @@ def statistics(
         )
 
     stats = jax.vmap(one)(scores, features.masked)
-    return stats if config.score in lcas.LOGARITHMIC_SCORES else jnp.log1p(stats)
+    return stats if config.score in LOGARITHMIC_SCORES else jnp.log1p(stats)
 
 
 def logits(
@@ -191,7 +132,7 @@ def head_logits(
 ) -> Float[Array, " b"]:
     """The head alone, on global features and statistics that were formed already."""
     f, s = head.normalizer(f_global, stats)
-    return config.head.apply({"params": head.params}, f, s)
+    return head_of(config).apply({"params": head.params}, f, s)
 
 
 def random_backbone(config: MAEConfig, seed: int = 0) -> Backbone:

@@ -3,7 +3,7 @@
 In: standardised global feature (B, D) and statistics (B, S).  Out: logits (B,), positive for AI.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
-FUSIONS: tuple[str, ...] = Fusion.__args__  # type: ignore[attr-defined]
+from cinemae_jax.model.config import FUSIONS, DetectorConfig, Fusion
+
 GLOBAL_PATHWAY = "global_classifier"
 """Name of the module that alone reads f_global in ``logit`` fusion; it has its own weight decay."""
 
@@ -24,16 +24,16 @@ GATE_BIAS = 2.0  # sigmoid(2) = 0.88: fusion starts near f_global
 class Normalizer:
     """Training-set mean and standard deviation of the head's inputs; stored, never optimised."""
 
-    global_mean: Float[Array, " d"]
-    global_std: Float[Array, " d"]
-    stats_mean: Float[Array, " s"]
-    stats_std: Float[Array, " s"]
+    global_mean: Any  # (D,)
+    global_std: Any  # (D,)
+    stats_mean: Any  # (S,)
+    stats_std: Any  # (S,)
 
     def __call__(
         self, f_global: Float[Array, "b d"], stats: Float[Array, "b s"]
     ) -> tuple[Float[Array, "b d"], Float[Array, "b s"]]:
-        f = (f_global - self.global_mean) / jnp.maximum(self.global_std, STD_FLOOR)
-        s = (stats - self.stats_mean) / jnp.maximum(self.stats_std, STD_FLOOR)
+        f = (f_global - self.global_mean[None]) / jnp.maximum(self.global_std, STD_FLOOR)[None]
+        s = (stats - self.stats_mean[None]) / jnp.maximum(self.stats_std, STD_FLOOR)[None]
         return f, s
 
 
@@ -114,3 +114,7 @@ def init_params(head: Head, key: Array, width: int, num_stats: int) -> Any:
     """Fresh head parameters for global features of the given width."""
     return head.init(key, jnp.zeros((1, width)), jnp.zeros((1, num_stats)))["params"]
 
+
+def head_of(config: DetectorConfig) -> Head:
+    """The head that a configuration describes."""
+    return Head(fusion=config.fusion, hidden=config.hidden)

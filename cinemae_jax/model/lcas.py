@@ -4,29 +4,22 @@ Functions take the plain arrays of one image (or one run of it); callers vmap.  
 target space of the backbone, d values ordered (p, q, c).
 """
 
-from typing import Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from cinemae_jax.model.config import SCORES, Score, Sensitivity
+
 EPS = 1e-6
-
-Score = Literal[
-    "deviation_plus_mismatch", "mismatch", "reconstruction_deviation", "conditional_nll", "relative"
-]
-SCORES: tuple[str, ...] = Score.__args__  # type: ignore[attr-defined]
-LOGARITHMIC_SCORES = ("conditional_nll", "relative")
-"""Scores that can be negative: their statistics enter the head as they are, not as log1p."""
-
-Sensitivity = Literal["run", "patch"]
 
 
 @struct.dataclass
 class Terms:
     """What a masked run says of each masked patch, kept apart until the last moment.
 
-    Leading axes are free: (K, M) for an image, (B, K, M) for a batch.
+    Float32; (M,) for one run, (K, M) for an image, (B, K, M) for a batch.
 
     Attributes:
       deviation: D, of the true patch from the visible context.
@@ -36,11 +29,11 @@ class Terms:
       context_variance: σ² of the visible pixels of each channel, one axis C in place of M.
     """
 
-    deviation: Float[Array, "*batch k m"]
-    reconstruction_deviation: Float[Array, "*batch k m"]
-    mismatch: Float[Array, "*batch k m"]
-    patch_variance: Float[Array, "*batch k m"]
-    context_variance: Float[Array, "*batch k c"]
+    deviation: Any
+    reconstruction_deviation: Any
+    mismatch: Any
+    patch_variance: Any
+    context_variance: Any
 
 
 def context_stats(
@@ -56,12 +49,11 @@ def deviation(
 ) -> Float[Array, " m"]:
     """D_i = mean_j (x_ij - μ_c(j))² / (σ²_c(j) + ε), with ε = 1e-6."""
     values = patches.astype(jnp.float32).reshape(len(patches), -1, len(mean))
+    mean, var = mean[None, None], var[None, None]
     return ((values - mean) ** 2 / (var + EPS)).mean(axis=(1, 2))
 
 
-def mismatch(
-    patches: Float[Array, "m d"], predictions: Float[Array, "m d"]
-) -> Float[Array, " m"]:
+def mismatch(patches: Float[Array, "m d"], predictions: Float[Array, "m d"]) -> Float[Array, " m"]:
     """R_i = mean_j (x_ij - x̂_ij)², MAE's own loss of a patch."""
     difference = patches.astype(jnp.float32) - predictions.astype(jnp.float32)
     return (difference**2).mean(axis=-1)

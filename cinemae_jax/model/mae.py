@@ -4,8 +4,7 @@ In: images (B, H, W, 3) float, ImageNet-normalised, and the ids of their visible
 Out: encoder tokens, and predictions for the masked patches in the model's target space.
 """
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,119 +13,28 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-CHANNELS = 3
+from cinemae_jax.model.config import (
+    CHANNELS,
+    PRESETS,
+    MAEConfig,
+    Target,
+    vit_base,
+    vit_huge,
+    vit_large,
+    vit_tiny,
+)
+
+__all__ = ["MAE", "PRESETS", "MAEConfig", "vit_base", "vit_huge", "vit_large", "vit_tiny"]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NORM_PIX_EPS = 1e-6
 """Added to a patch's variance where the target is per-patch-normalised (MAE's own constant)."""
 
-Target = Literal["raw", "norm_pix"]
-
-
-@dataclasses.dataclass(frozen=True)
-class MAEConfig:
-    """Architecture and target of one masked autoencoder.
-
-    Attributes:
-      image_size: side of the square input, pixels; a multiple of ``patch_size``.
-      patch_size: side of a patch, pixels.
-      width, depth, num_heads: of the encoder.
-      decoder_width, decoder_depth, decoder_num_heads: of the decoder; depth 0 means that there is
-        no decoder, and then only ``encode`` works.
-      target: what the decoder predicts: ``raw`` ImageNet-normalised pixels, or ``norm_pix``,
-        each patch normalised by its own mean and variance.
-      layer_norm_eps: 1e-6 in the official code, 1e-12 in Hugging Face's configs.
-
-    Raises:
-      ValueError: if a field is impossible; the message names it.
-    """
-
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_num_heads: int = 16
-    target: Target = "raw"
-    layer_norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "width", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"MAEConfig.{name} must be positive, is {getattr(self, name)}")
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"MAEConfig.image_size {self.image_size} is not a multiple of "
-                f"patch_size {self.patch_size}"
-            )
-        for prefix in ("", "decoder_") if self.has_decoder else ("",):
-            width, heads = getattr(self, f"{prefix}width"), getattr(self, f"{prefix}num_heads")
-            if width % heads:
-                raise ValueError(
-                    f"MAEConfig.{prefix}width {width} is not a multiple of "
-                    f"{prefix}num_heads {heads}"
-                )
-        if self.target not in ("raw", "norm_pix"):
-            raise ValueError(f"MAEConfig.target must be 'raw' or 'norm_pix', is {self.target!r}")
-
-    @property
-    def has_decoder(self) -> bool:
-        return self.decoder_depth > 0
-
-    @property
-    def num_patches(self) -> int:
-        """L."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def patch_dim(self) -> int:
-        """d, the number of values in a patch."""
-        return self.patch_size**2 * CHANNELS
-
-    def num_visible(self, mask_ratio: float) -> int:
-        """N_vis = int(L (1 - r)), rounded as MAE's own code does.
-
-        Raises:
-          ValueError: if no patch, or every patch, would be visible.
-        """
-        visible = int(self.num_patches * (1 - mask_ratio))
-        if not 0 < visible < self.num_patches:
-            raise ValueError(
-                f"mask_ratio {mask_ratio} leaves {visible} of {self.num_patches} patches visible; "
-                "at least one must be visible and one masked"
-            )
-        return visible
-
-
-def vit_tiny(**overrides: Any) -> MAEConfig:
-    """ViT-Ti/16 at 224 with a decoder in proportion; not a size of the MAE paper."""
-    preset = MAEConfig(224, 16, 192, 12, 3, 128, 4, 4)
-    return dataclasses.replace(preset, **overrides)
-
-
-def vit_base(**overrides: Any) -> MAEConfig:
-    """ViT-B/16 at 224, as in the MAE paper."""
-    return dataclasses.replace(MAEConfig(224, 16, 768, 12, 12), **overrides)
-
-
-def vit_large(**overrides: Any) -> MAEConfig:
-    """ViT-L/16 at 224, as in the MAE paper and in CINEMAE."""
-    return dataclasses.replace(MAEConfig(224, 16, 1024, 24, 16), **overrides)
-
-
-def vit_huge(**overrides: Any) -> MAEConfig:
-    """ViT-H/14 at 224, as in the MAE paper."""
-    return dataclasses.replace(MAEConfig(224, 14, 1280, 32, 16), **overrides)
-
-
-PRESETS = {f.__name__: f for f in (vit_tiny, vit_base, vit_large, vit_huge)}
-
 
 def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     """uint8 RGB to float32 with ImageNet mean 0 and standard deviation 1."""
-    mean, std = jnp.array(IMAGENET_MEAN), jnp.array(IMAGENET_STD)
+    mean, std = (jnp.array(v).reshape(1, 1, 1, CHANNELS) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
@@ -281,12 +189,12 @@ class MAE(nn.Module):
         """Predictions for the masked patches from the encoder's tokens of the visible ones."""
         if not self.config.has_decoder:
             raise ValueError("this backbone has no decoder: it can encode, but not reconstruct")
-        position = jax.lax.stop_gradient(self.decoder_pos_embed).astype(self.dtype)[0]
+        position = jax.lax.stop_gradient(self.decoder_pos_embed).astype(self.dtype)
         x = self.decoder_embed(tokens)
-        mask_tokens = self.mask_token.astype(self.dtype) + position[1 + masked]
-        x = jnp.concatenate(
-            [x[:, :1] + position[0], x[:, 1:] + position[1 + visible], mask_tokens], axis=1
-        )
+        cls = x[:, :1] + position[:, :1]
+        seen = x[:, 1:] + position[0, 1 + visible]
+        hidden = self.mask_token.astype(self.dtype) + position[0, 1 + masked]
+        x = jnp.concatenate([cls, seen, hidden], axis=1)
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x[:, -masked.shape[1] :]))

@@ -1,0 +1,61 @@
+# make demo: the main job on the bundled images, set-up included.   make test: the tests.
+# Everything is installed into .venv; nothing outside this folder is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH ?= torch==2.13.0
+DEMO := runs/demo
+
+.PHONY: demo test parity lint format demo-images goldens clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.package
+	rm -rf $(DEMO)
+	$(BIN)/python -m cinemae_jax.train --config configs/demo.py --workdir $(DEMO)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not parity"
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest -m parity
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Rebuilds the bundled images from their packages; needs a Debian system.
+demo-images: $(VENV)/.test
+	$(BIN)/python scripts/build_demo_set.py
+
+# Rewrites the files that the PyTorch reference vouches for.
+goldens: $(VENV)/.parity
+	$(BIN)/python -m weights_convert goldens
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.package: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.package
+	$(PIP) --editable '.[test]'
+	touch $@
+
+# The CPU build of torch first: a plain "torch" would bring gigabytes of CUDA.
+$(VENV)/.parity: pyproject.toml $(VENV)/.test
+	$(PIP) '$(TORCH)'
+	$(PIP) --editable '.[test,parity]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

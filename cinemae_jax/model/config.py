@@ -1,0 +1,172 @@
+"""What a backbone and a detector are made of: frozen choices, checked when they are made."""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+CHANNELS = 3
+
+Target = Literal["raw", "norm_pix"]
+Score = Literal[
+    "deviation_plus_mismatch", "mismatch", "reconstruction_deviation", "conditional_nll", "relative"
+]
+SCORES: tuple[str, ...] = get_args(Score)
+LOGARITHMIC_SCORES = ("conditional_nll", "relative")
+"""Scores that can be negative: their statistics enter the head as they are, not as log1p."""
+
+Sensitivity = Literal["run", "patch"]
+Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
+FUSIONS: tuple[str, ...] = get_args(Fusion)
+Pooling = Literal["cls", "mean"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MAEConfig:
+    """Architecture and target of one masked autoencoder.
+
+    Attributes:
+      image_size: side of the square input, pixels; a multiple of ``patch_size``.
+      patch_size: side of a patch, pixels.
+      width, depth, num_heads: of the encoder.
+      decoder_width, decoder_depth, decoder_num_heads: of the decoder; depth 0 means that there is
+        no decoder, and then only ``encode`` works.
+      target: what the decoder predicts: ``raw`` ImageNet-normalised pixels, or ``norm_pix``,
+        each patch normalised by its own mean and variance.
+      layer_norm_eps: 1e-6 in the official code, 1e-12 in Hugging Face's configs.
+
+    Raises:
+      ValueError: if a field is impossible; the message names it.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    target: Target = "raw"
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "width", "depth", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"MAEConfig.{name} must be positive, is {getattr(self, name)}")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"MAEConfig.image_size {self.image_size} is not a multiple of "
+                f"patch_size {self.patch_size}"
+            )
+        for prefix in ("", "decoder_") if self.has_decoder else ("",):
+            width, heads = getattr(self, f"{prefix}width"), getattr(self, f"{prefix}num_heads")
+            if width % heads:
+                raise ValueError(
+                    f"MAEConfig.{prefix}width {width} is not a multiple of "
+                    f"{prefix}num_heads {heads}"
+                )
+        if self.target not in ("raw", "norm_pix"):
+            raise ValueError(f"MAEConfig.target must be 'raw' or 'norm_pix', is {self.target!r}")
+
+    @property
+    def has_decoder(self) -> bool:
+        return self.decoder_depth > 0
+
+    @property
+    def num_patches(self) -> int:
+        """L."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def patch_dim(self) -> int:
+        """d, the number of values in a patch."""
+        return self.patch_size**2 * CHANNELS
+
+    def num_visible(self, mask_ratio: float) -> int:
+        """N_vis = int(L (1 - r)), rounded as MAE's own code does.
+
+        Raises:
+          ValueError: if no patch, or every patch, would be visible.
+        """
+        visible = int(self.num_patches * (1 - mask_ratio))
+        if not 0 < visible < self.num_patches:
+            raise ValueError(
+                f"mask_ratio {mask_ratio} leaves {visible} of {self.num_patches} patches visible; "
+                "at least one must be visible and one masked"
+            )
+        return visible
+
+
+def vit_tiny(**overrides: Any) -> MAEConfig:
+    """ViT-Ti/16 at 224 with a decoder in proportion; not a size of the MAE paper."""
+    preset = MAEConfig(224, 16, 192, 12, 3, 128, 4, 4)
+    return dataclasses.replace(preset, **overrides)
+
+
+def vit_base(**overrides: Any) -> MAEConfig:
+    """ViT-B/16 at 224, as in the MAE paper."""
+    return dataclasses.replace(MAEConfig(224, 16, 768, 12, 12), **overrides)
+
+
+def vit_large(**overrides: Any) -> MAEConfig:
+    """ViT-L/16 at 224, as in the MAE paper and in CINEMAE."""
+    return dataclasses.replace(MAEConfig(224, 16, 1024, 24, 16), **overrides)
+
+
+def vit_huge(**overrides: Any) -> MAEConfig:
+    """ViT-H/14 at 224, as in the MAE paper."""
+    return dataclasses.replace(MAEConfig(224, 14, 1280, 32, 16), **overrides)
+
+
+PRESETS = {f.__name__: f for f in (vit_tiny, vit_base, vit_large, vit_huge)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorConfig:
+    """Every choice between the backbone and the logit; stored with a trained head.
+
+    Attributes:
+      num_runs: K, masking runs an image; 0 leaves the encoder alone (fusion ``global``).
+      mask_ratio: r, share of patches masked.
+      pooling: f_global is the CLS token (``cls``) or the mean of the patch tokens (``mean``).
+      score: LCAS variant, one of ``SCORES``.
+      mismatch_weight: λ.
+      sensitivity: how s3 is formed, ``run`` or ``patch``.
+      fusion: one of ``FUSIONS``.
+      hidden: hidden width of MLP_δ.
+      dtype: of the backbone's activations; LCAS and head are float32 always.
+
+    Raises:
+      ValueError: if a field, or a pair of fields, makes no sense; the message names it.
+    """
+
+    num_runs: int = 2
+    mask_ratio: float = 0.75
+    pooling: Pooling = "cls"
+    score: Score = "deviation_plus_mismatch"
+    mismatch_weight: float = 1.0
+    sensitivity: Sensitivity = "run"
+    fusion: Fusion = "additive"
+    hidden: int = 256
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[str, ...]] = {
+            "pooling": get_args(Pooling),
+            "score": SCORES,
+            "sensitivity": get_args(Sensitivity),
+            "fusion": get_args(Fusion),
+            "dtype": get_args(Dtype),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"detector.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
+                )
+        if self.num_runs < 0:
+            raise ValueError(f"detector.num_runs must be 0 or more, is {self.num_runs}")
+        if self.num_runs == 0 and self.fusion != "global":
+            raise ValueError(
+                f"detector.num_runs = 0 leaves no anomaly scores for fusion {self.fusion!r}: "
+                "use fusion 'global' or num_runs of 1 or more"
+            )

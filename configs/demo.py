@@ -1,0 +1,28 @@
+"""The bundled demonstration: tiny backbone, bundled images, minutes on a laptop.
+
+    python -m cinemae_jax.train --config configs/demo.py --workdir runs/demo
+
+Shows that everything works, and what it looks like.  It proves nothing about GenImage: the images
+are a few hundred, the backbone is 240 times smaller than ViT-L.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import cinemae_jax
+from configs import sd14
+
+
+def get_config() -> ConfigDict:
+    config = sd14.get_config()
+    config.backbone = "tiny"
+    config.data.root = str(Path(cinemae_jax.__file__).parent / "assets" / "demo")
+    config.data.train_generators = ("stable_diffusion",)
+    config.data.holdout = 0.2
+    config.data.resize = 128
+    config.data.num_threads = 2
+    config.train.batch_size = 32
+    config.train.checkpoint_every = 100
+    config.eval.batch_size = 64
+    return config

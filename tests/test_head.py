@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cinemae_jax.model.config import FUSIONS, DetectorConfig, Fusion
+from cinemae_jax.model.head import Head, HeadState, Normalizer, init_params
+
+WIDTH = 12
+
+
+def inputs(seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    f, s = jax.random.split(jax.random.key(seed))
+    return jax.random.normal(f, (5, WIDTH)), jax.random.normal(s, (5, 3))
+
+
+def run(fusion: Fusion, f: jax.Array, s: jax.Array, params: object = None) -> jax.Array:
+    head = Head(fusion=fusion, hidden=8)
+    params = params or init_params(head, jax.random.key(1), WIDTH, 3)
+    return head.apply({"params": params}, f, s)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_one_logit_an_image_and_gradients_to_every_parameter(fusion: Fusion) -> None:
+    f, s = inputs()
+    assert run(fusion, f, s).shape == (5,)
+    params = init_params(Head(fusion=fusion, hidden=8), jax.random.key(1), WIDTH, 3)
+    # the last layer of MLP_δ starts at zero and blocks the gradient of the first for one step
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    grads = jax.grad(lambda p: (run(fusion, f, s, p) ** 2).sum())(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.abs(np.asarray(leaf)).max() > 0, path
+
+
+def test_additive_fusion_starts_as_the_global_feature_alone() -> None:
+    f, s = inputs()
+    np.testing.assert_array_equal(run("additive", f, s), run("additive", f, s * 9 + 1))
+
+
+def test_gate_starts_near_the_global_feature() -> None:
+    params = init_params(Head(fusion="gate", hidden=8), jax.random.key(1), WIDTH, 3)
+    gates = jax.nn.sigmoid(params["gate"]["bias"])
+    assert float(gates.min()) > 0.85
+
+
+@pytest.mark.parametrize(("fusion", "ignores"), [("global", 1), ("lcas", 0)])
+def test_single_pathways_ignore_the_other(fusion: Fusion, ignores: int) -> None:
+    params = init_params(Head(fusion=fusion, hidden=8), jax.random.key(1), WIDTH, 3)
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    one, two = list(inputs(0)), list(inputs(1))
+    mixed = list(one)
+    mixed[ignores] = two[ignores]
+    np.testing.assert_array_equal(run(fusion, *one, params), run(fusion, *mixed, params))
+    mixed = list(one)
+    mixed[1 - ignores] = two[1 - ignores]
+    assert np.abs(np.asarray(run(fusion, *one, params) - run(fusion, *mixed, params))).max() > 1e-4
+
+
+def test_logit_fusion_is_the_sum_of_its_pathways() -> None:
+    f, s = inputs()
+    params = init_params(Head(fusion="logit", hidden=8), jax.random.key(1), WIDTH, 3)
+    params = jax.tree.map(lambda x: x + 0.1, params)
+    none_f, none_s = jnp.zeros_like(f), jnp.zeros_like(s)
+    both = run("logit", f, s, params) + run("logit", none_f, none_s, params)
+    apart = run("logit", f, none_s, params) + run("logit", none_f, s, params)
+    np.testing.assert_allclose(both, apart, atol=1e-5)
+
+
+def test_normalizer_standardises_and_survives_constant_inputs() -> None:
+    f, s = inputs()
+    s = s.at[:, 2].set(0.0)  # s3 is 0 when K = 1
+    moments = (f.mean(0), f.std(0), s.mean(0), s.std(0))
+    g, t = Normalizer(*moments)(f, s)
+    np.testing.assert_allclose(g.mean(0), np.zeros(WIDTH), atol=1e-6)
+    np.testing.assert_allclose(g.std(0), np.ones(WIDTH), rtol=1e-5)
+    assert not np.asarray(t[:, 2]).any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fusion": "sum"}, "detector.fusion is 'sum': use one of additive"),
+        ({"score": "lcas"}, "detector.score is 'lcas': use one of deviation_plus_mismatch"),
+        ({"pooling": "max"}, "detector.pooling"),
+        ({"num_runs": -1}, "detector.num_runs"),
+        ({"num_runs": 0}, "leaves no anomaly scores for fusion 'additive'"),
+    ],
+)
+def test_impossible_detectors_are_refused_by_name(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DetectorConfig(**fields)
+
+
+def test_head_state_holds_no_more_than_head_and_normalizer() -> None:
+    params = init_params(Head(hidden=8), jax.random.key(1), WIDTH, 3)
+    normalizer = Normalizer(*(jnp.zeros(n) for n in (WIDTH, WIDTH, 3, 3)))
+    count = sum(x.size for x in jax.tree.leaves(HeadState(params, normalizer)))
+    mlp = (3 + 1) * 8 + (8 + 1) * WIDTH
+    assert count == mlp + 2 * WIDTH + (WIDTH + 1) + 2 * (WIDTH + 3)
