@@ -4,7 +4,6 @@ A checkpoint is complete or absent, holds host-local NumPy arrays, and is small:
 backbone while it is pre-trained, never a frozen backbone, of which it holds the hash.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -31,11 +30,10 @@ class Checkpoints:
           folder: of the run's checkpoints; made when something is saved.
           best: score of a checkpoint's metrics, larger is better; None keeps only the last one.
         """
-        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every file it writes
         self.folder = folder.absolute()
         policies: list[Any] = [LatestN(1)]
         if best is not None:
-            policies.append(BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False))
+            policies.append(BestN(get_metric_fn=best, n=1))
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -67,7 +65,7 @@ class Checkpoints:
     ) -> None:
         """Writes a checkpoint: named pytrees of arrays and JSON-able metadata.
 
-        ``metrics`` make it eligible as the best one.
+        ``metrics`` are what the best one is chosen by.
         """
         arrays = {
             name: ocp.args.StandardSave(jax.tree.map(np.asarray, jax.device_get(tree)))

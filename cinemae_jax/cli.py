@@ -41,17 +41,18 @@ def run_config(argv: list[str], job: Callable[[ConfigDict, Path], Sequence[Any]]
         flags.FLAGS(argv)
     except flags.Error as error:
         return fail(error)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of an override
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:  # of the config
         return fail(error)
     try:
-        failed = job(_CONFIG.value, Path(_WORKDIR.value))
+        failed = job(_CONFIG.value, Path(str(_WORKDIR.value)))
     except (ValueError, OSError) as error:
         return fail(error)
     return SOME_FAILED if failed else OK
 
 
 def fail(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    """Says on one line of stderr what went wrong, and returns the exit code for it."""
+    print("error:", *str(error).split(), file=sys.stderr)
     return USAGE
 
 

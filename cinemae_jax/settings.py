@@ -6,12 +6,10 @@ Config files (``configs/*.py``) state every field; these classes say what each m
 import dataclasses
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from cinemae_jax.data.decode import Crop
 from cinemae_jax.model.config import DetectorConfig
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +117,7 @@ def read(config: Mapping[str, Any]) -> Settings:
     return _read(Settings, config, "config")
 
 
-def _read(kind: type[T], section: Mapping[str, Any], name: str) -> T:
+def _read(kind: Any, section: Mapping[str, Any], name: str) -> Any:
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(section) - set(hints))
     missing = sorted(set(hints) - set(section))

@@ -8,6 +8,7 @@ last), metrics.jsonl, bad_images.csv where there were any, and what evaluate wri
 """
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def fit(
                 "learning_rate": float(schedule(step)),
             }
             losses = []
-            validated = None
+            validated = {"validation_loss": math.inf}  # never the best checkpoint
             if epoch_ends:
                 validated = validate(state.params, frozen, data.validation, config, scorer)
                 values |= validated

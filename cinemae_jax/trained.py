@@ -16,7 +16,7 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.distributed import Replicas, merge
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.detector import STATISTICS, Backbone, num_params
-from cinemae_jax.model.head import HeadState, Normalizer, init_params
+from cinemae_jax.model.head import HeadState, Normalizer, head_of, init_params
 from cinemae_jax.settings import Settings
 
 
@@ -52,7 +52,7 @@ def metadata(config: Settings, backbone: Backbone) -> dict[str, Any]:
 def head_template(config: Settings, backbone: Backbone) -> HeadState:
     """A fresh head: random parameters from the seed, and an empty normalizer."""
     width, count = backbone.config.width, len(STATISTICS)
-    params = init_params(config.detector.head, jax.random.key(config.seed), width, count)
+    params = init_params(head_of(config.detector), jax.random.key(config.seed), width, count)
     zeros = [np.zeros(n, np.float32) for n in (width, width, count, count)]
     return HeadState(params, Normalizer(*zeros))
 

@@ -64,7 +64,7 @@ def photo(rng: np.random.Generator, *, ai: bool, side: int = 40) -> np.ndarray:
     """A picture whose class shows in its texture: smooth (nature) or noisy (ai)."""
     base = rng.integers(60, 190, (2, 2, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(base).resize((side, side), Image.Resampling.BICUBIC))
-    noise = rng.normal(0, 40 if ai else 4, smooth.shape)
+    noise = rng.normal(0, 70 if ai else 2, smooth.shape)
     return np.clip(smooth + noise, 0, 255).astype(np.uint8)
 
 

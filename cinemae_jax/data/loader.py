@@ -59,7 +59,7 @@ def from_catalog(catalog: Catalog) -> Images:
     )
 
 
-def from_paths(paths: Sequence[Path], example_ids: Sequence[int]) -> Images:
+def from_paths(paths: Sequence[Path], example_ids: np.ndarray) -> Images:
     """Unlabelled images; their label is 0 and means nothing."""
     return Images(paths, np.zeros(len(paths), np.int32), np.asarray(example_ids, np.uint64))
 

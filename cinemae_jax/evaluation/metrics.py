@@ -119,19 +119,21 @@ def _mean(rows: list[Row], samples: list[dict[str, np.ndarray]], confidence: flo
         value = float(np.mean([row.metrics[metric].value for row in rows]))
         replicates = np.mean([sample[metric] for sample in samples], axis=0)
         estimates[metric] = _interval(value, replicates, confidence)
-    totals = (sum(getattr(row, field) for row in rows) for field in ("nature", "ai", "bad"))
-    return Row("mean", *totals, estimates)
+    nature, ai, bad = (
+        sum(column) for column in zip(*((r.nature, r.ai, r.bad) for r in rows), strict=True)
+    )
+    return Row("mean", nature, ai, bad, estimates)
 
 
 def _bootstrap(
     labels: Labels, logits: Logits, times: int, rng: np.random.RandomState
 ) -> dict[str, np.ndarray]:
-    values: dict[str, list[float]] = {metric: [] for metric in METRICS}
-    for _ in range(times if len(labels) else 0):
+    values = {metric: np.full(max(times, 1), np.nan) for metric in METRICS}
+    for i in range(times if len(labels) else 0):
         y, z = resample(labels, logits, stratify=labels, random_state=rng)
         for metric, function in METRICS.items():
-            values[metric].append(function(y, z))
-    return {metric: np.array(v or [np.nan]) for metric, v in values.items()}
+            values[metric][i] = function(y, z)
+    return values
 
 
 def _interval(value: float, replicates: np.ndarray, confidence: float) -> Estimate:

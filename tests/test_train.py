@@ -1,0 +1,249 @@
+"""The main job end to end on a small data set, through its command line."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.csv
+import pytest
+from ml_collections import ConfigDict
+
+from cinemae_jax import evaluate, settings, trained, weights
+from cinemae_jax import train as train_module
+from cinemae_jax.checkpoint import CheckpointError
+from cinemae_jax.distributed import Replicas
+from cinemae_jax.model.detector import random_backbone
+from cinemae_jax.settings import Settings
+from configs import sd14
+
+from .conftest import SMALL, write_data_set
+
+ROOT = Path(__file__).parents[1]
+
+
+def small_config(data_set: Path, backbone_file: Path) -> ConfigDict:
+    config = sd14.get_config()
+    config.backbone = str(backbone_file)
+    config.detector.hidden = 8
+    config.data.root = str(data_set)
+    config.data.train_generators = ("gen_a",)
+    config.data.holdout = 0.25
+    config.data.resize = 36
+    config.data.num_threads = 2
+    config.train.batch_size = 8
+    config.train.epochs = 5
+    config.train.learning_rate = 1e-2
+    config.train.standardize_images = 16
+    config.train.checkpoint_every = 2
+    config.eval.batch_size = 16
+    config.eval.bootstrap = 20
+    return config
+
+
+@pytest.fixture(scope="module")
+def config(data_set: Path, backbone_file: Path) -> Settings:
+    return settings.read(small_config(data_set, backbone_file).to_dict())
+
+
+@pytest.fixture(scope="module")
+def finished(config: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    assert train_module.train(config, workdir) == []
+    return workdir
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(workdir: Path) -> list[dict]:
+    return json.loads((workdir / "eval.json").read_text())["results"]
+
+
+def test_a_run_learns_and_leaves_everything_it_promises(finished: Path) -> None:
+    written = {path.name for path in finished.iterdir()}
+    assert written == {
+        "checkpoints",
+        "metrics.jsonl",
+        "eval.json",
+        "eval.csv",
+        "scores.csv",
+        "report.html",
+    }
+    history = lines(finished)
+    assert history[-1]["loss"] < history[0]["loss"]
+    rows = results(finished)
+    assert [row["name"] for row in rows] == ["gen_a", "gen_b", "mean"]
+    assert rows[-1]["metrics"]["auc"]["value"] > 0.9  # noise against smoothness is easy
+
+
+def test_every_image_is_scored_exactly_once(finished: Path) -> None:
+    scores = pyarrow.csv.read_csv(finished / "scores.csv")
+    assert len(scores) == len(set(scores["path"].to_pylist())) == 28
+    assert scores["logit"].null_count == 0
+
+
+def test_scores_do_not_depend_on_batch_or_devices(config: Settings, finished: Path) -> None:
+    detector = trained.load(finished, backbone=config.backbone)
+    images = train_module.read_data(config).test
+    tables = []
+    for batch_size, count in ((16, 8), (28, 1), (3, 1)):
+        sized = dataclasses.replace(
+            detector.settings,
+            eval=dataclasses.replace(detector.settings.eval, batch_size=batch_size),
+        )
+        table, bad = evaluate.score(
+            dataclasses.replace(detector, settings=sized),
+            images,
+            Replicas(tuple(jax.devices()[:count])),
+        )
+        assert not bad
+        tables.append(table["logit"].to_numpy())
+    np.testing.assert_allclose(tables[0], tables[1], atol=1e-4)
+    np.testing.assert_allclose(tables[0], tables[2], atol=1e-4)
+
+
+def test_the_best_checkpoint_is_the_one_with_the_least_validation_loss(
+    config: Settings, finished: Path
+) -> None:
+    validated = [line for line in lines(finished) if "validation_loss" in line]
+    assert len(validated) == 5
+    best = min(validated, key=lambda line: line["validation_loss"])
+    assert trained.load(finished, backbone=config.backbone).step == best["step"]
+    last = trained.load(finished, which="last", backbone=config.backbone)
+    assert last.step == lines(finished)[-1]["step"]
+
+
+def test_killed_and_resumed_equals_undisturbed(
+    config: Settings, finished: Path, data_set: Path, backbone_file: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "killed"
+    script = (
+        "import sys, os; from cinemae_jax import cli, train; n = int(sys.argv.pop(1)); seen = 0\n"
+        "write = cli.Metrics.write\n"
+        "def kill_after(self, step, **values):\n"
+        "    global seen; seen += 1\n"
+        "    os.kill(os.getpid(), 9) if seen == n else write(self, step, **values)\n"
+        "cli.Metrics.write = kill_after\n"
+        "sys.exit(train.main())\n"
+    )
+    overrides = flatten(small_config(data_set, backbone_file).to_dict())
+    command = [f"--config={ROOT / 'configs/sd14.py'}", f"--workdir={workdir}", *overrides]
+    for lives in (3, 2, 100):
+        process = subprocess.run(
+            [sys.executable, "-c", script, str(lives), *command],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == (-signal.SIGKILL if lives < 100 else 0), process.stderr
+    assert "resumed" in process.stdout
+    # the data set is the same, the devices too (both have eight)
+    assert lines(workdir) == lines(finished)
+    assert results(workdir) == results(finished)
+
+
+def flatten(config: dict, prefix: str = "--config") -> list[str]:
+    """Overrides of every field, as a user would type them."""
+    flags = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flags += flatten(value, f"{prefix}.{name}")
+        else:
+            flags.append(f"{prefix}.{name}={value}")
+    return flags
+
+
+def test_resuming_under_other_settings_is_refused(config: Settings, finished: Path) -> None:
+    other = dataclasses.replace(config, seed=7)
+    with pytest.raises(CheckpointError, match=r"belongs to another run.*'seed': 0.*'seed': 7"):
+        train_module.train(other, finished)
+
+
+def test_a_checkpoint_of_another_backbone_is_refused(
+    config: Settings, finished: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.safetensors"
+    weights.save(path, SMALL, random_backbone(SMALL, seed=1).params)
+    with pytest.raises(CheckpointError, match=r"was trained on the backbone with sha256"):
+        trained.load(finished, backbone=str(path))
+    with pytest.raises(CheckpointError, match=r"was trained on the backbone with sha256"):
+        train_module.train(dataclasses.replace(config, backbone=str(path)), finished)
+
+
+def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
+    config: Settings, tmp_path: Path
+) -> None:
+    root = write_data_set(tmp_path / "data")
+    for name in ("train/ai/003.png", "val/nature/001.png"):
+        path = root / "gen_a/imagenet_ai_test" / name
+        path.write_bytes(path.read_bytes()[:300])
+    data = dataclasses.replace(config.data, root=str(root))
+    bad = train_module.train(dataclasses.replace(config, data=data), tmp_path / "run")
+    assert [image.path.split("imagenet_ai_test/")[1] for image in bad] == [
+        "train/ai/003.png",
+        "val/nature/001.png",
+    ]
+    listed = pyarrow.csv.read_csv(tmp_path / "run/bad_images.csv").to_pylist()
+    assert [row["label"] for row in listed] == ["ai", "nature"]
+    assert all("damaged image" in row["error"] for row in listed)
+    row = results(tmp_path / "run")[0]
+    assert (row["nature"], row["ai"], row["bad"]) == (6, 7, 1)
+    scores = pyarrow.csv.read_csv(tmp_path / "run/scores.csv")
+    assert len(scores) == 28
+    assert scores["probability"].null_count == 1
+
+
+def test_evaluate_repeats_the_table_of_training(
+    config: Settings, finished: Path, data_set: Path
+) -> None:
+    before = results(finished)
+    assert evaluate.run(config, finished) == []
+    assert results(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.data.root=/nowhere"], "/nowhere is not a folder"),
+        (["--config.data.train_generators=('gen_x',)"], "there are: gen_a, gen_b"),
+        (["--config.train.batch_size=12"], "batch_size 12 is not divisible by the 8 devices"),
+        (["--config.trian.epochs=3"], "trian"),
+        (["--config.train.epochs=many"], "many"),
+        (["--config.backbone=/nowhere.safetensors"], "/nowhere.safetensors does not exist"),
+        (["--config.detector.score=best"], "use one of deviation_plus_mismatch"),
+        (["--config=/nowhere.py"], "nowhere.py"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_two(
+    data_set: Path, backbone_file: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    fields = flatten(small_config(data_set, backbone_file).to_dict())
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "cinemae_jax.train",
+            "--config=configs/sd14.py",
+            f"--workdir={tmp_path}",
+            *fields,
+            *overrides,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2, process.stderr
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
+
+
+def test_an_empty_workdir_cannot_be_evaluated(config: Settings, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="train first"):
+        evaluate.run(config, tmp_path)
