@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from cinemae_jax.checkpoint import CheckpointError
+from cinemae_jax.data.bad import BadImage, count_by_class, write_bad_images
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 """Exit codes: all done; some inputs failed, each named; usage or configuration."""
@@ -60,6 +61,18 @@ def say(text: str) -> None:
     """A line for the reader, from the first host only."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def report_bad_images(workdir: Path, bad: Sequence[BadImage]) -> list[BadImage]:
+    """Names the images that could not be read, in bad_images.csv and on the terminal."""
+    path = workdir / "bad_images.csv"
+    listed = write_bad_images(path, bad)
+    for image in listed[:LISTED]:
+        say(f"unread    {image.path}: {image.error}")
+    if listed:
+        counts = ", ".join(f"{n} {name}" for name, n in count_by_class(listed).items())
+        say(f"unread    {len(listed)} images ({counts}), all listed in {path}")
+    return listed
 
 
 def progress(

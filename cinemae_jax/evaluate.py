@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from cinemae_jax import cli, settings, trained
 from cinemae_jax.data import catalog
-from cinemae_jax.data.bad import BadImage, BadImages, count_by_class, write_bad_images
+from cinemae_jax.data.bad import BadImage, BadImages, count_by_class
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.evaluation import metrics, report
@@ -104,8 +104,6 @@ def evaluate(
     }
     report.write(workdir, rows, table, facts)
     cli.say(report.as_text(rows, config.eval.confidence))
-    for image in bad[: cli.LISTED]:
-        cli.say(f"not scored: {image.path}: {image.error}")
     cli.say(f"report    {workdir / 'report.html'}")
     return bad
 
@@ -122,7 +120,7 @@ def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> li
     used = dataclasses.replace(detector.settings, data=data, eval=config.eval)
     images = catalog.scan(data.root).select(generators=data.test_generators or None, split="val")
     bad = evaluate(dataclasses.replace(detector, settings=used), images, workdir, replicas)
-    return write_bad_images(workdir / "bad_images.csv", bad)
+    return cli.report_bad_images(workdir, bad)
 
 
 def main(argv: list[str] | None = None) -> int:

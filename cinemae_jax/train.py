@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from cinemae_jax import cli, evaluate, optim, settings, steps, trained, weights
 from cinemae_jax.checkpoint import Checkpoints
 from cinemae_jax.data import catalog, loader
-from cinemae_jax.data.bad import BadImage, BadImages, write_bad_images
+from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.distributed import Replicas, merge
 from cinemae_jax.model.detector import Backbone
@@ -71,7 +71,7 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
     bad = fit(config, data, backbone, workdir, replicas)
     best = trained.load(workdir, which="best", backbone=config.backbone)
     bad += evaluate.evaluate(best, data.test, workdir, replicas)
-    return write_bad_images(workdir / "bad_images.csv", bad)
+    return cli.report_bad_images(workdir, bad)
 
 
 def fit(

@@ -150,31 +150,43 @@ def scan(root: str | os.PathLike[str]) -> Catalog:
         )
     if not rows:
         raise CatalogError(f"no images under {root} (files left out: {dict(skipped) or 'none'})")
-    columns = list(zip(*rows, strict=True))
+    return Catalog(root, _table(rows), dict(skipped))
+
+
+def photographs(roots: Sequence[str | os.PathLike[str]]) -> Catalog:
+    """All images below some folders as photographs to pre-train on: nature, split train.
+
+    Paths are whole ones; the generator column names the folder.
+
+    Raises:
+      CatalogError: if no folder is named, or one is missing or holds no images.
+    """
+    if not roots:
+        raise CatalogError("no folder of photographs is named")
+    skipped: collections.Counter[str] = collections.Counter()
+    rows = []
+    for root in (Path(r).absolute() for r in roots):
+        if not root.is_dir():
+            raise CatalogError(f"photo folder {root} is not a folder")
+        files = sorted(_image_files(root, skipped))
+        if not files:
+            raise CatalogError(f"no images under {root}")
+        rows += [
+            (str(root / path), NATURE, root.name, "train", example_id(f"{root.name}/{path}"))
+            for path in files
+        ]
+    return Catalog(Path("/"), _table(rows), dict(skipped))
+
+
+def _table(rows: Sequence[tuple[str, int, str, str, int]]) -> pa.Table:
+    columns = zip(*rows, strict=True)
     arrays = [
         pa.array(column, type=pa.string()).dictionary_encode()
         if pa.types.is_dictionary(field.type)
         else pa.array(column, type=field.type)
         for column, field in zip(columns, SCHEMA, strict=True)
     ]
-    return Catalog(root, pa.table(arrays, schema=SCHEMA), dict(skipped))
-
-
-def photographs(roots: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """All image files below some folders, sorted: unlabelled, for pre-training.
-
-    Raises:
-      CatalogError: if a folder is missing or holds no images.
-    """
-    found: list[Path] = []
-    for root in map(Path, roots):
-        if not root.is_dir():
-            raise CatalogError(f"photo folder {root} is not a folder")
-        files = sorted(_image_files(root, collections.Counter()))
-        if not files:
-            raise CatalogError(f"no images under {root}")
-        found += [root / path for path in files]
-    return found
+    return pa.table(arrays, schema=SCHEMA)
 
 
 def example_id(path: str) -> int:

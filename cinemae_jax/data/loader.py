@@ -59,11 +59,6 @@ def from_catalog(catalog: Catalog) -> Images:
     )
 
 
-def from_paths(paths: Sequence[Path], example_ids: np.ndarray) -> Images:
-    """Unlabelled images; their label is 0 and means nothing."""
-    return Images(paths, np.zeros(len(paths), np.int32), np.asarray(example_ids, np.uint64))
-
-
 def train_batches(
     images: Images,
     transform: Transform,

@@ -1,0 +1,51 @@
+"""A model of the size that the paper uses, with random weights, on the CPU."""
+
+import resource
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from cinemae_jax import steps
+from cinemae_jax.distributed import Replicas
+from cinemae_jax.model.config import DetectorConfig, vit_large
+from cinemae_jax.model.detector import num_params, random_backbone
+from cinemae_jax.model.head import Normalizer, head_of, init_params
+
+
+@pytest.mark.slow
+def test_vit_large_runs_forward_and_steps_its_head() -> None:
+    config, replicas = DetectorConfig(), Replicas(tuple(jax.devices()[:1]))
+    backbone = random_backbone(vit_large())
+    width = backbone.config.width
+    params = init_params(head_of(config), jax.random.key(0), width, 3)
+    normalizer = Normalizer(
+        *(np.full(n, v, np.float32) for n, v in ((width, 0), (width, 1), (3, 0), (3, 1)))
+    )
+    tx = steps.make_optimizer(lambda _: 1e-3, weight_decay=0.01, global_weight_decay=0.01)
+    state = replicas.replicate(steps.TrainState(params, tx.init(params)))
+    frozen = replicas.replicate(steps.Frozen(backbone, normalizer, jax.random.key(0)))
+    before = np.asarray(frozen.backbone.params["encoder_23"]["fc2"]["kernel"]).tobytes()
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8),
+        "label": np.array([0, 1], np.int32),
+        "example_id": np.array([1, 2], np.uint32),
+        "epoch": np.zeros(2, np.int32),
+        "valid": np.ones(2, bool),
+    }
+    step = replicas.pmap_step(steps.make_train_step(config, tx), replicated=2, donate=(0,))
+    losses, seconds = [], []
+    for _ in range(3):
+        begin = time.perf_counter()
+        state, result = step(state, frozen, replicas.shard(batch, steps.INPUTS))
+        losses.append(float(result["loss"]))
+        seconds.append(time.perf_counter() - begin)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"\nViT-L/16: {num_params(backbone.params) / 1e6:.0f} M parameters, first step "
+        f"{seconds[0]:.1f} s, then {min(seconds[1:]):.1f} s for 2 images; peak {peak:.1f} GiB"
+    )
+    assert losses[-1] < losses[0]
+    assert before == np.asarray(frozen.backbone.params["encoder_23"]["fc2"]["kernel"]).tobytes()
+    assert num_params(state) < 0.01 * num_params(backbone.params)

@@ -1,0 +1,130 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cinemae_jax import pretrain, weights
+from cinemae_jax.checkpoint import CheckpointError
+from cinemae_jax.distributed import Replicas
+from configs import pretrain_tiny
+
+from .conftest import SMALL, photo
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(48):
+        Image.fromarray(photo(rng, ai=False)).save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    return folder
+
+
+def small_config(photos: Path) -> ConfigDict:
+    config = pretrain_tiny.get_config()
+    config.model = ConfigDict({"preset": "vit_tiny"} | dataclasses.asdict(SMALL))
+    config.data.photos = (str(photos),)
+    config.data.holdout = 0.2  # of which broken.jpg is no part
+    config.data.num_threads = 2
+    config.batch_size = 8
+    config.epochs = 6
+    config.learning_rate = 3e-3
+    config.checkpoint_every = 7
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    bad = pretrain.pretrain(small_config(photos), workdir)
+    assert [Path(image.path).name for image in bad] == ["broken.jpg"]
+    return workdir
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls_and_a_backbone_with_its_origin_comes_out(finished: Path) -> None:
+    history = lines(finished)
+    assert history[-1]["validation_loss"] < 0.9 * history[0]["validation_loss"]
+    backbone = weights.load(finished / "backbone.safetensors")
+    assert backbone.config == SMALL
+    origin = weights.origin(finished / "backbone.safetensors")
+    assert json.loads(origin["settings"])["epochs"] == 6
+
+
+def test_reconstructions_can_be_looked_at(finished: Path) -> None:
+    with Image.open(finished / "reconstructions.png") as sheet:
+        assert sheet.width == 3 * SMALL.image_size
+        assert sheet.height % SMALL.image_size == 0
+
+
+def test_stopped_and_resumed_equals_undisturbed(
+    photos: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(photos)
+    save = pretrain.Checkpoints.save
+
+    def save_and_stop(self: object, step: int, *arguments: object) -> None:
+        save(self, step, *arguments)
+        if step == 14:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.pretrain(config, tmp_path)
+    pretrain.pretrain(config, tmp_path)
+    assert lines(tmp_path) == lines(finished)
+    one, two = (weights.load(d / "backbone.safetensors") for d in (tmp_path, finished))
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+
+
+def test_another_architecture_does_not_resume(photos: Path, finished: Path) -> None:
+    config = small_config(photos)
+    config.model.depth = 3
+    with pytest.raises(CheckpointError, match="belongs to another run: model was"):
+        pretrain.pretrain(config, finished)
+
+
+def test_devices_do_not_matter(photos: Path, finished: Path, tmp_path: Path) -> None:
+    config = small_config(photos)
+    pretrain.pretrain(config, tmp_path, Replicas(tuple(jax.devices()[:2])))
+    one, two = lines(tmp_path)[0], lines(finished)[0]
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("target", ["raw", "norm_pix"])
+def test_pictures_show_visible_patches_unchanged(target: str) -> None:
+    config = dataclasses.replace(SMALL, target=target)
+    model = pretrain.MAE(config)
+    params = pretrain.random_backbone(config).params
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    sheet = np.asarray(
+        pretrain.pictures(params, images, jax.random.key(0), model=model, mask_ratio=0.75)
+    )
+    original, seen, filled = np.split(sheet, 3, axis=1)
+    np.testing.assert_array_equal(original, images.reshape(-1, 32, 3))
+    visible = (seen == original).all(-1)
+    assert 0.24 < visible.mean() < 0.27
+    np.testing.assert_array_equal(filled[visible], original[visible])
+    assert (filled[~visible] != original[~visible]).any()
+
+
+def test_missing_photos_are_named(tmp_path: Path) -> None:
+    config = pretrain_tiny.get_config()
+    with pytest.raises(ValueError, match="no folder of photographs is named"):
+        pretrain.pretrain(config, tmp_path)
+    config.data.photos = (str(tmp_path / "none"),)
+    with pytest.raises(ValueError, match="none is not a folder"):
+        pretrain.pretrain(config, tmp_path)
+    config.model.preset = "vit_giant"
+    with pytest.raises(ValueError, match=r"vit_giant.*vit_tiny"):
+        pretrain.pretrain(config, tmp_path)
