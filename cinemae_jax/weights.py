@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cinemae_jax.model.config import MAEConfig
 from cinemae_jax.model.detector import Backbone
-from cinemae_jax.model.mae import MAE, MAEConfig
+from cinemae_jax.model.mae import initial_variables
 
 FORMAT = "cinemae-backbone-1"
 BUNDLED = {"tiny": "tiny_backbone.safetensors"}
@@ -115,15 +115,8 @@ def file_sha256(path: Path) -> str:
 def expected_shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of an architecture, without computing any."""
 
-    def init() -> Any:
-        images = jnp.zeros((1, config.image_size, config.image_size, 3))
-        ids = jnp.arange(config.num_patches)[None]
-        model, key = MAE(config), jax.random.key(0)
-        if not config.has_decoder:
-            return model.init(key, images, method="encode")
-        return model.init(key, images, ids[:, :1], ids[:, 1:])
-
-    return {k: v.shape for k, v in _flatten(jax.eval_shape(init)["params"]).items()}
+    variables = jax.eval_shape(lambda: initial_variables(config, jax.random.key(0)))
+    return {k: v.shape for k, v in _flatten(variables["params"]).items()}
 
 
 def _flatten(params: Any) -> dict[str, Any]:

@@ -24,5 +24,5 @@ def get_config() -> ConfigDict:
     config.data.num_threads = 2
     config.train.batch_size = 32
     config.train.checkpoint_every = 100
-    config.eval.batch_size = 64
+    config.eval.batch_size = 16
     return config

@@ -4,6 +4,7 @@
 optimised, nothing after it looks at an image.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -13,9 +14,15 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from cinemae_jax.model import lcas, masking
-from cinemae_jax.model.config import LOGARITHMIC_SCORES, DetectorConfig, MAEConfig
+from cinemae_jax.model.config import CHANNELS, LOGARITHMIC_SCORES, DetectorConfig, MAEConfig
 from cinemae_jax.model.head import HeadState, head_of
-from cinemae_jax.model.mae import MAE, normalize_images, patchify, to_target
+from cinemae_jax.model.mae import (
+    MAE,
+    initial_variables,
+    normalize_images,
+    patchify,
+    to_target,
+)
 
 STATISTICS = ("variability", "mean_anomaly", "perturbation_sensitivity")
 
@@ -75,7 +82,7 @@ def extract_features(
     if images.shape[1:] != (size, size, 3):
         raise ValueError(f"images are {images.shape[1:]}, the backbone takes {(size, size, 3)}")
     model = MAE(mae_config, jnp.dtype(config.dtype))
-    variables = {"params": jax.lax.stop_gradient(backbone.params)}
+    variables = {"params": jax.lax.stop_gradient(jax.tree.map(jnp.asarray, backbone.params))}
     pixels = normalize_images(images)
     target = to_target(patchify(pixels, mae_config.patch_size), mae_config.target)
     num_visible = mae_config.num_visible(config.mask_ratio)
@@ -93,7 +100,11 @@ def extract_features(
         predictions = model.apply(variables, pixels, vis, mask)
         return jax.vmap(lcas.run_terms)(target, predictions, vis, mask)
 
-    terms = jax.vmap(one_run, in_axes=1, out_axes=1)(visible, masked)
+    if config.num_runs:
+        terms = jax.vmap(one_run, in_axes=1, out_axes=1)(visible, masked)
+    else:  # nothing to trace: an encoder-only backbone has no decoder
+        none = jnp.zeros((len(images), 0, mae_config.num_patches - num_visible))
+        terms = lcas.Terms(none, none, none, none, jnp.zeros((len(images), 0, CHANNELS)))
     features = Features(f_global.astype(jnp.float32), terms, masked)
     return jax.lax.stop_gradient(features)
 
@@ -137,12 +148,9 @@ def head_logits(
 
 def random_backbone(config: MAEConfig, seed: int = 0) -> Backbone:
     """An untrained backbone: a control and a test fixture, never a default."""
-    num_visible = config.num_visible(0.75)
-    images = jnp.zeros((1, config.image_size, config.image_size, 3))
-    ids = jnp.arange(config.num_patches)[None]
-    init = jax.jit(MAE(config).init)
-    params = init(jax.random.key(seed), images, ids[:, :num_visible], ids[:, num_visible:])
-    return Backbone(params["params"], config, sha256=f"random-{seed}")
+    init = jax.jit(functools.partial(initial_variables, config))
+    params = init(jax.random.key(seed))["params"]
+    return Backbone(params, config, sha256=f"random-{seed}")
 
 
 def num_params(tree: Any) -> int:

@@ -80,7 +80,9 @@ class Head(nn.Module):
         else:
             f_anomaly = AnomalyMLP(self.hidden, width, name="mlp")(stats)
             fused = self._fuse(f_global, f_anomaly)
-        return nn.Dense(1, name="classifier")(nn.LayerNorm(name="norm")(fused))[:, 0]
+        return nn.Dense(1, name="classifier")(
+            nn.LayerNorm(use_fast_variance=False, name="norm")(fused)
+        )[:, 0]
 
     def _fuse(
         self, f_global: Float[Array, "b d"], f_anomaly: Float[Array, "b d"]

@@ -4,6 +4,7 @@ In: images (B, H, W, 3) float, ImageNet-normalised, and the ids of their visible
 Out: encoder tokens, and predictions for the masked patches in the model's target space.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -82,6 +83,10 @@ def sincos_position_table(width: int, grid: int) -> Float[np.ndarray, "n width"]
     return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
 
 
+LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+"""Two passes, as torch does: E[x²] - E[x]² loses its digits where a token's mean is large."""
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
@@ -109,9 +114,9 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
         width = x.shape[-1]
         xavier = nn.initializers.xavier_uniform()
-        y = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="norm1")(x)
+        y = LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="norm1")(x)
         x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
-        y = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="norm2")(x)
+        y = LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="norm2")(x)
         y = nn.Dense(4 * width, dtype=self.dtype, kernel_init=xavier, name="fc1")(y)
         y = nn.Dense(width, dtype=self.dtype, kernel_init=xavier, name="fc2")(
             jax.nn.gelu(y, approximate=False)
@@ -147,14 +152,14 @@ class MAE(nn.Module):
         self.cls_token = self.param("cls_token", normal, (1, 1, c.width))
         self.pos_embed = self.param("pos_embed", table(c.width))
         self.encoder_blocks = blocks("encoder", c.depth, c.num_heads)
-        self.encoder_norm = nn.LayerNorm(epsilon=c.layer_norm_eps, dtype=dtype)
+        self.encoder_norm = LayerNorm(epsilon=c.layer_norm_eps, dtype=dtype)
         if c.has_decoder:
             w = c.decoder_width
             self.decoder_embed = nn.Dense(w, dtype=dtype, kernel_init=xavier)
             self.mask_token = self.param("mask_token", normal, (1, 1, w))
             self.decoder_pos_embed = self.param("decoder_pos_embed", table(w))
             self.decoder_blocks = blocks("decoder", c.decoder_depth, c.decoder_num_heads)
-            self.decoder_norm = nn.LayerNorm(epsilon=c.layer_norm_eps, dtype=dtype)
+            self.decoder_norm = LayerNorm(epsilon=c.layer_norm_eps, dtype=dtype)
             self.decoder_pred = nn.Dense(c.patch_dim, dtype=dtype, kernel_init=xavier)
 
     def encode(
@@ -220,3 +225,12 @@ class MAE(nn.Module):
         masked: Int[Array, "b m"],
     ) -> Float[Array, "b m d"]:
         return self.reconstruct(images, visible, masked)
+
+
+def initial_variables(config: MAEConfig, key: Array) -> Any:
+    """Flax variables of a fresh MAE, of its encoder alone if it has no decoder."""
+    images = jnp.zeros((1, config.image_size, config.image_size, CHANNELS))
+    ids = jnp.arange(config.num_patches)[None]
+    if not config.has_decoder:
+        return MAE(config).init(key, images, method="encode")
+    return MAE(config).init(key, images, ids[:, :1], ids[:, 1:])

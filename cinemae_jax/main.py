@@ -1,0 +1,41 @@
+"""The ``cinemae`` command: what people type, as opposed to training jobs.
+
+Exit codes: 0 all done; 1 some inputs failed, each named; 2 usage or configuration.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cinemae_jax import __version__
+
+COMMANDS = {"convert": "published MAE checkpoint to a frozen backbone"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; each has its own ``--help``."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        from weights_convert.__main__ import main as convert  # keeps start-up short
+
+        return convert(arguments)
+    parser().parse_args(arguments)
+    parser().print_help()
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<10}{help_}" for name, help_ in COMMANDS.items())
+    top = argparse.ArgumentParser(
+        prog="cinemae",
+        description="Tells AI-generated images from photographs.",
+        epilog=f"commands:\n{listed}\n\nTraining: python -m cinemae_jax.train --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"cinemae_jax {__version__}")
+    top.add_argument("command", nargs="?", choices=COMMANDS, help="one of those below")
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

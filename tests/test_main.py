@@ -1,0 +1,35 @@
+import subprocess
+import sys
+
+import pytest
+
+from cinemae_jax import __version__, main
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in main.COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main.main(["--version"])
+    assert stop.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_unknown_commands_are_usage_errors() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main.main(["paint"])
+    assert stop.value.code == 2
+
+
+def test_convert_is_reached(tmp_path: object) -> None:
+    assert main.main(["convert", f"{tmp_path}/nothing.pth", "--out", f"{tmp_path}/x"]) == 2
+
+
+def test_the_installed_command_runs_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from cinemae_jax.main import main; main([])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,145 @@
+"""Commands: ``python -m weights_convert {convert, verify, goldens}``.
+
+Exit codes: 0 done; 1 a verification is above its bounds; 2 usage, or an input that is refused.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cinemae_jax.model.config import PRESETS
+from cinemae_jax.weights import BackboneError
+from weights_convert import convert, goldens, sources, verify
+from weights_convert.infer import Options
+
+OK, ABOVE_BOUNDS, USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; ``argv`` without the program's name."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (sources.ConversionError, BackboneError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="{convert,verify,goldens}")
+
+    command = commands.add_parser("convert", help="published MAE file to frozen backbone")
+    _add_source(command)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    command.add_argument(
+        "--encoder-only",
+        action="store_true",
+        help="accept a file without a decoder, for runs with K = 0 and nothing else",
+    )
+    _add_options(command)
+    command.set_defaults(run=_convert)
+
+    command = commands.add_parser("verify", help="PyTorch against JAX, stage by stage")
+    _add_source(command)
+    command.add_argument("--converted", type=Path, metavar="FILE.safetensors")
+    command.add_argument(
+        "--random", choices=sorted(PRESETS), help="random weights of this size instead of SRC"
+    )
+    command.add_argument(
+        "--images", type=_count, default=2, metavar="N", help="synthetic, default 2"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of images, noise and head")
+    command.add_argument("--floor", action="store_true", help="also run PyTorch in float64")
+    command.add_argument("--json", type=Path, metavar="FILE")
+    _add_options(command)
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser("goldens", help="regenerate the fixtures of the tests")
+    command.add_argument("--out", type=Path, default=goldens.FOLDER, metavar="FOLDER")
+    command.set_defaults(run=_goldens)
+    return top
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "source", nargs="?", type=Path, metavar="SRC",
+        help="mae_*.pth, model.safetensors, pytorch_model.bin, or a folder with config.json",
+    )  # fmt: skip
+    command.add_argument("--hub", metavar="REPOSITORY", help="for example facebook/vit-mae-large")
+    command.add_argument("--revision", metavar="COMMIT", help="of the --hub repository")
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--target",
+        choices=("raw", "norm_pix"),
+        help="what the decoder predicts, where neither config nor file name says",
+    )
+    command.add_argument("--num-heads", type=int, metavar="N")
+    command.add_argument("--decoder-num-heads", type=int, metavar="N")
+    command.add_argument("--layer-norm-eps", type=float, metavar="EPS")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
+def _options(args: argparse.Namespace, *, encoder_only: bool = False) -> Options:
+    return Options(
+        target=args.target,
+        encoder_only=encoder_only,
+        num_heads=args.num_heads,
+        decoder_num_heads=args.decoder_num_heads,
+        layer_norm_eps=args.layer_norm_eps,
+    )
+
+
+def _source(args: argparse.Namespace) -> tuple[Path, str | None]:
+    if (args.source is None) == (args.hub is None):
+        raise sources.ConversionError("name either SRC or --hub REPOSITORY")
+    return (args.source, None) if args.source else sources.download(args.hub, args.revision)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    source, name = _source(args)
+    options = _options(args, encoder_only=args.encoder_only)
+    done = convert.convert(source, args.out, options, name=name)
+    print(f"{done.path}  sha256 {done.sha256}")
+    for key, value in done.origin.items():
+        if value:
+            print(f"  {key}: {value}")
+    return OK
+
+
+def _verify(args: argparse.Namespace) -> int:
+    common = {"batch": args.images, "seed": args.seed, "floor": args.floor}
+    if args.random:
+        if args.source or args.hub or args.converted:
+            raise sources.ConversionError("--random takes neither SRC, --hub nor --converted")
+        with tempfile.TemporaryDirectory() as folder:
+            config = PRESETS[args.random](target=args.target or "raw")
+            report = verify.verify_random(config, Path(folder), **common)
+    else:
+        if args.converted is None:
+            raise sources.ConversionError("name the converted file: --converted FILE.safetensors")
+        source, _ = _source(args)
+        report = verify.verify_file(source, args.converted, _options(args), **common)
+    print(report.table())
+    if args.json:
+        args.json.write_text(report.as_json() + "\n", encoding="utf-8")
+    return ABOVE_BOUNDS if report.failures else OK
+
+
+def _goldens(args: argparse.Namespace) -> int:
+    for path in goldens.write(args.out):
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

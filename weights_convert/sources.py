@@ -1,0 +1,252 @@
+"""Reads published MAE files: tensors one at a time, what the file says of itself, its licence.
+
+safetensors files are read without torch.  Torch files are read with ``weights_only=True`` and an
+allow-list of one class; nothing in them is ever executed.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+FLOATS = {"float64", "float32", "float16", "bfloat16"}
+FACEBOOK_LICENCE = "CC BY-NC 4.0, as the facebookresearch/mae repository states"
+NO_LICENCE = "not stated by the source"
+OFFICIAL_NAME = re.compile(r"mae_(visualize|pretrain)_vit_(base|large|huge)")
+
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_IN_DICT = ("model", "state_dict")  # where a training script puts the tensors
+
+
+class ConversionError(ValueError):
+    """A source that is refused; the message names the file, every problem, and the way out."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published file, opened; tensors are read when asked for.
+
+    Attributes:
+      path: of the file with the tensors.
+      name: as the header of the converted file gives it.
+      shapes, dtypes: of every tensor by its name in the file; dtypes as numpy spells them.
+      tensor: reads one tensor by its name; float32.
+      config: contents of config.json, empty if there is none.
+      args: of the training run, where the file holds them.
+      strays: entries of the state dict that are no tensors.
+      licence: as the source states it.
+    """
+
+    path: Path
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    tensor: Callable[[str], np.ndarray]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
+    strays: tuple[str, ...] = ()
+    licence: str = NO_LICENCE
+
+
+def need(module: str) -> ModuleType:
+    """Imports a package of the parity extra.
+
+    Raises:
+      ConversionError: naming the extra, if it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConversionError(
+            f"this needs the package {module} ({error}): pip install 'cinemae-jax[parity]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def opened(path: Path, name: str | None = None) -> Iterator[Source]:
+    """Opens a file, or a folder with config.json and one of ``MODEL_FILES``.
+
+    Raises:
+      ConversionError: if there is nothing there, or it is damaged, or not a state dict.
+    """
+    file = _model_file(path)
+    about = {
+        "name": name or file.name,
+        "config": _config(file, required=path.is_dir()),
+        "licence": _licence(file),
+    }
+    with open(file, "rb") as start:
+        head = start.read(9)
+    if head[8:] == b"{":
+        with _safetensors(file, about) as source:
+            yield source
+    else:
+        yield _torch(file, about)
+
+
+def download(repository: str, revision: str | None = None) -> tuple[Path, str]:
+    """Fetches a Hugging Face repository's config, card and tensors.
+
+    Args:
+      repository: for example ``facebook/vit-mae-large``.
+      revision: branch, tag or commit.
+
+    Returns:
+      Folder, and the name ``repository@commit``.
+
+    Raises:
+      ConversionError: without a network, or if the repository holds no file that we read.
+    """
+    hub = need("huggingface_hub")
+    try:
+        files = hub.list_repo_files(repository, revision=revision)
+        wanted = [f for f in MODEL_FILES if f in files][:1]
+        if not wanted:
+            raise ConversionError(f"{repository} holds none of {', '.join(MODEL_FILES)}")
+        patterns = ["config.json", "README.md", *wanted]
+        folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (OSError, RuntimeError, hub.errors.HfHubHTTPError) as error:
+        raise ConversionError(
+            f"cannot fetch {repository} ({type(error).__name__}: {error}): check the name and the "
+            "network, or download the folder elsewhere and name it as SRC"
+        ) from error
+    return folder, f"{repository}@{folder.name}"
+
+
+def _model_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ConversionError(f"{path} does not exist")
+    for name in MODEL_FILES:
+        if (path / name).is_file():
+            return path / name
+    shards = [
+        f"{name}.index.json" for name in MODEL_FILES if (path / f"{name}.index.json").exists()
+    ]
+    if shards:
+        raise ConversionError(f"{path} is split in shards ({shards[0]}): save it again as one file")
+    raise ConversionError(f"folder {path} holds none of {', '.join(MODEL_FILES)}")
+
+
+def _config(file: Path, *, required: bool) -> dict[str, Any]:
+    path = file.with_name("config.json")
+    if not path.is_file():
+        if required:
+            raise ConversionError(f"{path} is missing: it says the number of heads and the target")
+        return {}
+    if file.name not in MODEL_FILES:  # a .pth that happens to lie beside some config.json
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConversionError(f"{path} is not JSON: {error}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    return config if kind == "vit_mae" else _foreign_config(path, config)
+
+
+def _foreign_config(path: Path, config: Any) -> dict[str, Any]:
+    """timm's config.json describes a classifier, not a ViTMAE: it is no use here."""
+    if isinstance(config, dict) and "model_type" not in config:
+        return {} if "architecture" in config else config
+    kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+    raise ConversionError(f"{path} is of a {kind!r}, not of a 'vit_mae'")
+
+
+def _licence(file: Path) -> str:
+    if OFFICIAL_NAME.match(file.name):
+        return FACEBOOK_LICENCE
+    card = file.with_name("README.md")
+    if file.name in MODEL_FILES and card.is_file():
+        front = card.read_text(encoding="utf-8", errors="replace").split("---")
+        found = re.search(r"^license:\s*(\S+)", front[1] if len(front) > 2 else "", re.MULTILINE)
+        if found:
+            return f"{found[1]}, as its model card states"
+    return NO_LICENCE
+
+
+@contextlib.contextmanager
+def _safetensors(file: Path, about: Mapping[str, Any]) -> Iterator[Source]:
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            slices = {k: tensors.get_slice(k) for k in tensors.keys()}  # noqa: SIM118
+            dtypes = {k: s.get_dtype() for k, s in slices.items()}
+            yield Source(
+                path=file,
+                shapes={k: tuple(s.get_shape()) for k, s in slices.items()},
+                dtypes={k: _SAFETENSORS_DTYPES.get(d, d) for k, d in dtypes.items()},
+                tensor=lambda k: tensors.get_tensor(k).astype(np.float32, copy=False),
+                **about,
+            )
+    except SafetensorError as error:
+        raise ConversionError(
+            f"{file} is not a readable safetensors file ({error}): it may be truncated; fetch it "
+            "again and compare its size or sha256 with the publisher's"
+        ) from error
+
+
+def _torch(file: Path, about: Mapping[str, Any]) -> Source:
+    content = _load_torch(file)
+    args: Any = content.get("args") if isinstance(content, dict) else None
+    for key in _IN_DICT:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise ConversionError(f"{file} holds a {type(content).__name__}, not a dict of tensors")
+    torch = need("torch")
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    return Source(
+        path=file,
+        shapes={k: tuple(v.shape) for k, v in tensors.items()},
+        dtypes={k: str(v.dtype).removeprefix("torch.") for k, v in tensors.items()},
+        tensor=lambda k: tensors[k].detach().to(torch.float32).numpy(),
+        args=vars(args) if isinstance(args, argparse.Namespace) else {},
+        strays=tuple(str(k) for k in content if str(k) not in tensors),
+        **about,
+    )
+
+
+def _load_torch(file: Path) -> Any:
+    torch = need("torch")
+    mapped = zipfile.is_zipfile(file)  # files from before torch 1.6 cannot be memory-mapped
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(_unpickling_message(file, str(error))) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConversionError(  # what a damaged archive raises, depending on where the damage is
+            f"{file} is not a readable torch file ({type(error).__name__}: {_first_line(error)}): "
+            "it may be truncated; fetch it again and compare its size with the publisher's"
+        ) from error
+
+
+def _unpickling_message(file: Path, message: str) -> str:
+    named = re.search(r"(?:GLOBAL |Unsupported global: GLOBAL )([\w.]+)", message)
+    if named:
+        return (
+            f"{file} asks to run {named[1]} when it is read, and was not read: only tensors and "
+            "argparse.Namespace are allowed. A published MAE file holds nothing else; do not trust "
+            "this one"
+        )
+    return (
+        f"{file} is neither safetensors nor a torch file that can be read safely "
+        f"({_first_line(message)}): it may be truncated, or hold more than tensors"
+    )
+
+
+def _first_line(error: object) -> str:
+    return next(iter(str(error).splitlines()), "no message")[:200]

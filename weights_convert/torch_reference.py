@@ -1,0 +1,342 @@
+"""CINEMAE in plain PyTorch over transformers' ViTMAE: the whole method, written for reading.
+
+A second opinion on the JAX package, which it does not import, and a start for users of PyTorch.
+In: a ``ViTMAEForPreTraining``, uint8 images, mask noise.  Out: features, scores, logits, a trained
+head.  Symbols and sections are those of docs/method.md.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import ViTMAEForPreTraining
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+EPS = 1e-6
+STD_FLOOR = 1e-6
+LOGARITHMIC_SCORES = ("conditional_nll", "relative")
+GATE_BIAS = 2.0
+
+
+@dataclass
+class Terms:
+    """LCAS terms: (B, K, M) each, ``context_variance`` (B, K, C)."""
+
+    deviation: Tensor
+    reconstruction_deviation: Tensor
+    mismatch: Tensor
+    patch_variance: Tensor
+    context_variance: Tensor
+
+
+@dataclass
+class Features:
+    """All that the head sees of a batch: f_global (B, D), the terms, masked ids (B, K, M)."""
+
+    f_global: Tensor
+    terms: Terms
+    masked: Tensor
+
+
+# --- 1. the frozen backbone --------------------------------------------------------------------
+
+
+def normalize_images(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 (B, H, W, 3) to ImageNet-normalised (B, 3, H, W)."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=dtype, device=images.device)
+    std = torch.tensor(IMAGENET_STD, dtype=dtype, device=images.device)
+    return ((images.to(dtype) / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+
+def target_patches(mae: ViTMAEForPreTraining, pixels: Tensor) -> Tensor:
+    """True patches (B, L, d), values ordered (p, q, c), in the space that the decoder predicts.
+
+    Per-patch normalisation divides by the unbiased variance, torch's default, as MAE does.
+    """
+    patches = mae.patchify(pixels)
+    if not mae.config.norm_pix_loss:
+        return patches
+    mean, var = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+    return (patches - mean) / (var + 1e-6).sqrt()
+
+
+def visible_and_masked(noise: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
+    """Ids of the patches with the smallest noise, in its order, and of the others, ascending."""
+    visible = noise.argsort(dim=-1, stable=True)[..., :num_visible]
+    is_masked = torch.ones_like(noise, dtype=torch.bool).scatter(-1, visible, False)
+    masked = is_masked.nonzero()[:, -1].reshape(*noise.shape[:-1], -1)
+    return visible, masked
+
+
+def global_feature(mae: ViTMAEForPreTraining, pixels: Tensor, pooling: str = "cls") -> Tensor:
+    """f_global (B, D) from one encoder pass that sees every patch."""
+    raster = torch.arange(num_patches(mae), device=pixels.device).expand(len(pixels), -1)
+    with mask_ratio(mae, 0.0):
+        tokens = mae.vit(pixels, noise=raster).last_hidden_state
+    return tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1)
+
+
+def reconstruct(mae: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor) -> Tensor:
+    """Predictions (B, L, d) for all patches from those that the noise (B, L) leaves visible."""
+    return mae(pixels, noise=noise).logits
+
+
+def num_patches(mae: ViTMAEForPreTraining) -> int:
+    """L."""
+    return (mae.config.image_size // mae.config.patch_size) ** 2
+
+
+def num_visible(mae: ViTMAEForPreTraining) -> int:
+    """N_vis = int(L (1 - r)) as MAE rounds it."""
+    return int(num_patches(mae) * (1 - mae.config.mask_ratio))
+
+
+@contextmanager
+def mask_ratio(mae: ViTMAEForPreTraining, ratio: float) -> Iterator[None]:
+    before, mae.config.mask_ratio = mae.config.mask_ratio, ratio
+    try:
+        yield
+    finally:
+        mae.config.mask_ratio = before
+
+
+@torch.no_grad()
+def extract_features(
+    mae: ViTMAEForPreTraining, images: Tensor, noise: Tensor, pooling: str = "cls"
+) -> Features:
+    """One unmasked pass and K masked runs of every image.
+
+    Args:
+      mae: in evaluation mode; its dtype is used throughout.
+      images: uint8 (B, H, W, 3) of the model's size.
+      noise: (B, K, L).
+      pooling: f_global is the CLS token (``cls``) or the mean of the others (``mean``).
+    """
+    pixels = normalize_images(images, mae.dtype)
+    target = target_patches(mae, pixels)
+    visible, masked = visible_and_masked(noise, num_visible(mae))
+    runs = [
+        run_terms(target, reconstruct(mae, pixels, noise[:, k]), visible[:, k], masked[:, k])
+        for k in range(noise.shape[1])
+    ]
+    stacked = {f: torch.stack([getattr(run, f) for run in runs], dim=1) for f in vars(runs[0])}
+    return Features(global_feature(mae, pixels, pooling), Terms(**stacked), masked)
+
+
+# --- 2. local conditional anomaly scores -------------------------------------------------------
+
+
+def take(patches: Tensor, ids: Tensor) -> Tensor:
+    """Rows ``ids`` (B, n) of patches (B, L, d)."""
+    return patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
+
+
+def run_terms(target: Tensor, predictions: Tensor, visible: Tensor, masked: Tensor) -> Terms:
+    """Terms of one masked run of a batch.
+
+    Args:
+      target, predictions: (B, L, d), in the space that the decoder predicts.
+      visible, masked: ids, (B, N_vis) and (B, M).
+    """
+    context = take(target, visible).unflatten(-1, (-1, 3)).flatten(1, 2)  # (B, pixels, C)
+    mean, var = context.mean(dim=1), context.var(dim=1, unbiased=False)
+    truth, guess = take(target, masked), take(predictions, masked)
+    return Terms(
+        deviation=deviation(truth, mean, var),
+        reconstruction_deviation=deviation(guess, mean, var),
+        mismatch=((truth - guess) ** 2).mean(-1),
+        patch_variance=truth.var(-1, unbiased=False),
+        context_variance=var,
+    )
+
+
+def deviation(patches: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """D_i = mean_j (x_ij - μ_c(j))² / (σ²_c(j) + ε): (B, M, d) and (B, C) to (B, M)."""
+    values = patches.unflatten(-1, (-1, 3))
+    z2 = (values - mean[:, None, None]) ** 2 / (var[:, None, None] + EPS)
+    return z2.mean(dim=(-2, -1))
+
+
+def score(terms: Terms, variant: str, weight: float = 1.0) -> Tensor:
+    """Anomaly scores (B, K, M) of the named variant; ``weight`` is λ."""
+    if variant == "deviation_plus_mismatch":
+        return terms.deviation + weight * terms.mismatch
+    if variant == "reconstruction_deviation":
+        return terms.reconstruction_deviation + weight * terms.mismatch
+    if variant == "mismatch":
+        return terms.mismatch
+    if variant == "conditional_nll":
+        var = terms.context_variance.mean(-1, keepdim=True) + EPS
+        return 0.5 * (var.log() + terms.mismatch / var)
+    if variant == "relative":
+        return (terms.mismatch + EPS).log() - (terms.patch_variance + EPS).log()
+    raise ValueError(f"unknown LCAS score {variant!r}")
+
+
+def run_sensitivity(scores: Tensor) -> Tensor:
+    """s3: deviation over runs of the per-run mean, (B, K, M) to (B,)."""
+    return scores.mean(dim=2).std(dim=1, unbiased=False)
+
+
+def patch_sensitivity(scores: Tensor, masked: Tensor, length: int) -> Tensor:
+    """s3 otherwise: mean |S^a - S^b| over patches masked in both runs, averaged over pairs."""
+    shape = (*scores.shape[:2], length)
+    grid = scores.new_zeros(shape).scatter(2, masked, scores)
+    hit = scores.new_zeros(shape).scatter(2, masked, 1.0)
+    pairs = [(a, b) for a in range(shape[1]) for b in range(a + 1, shape[1])]
+    means = []
+    for a, b in pairs:
+        both = hit[:, a] * hit[:, b]
+        difference = (grid[:, a] - grid[:, b]).abs() * both
+        means.append(difference.sum(1) / both.sum(1).clamp(min=1.0))
+    return torch.stack(means).mean(0) if means else scores.new_zeros(len(scores))
+
+
+def statistics(
+    features: Features,
+    variant: str,
+    *,
+    weight: float = 1.0,
+    sensitivity: str = "run",
+    length: int = 0,
+) -> Tensor:
+    """[s1, s2, s3] (B, 3) as the head takes them: log1p where scores cannot be negative.
+
+    Args:
+      features: of a batch.
+      variant: of the score.
+      weight: λ.
+      sensitivity: ``run`` or ``patch``; the latter needs ``length``, which is L.
+    """
+    scores = score(features.terms, variant, weight)
+    if sensitivity == "run":
+        s3 = run_sensitivity(scores)
+    else:
+        s3 = patch_sensitivity(scores, features.masked, length)
+    flat = scores.flatten(1)
+    stats = torch.stack([flat.std(1, unbiased=False), flat.mean(1), s3], dim=1)
+    return stats if variant in LOGARITHMIC_SCORES else stats.log1p()
+
+
+# --- 3. the trained head -----------------------------------------------------------------------
+
+
+@dataclass
+class Normalizer:
+    """Training-set mean and standard deviation of f_global (D,) and s (3,)."""
+
+    global_mean: Tensor
+    global_std: Tensor
+    stats_mean: Tensor
+    stats_std: Tensor
+
+    def __call__(self, f_global: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
+        f = (f_global - self.global_mean) / self.global_std.clamp(min=STD_FLOOR)
+        s = (stats - self.stats_mean) / self.stats_std.clamp(min=STD_FLOOR)
+        return f, s
+
+
+class Head(nn.Module):
+    """MLP_δ, fusion, classifier: standardised f_global (B, D) and s (B, 3) to logits (B,).
+
+    ``fusion`` is additive, concat, gate (the paper's), logit, global or lcas.
+    """
+
+    def __init__(self, width: int, fusion: str = "additive", hidden: int = 256):
+        super().__init__()
+        self.fusion = fusion
+        if fusion != "global":
+            out = 1 if fusion == "logit" else width
+            self.mlp = nn.Sequential(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, out))
+            nn.init.zeros_(self.mlp[2].weight)  # fusion starts at f_global
+            nn.init.zeros_(self.mlp[2].bias)
+        if fusion == "logit":
+            self.global_classifier = nn.Linear(width, 1)
+            return
+        if fusion == "gate":
+            self.gate = nn.Linear(2 * width, width)
+            nn.init.constant_(self.gate.bias, GATE_BIAS)
+        fused = 2 * width if fusion == "concat" else width
+        self.norm = nn.LayerNorm(fused, eps=1e-6)
+        self.classifier = nn.Linear(fused, 1)
+
+    def forward(self, f_global: Tensor, stats: Tensor) -> Tensor:
+        if self.fusion == "logit":
+            return (self.global_classifier(f_global) + self.mlp(stats))[:, 0]
+        return self.classifier(self.norm(self.fuse(f_global, stats)))[:, 0]
+
+    def fuse(self, f_global: Tensor, stats: Tensor) -> Tensor:
+        if self.fusion == "global":
+            return f_global
+        f_anomaly = self.mlp(stats)
+        if self.fusion == "lcas":
+            return f_anomaly
+        if self.fusion == "additive":
+            return f_global + f_anomaly
+        both = torch.cat([f_global, f_anomaly], dim=-1)
+        if self.fusion == "concat":
+            return both
+        if self.fusion == "gate":
+            g = self.gate(both).sigmoid()
+            return g * f_global + (1 - g) * f_anomaly
+        raise ValueError(f"unknown fusion {self.fusion!r}")
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy; label 1 is AI-generated."""
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def adamw(
+    head: Head, *, weight_decay: float = 1e-2, global_weight_decay: float = 1e-2
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices only; ``global_classifier`` has its own weight decay."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in head.named_parameters():
+        decay = global_weight_decay if name.startswith("global_classifier") else weight_decay
+        groups.setdefault(decay if parameter.ndim == 2 else 0.0, []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "weight_decay": decay} for decay, p in groups.items()],
+        lr=1.0,  # set before every step
+    )
+
+
+def learning_rate(step: int, num_steps: int, *, peak: float, warmup: float) -> float:
+    """Linear from 0 over the first ``warmup`` share of the steps, then a cosine to 0."""
+    rising = max(1, round(num_steps * warmup))
+    total = max(num_steps, rising + 1)
+    if step < rising:
+        return peak * step / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / (total - rising)))
+
+
+def train_head(
+    head: Head,
+    f_global: Tensor,
+    stats: Tensor,
+    labels: Tensor,
+    *,
+    num_steps: int,
+    peak: float = 1e-3,
+    warmup: float = 0.05,
+    weight_decay: float = 1e-2,
+    global_weight_decay: float = 1e-2,
+) -> list[float]:
+    """Trains on one batch of standardised inputs; returns the loss before every step."""
+    optimizer = adamw(head, weight_decay=weight_decay, global_weight_decay=global_weight_decay)
+    losses = []
+    for step in range(num_steps):
+        rate = learning_rate(step, num_steps, peak=peak, warmup=warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        value = loss(head(f_global, stats), labels)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses

@@ -1,0 +1,331 @@
+"""PyTorch against JAX on the same images and mask noise, stage by stage, in float32.
+
+Builds ``torch_reference`` from the published file itself and the JAX detector from its conversion,
+and compares every stage of both.  Imports torch only when something is run.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cinemae_jax import weights
+from cinemae_jax.model.config import SCORES, MAEConfig
+from cinemae_jax.model.detector import Backbone
+from weights_convert import convert, mapping, sources, stages
+from weights_convert.infer import Options
+from weights_convert.stages import Difference, Inputs, Stages
+
+if TYPE_CHECKING:
+    from transformers import ViTMAEForPreTraining
+
+SHALLOW_BOUND, DEEP_BOUND = 1e-5, 5e-5
+"""For encoders of up to 12 blocks, and for deeper ones; docs/weights.md argues them."""
+SHALLOW_DEPTH = 12
+TRAINED_FACTOR = 10
+"""Adam divides a gradient by its own size, so where a gradient nearly cancels, rounding decides the
+step.  Ten times the bound is 1 % of the way (sum of learning rates, 0.01) that a weight can go."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Outcome of one verification.
+
+    Attributes:
+      subject: what was compared.
+      config: its architecture.
+      bound: that each difference had to keep, in units of max(1, the stage's largest value);
+        trained parameters have ``TRAINED_FACTOR`` times as much.
+      rows: one a stage.
+      floors: largest difference of the PyTorch reference in float32 from itself in float64, by
+        stage; empty if that was not asked for.
+    """
+
+    subject: str
+    config: MAEConfig
+    bound: float
+    rows: list[Difference]
+    floors: dict[str, float]
+
+    def above(self, row: Difference) -> bool:
+        is_trained = row.stage.startswith("trained/")
+        return row.exceeds(self.bound * (TRAINED_FACTOR if is_trained else 1))
+
+    @property
+    def failures(self) -> list[Difference]:
+        return [row for row in self.rows if self.above(row)]
+
+    def table(self) -> str:
+        """One line a stage; gradients and trained parameters are one line a tensor."""
+        width = max(len(row.stage) for row in self.rows)
+        head = f"{'stage':<{width}}  largest |value|  absolute   relative   float64 floor"
+        lines = [self.subject, head]
+        for row in self.rows:
+            floor = f"{self.floors[row.stage]:.1e}" if self.floors else "-"
+            mark = "  ABOVE THE BOUND" if self.above(row) else ""
+            lines.append(
+                f"{row.stage:<{width}}  {row.scale:15.3g}  {row.absolute:.1e}    "
+                f"{row.relative:.1e}    {floor}{mark}"
+            )
+        verdict = f"{len(self.failures)} of {len(self.rows)} stages are above"
+        lines.append(
+            f"{verdict} {self.bound:.0e} x max(1, largest |value|), "
+            f"trained parameters {TRAINED_FACTOR * self.bound:.0e}"
+        )
+        return "\n".join(lines)
+
+    def as_json(self) -> str:
+        return json.dumps(
+            {
+                "subject": self.subject,
+                "config": dataclasses.asdict(self.config),
+                "bound": self.bound,
+                "trained_bound": TRAINED_FACTOR * self.bound,
+                "passed": not self.failures,
+                "stages": [
+                    dataclasses.asdict(row)
+                    | {"above": self.above(row), "floor": self.floors.get(row.stage)}
+                    for row in self.rows
+                ],
+            },
+            indent=1,
+        )
+
+
+def bound_for(config: MAEConfig) -> float:
+    return SHALLOW_BOUND if config.depth <= SHALLOW_DEPTH else DEEP_BOUND
+
+
+def verify_file(
+    source: Path,
+    converted: Path,
+    options: Options | None = None,
+    *,
+    batch: int = 2,
+    seed: int = 0,
+    floor: bool = False,
+) -> Report:
+    """Compares a published file, run by PyTorch, with its conversion, run by JAX.
+
+    Raises:
+      ConversionError, BackboneError: if one of the two is refused.
+    """
+    backbone = weights.load(converted)
+    options = options or Options()
+    target = options.target or backbone.config.target
+    mae = load_reference(source, dataclasses.replace(options, target=target))
+    wanted = vitmae_config(backbone.config)
+    differ = [k for k, v in wanted.items() if k != "layer_norm_eps" and getattr(mae.config, k) != v]
+    if differ:
+        raise sources.ConversionError(f"{source} and {converted} differ in {', '.join(differ)}")
+    inputs = stages.random_inputs(backbone.config, batch=batch, seed=seed)
+    return verify(f"{source} against {converted}", mae, backbone, inputs, floor=floor)
+
+
+def verify_random(
+    config: MAEConfig, folder: Path, *, batch: int = 2, seed: int = 0, floor: bool = False
+) -> Report:
+    """Writes a random ViTMAE as Hugging Face does, converts it, and compares the two."""
+    mae = random_vitmae(config, seed)
+    mae.save_pretrained(folder / "vitmae")
+    converted = convert.convert(folder / "vitmae", folder / "converted.safetensors")
+    inputs = stages.random_inputs(config, batch=batch, seed=seed)
+    name = f"random weights, encoder {config.width} wide and {config.depth} deep"
+    return verify(name, mae, weights.load(converted.path), inputs, floor=floor)
+
+
+def verify(
+    subject: str,
+    mae: "ViTMAEForPreTraining",
+    backbone: Backbone,
+    inputs: Inputs,
+    *,
+    floor: bool = False,
+) -> Report:
+    """Compares a ViTMAE with a backbone on the given inputs."""
+    ours = stages.jax_stages(backbone, inputs)
+    reference = torch_stages(mae, inputs)
+    floors = {}
+    if floor:
+        exact = torch_stages(mae.double(), inputs)
+        floors = {row.stage: row.absolute for row in stages.compare(exact, reference)}
+    rows = stages.compare(reference, ours)
+    return Report(subject, backbone.config, bound_for(backbone.config), rows, floors)
+
+
+def vitmae_config(config: MAEConfig) -> dict[str, Any]:
+    """Arguments of transformers' ViTMAEConfig for an architecture of ours."""
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": 4 * config.width,
+        "decoder_hidden_size": config.decoder_width,
+        "decoder_num_hidden_layers": config.decoder_depth,
+        "decoder_num_attention_heads": config.decoder_num_heads,
+        "decoder_intermediate_size": 4 * config.decoder_width,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "layer_norm_eps": config.layer_norm_eps,
+        "norm_pix_loss": config.target == "norm_pix",
+        "mask_ratio": stages.MASK_RATIO,
+    }
+
+
+def build_vitmae(config: MAEConfig) -> "ViTMAEForPreTraining":
+    """An evaluation-mode ViTMAE of the architecture, to be filled with weights."""
+    transformers = sources.need("transformers")
+    return transformers.ViTMAEForPreTraining(
+        transformers.ViTMAEConfig(**vitmae_config(config))
+    ).eval()
+
+
+def random_vitmae(
+    config: MAEConfig, seed: int = 0, *, spread: float = 0.02, tokens: float = 0.02
+) -> "ViTMAEForPreTraining":
+    """A ViTMAE in which nothing is zero or symmetric, so that every mistake shows.
+
+    Args:
+      config: architecture.
+      seed: of numpy's generator; parameters are drawn in the order of their published names,
+        so that every release of transformers gives the same model.
+      spread: standard deviation of matrices and biases.
+      tokens: of the patch embedding, class and mask tokens and position tables; small ones make
+        LayerNorm's epsilon matter.
+    """
+    torch = sources.need("torch")
+    rng = np.random.default_rng(seed)
+    mae = build_vitmae(config)
+    named = {mapping.published_name(n, "huggingface"): p for n, p in mae.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in sorted(named.items()):
+            is_token = "token" in name or "pos" in name or "patch_embeddings" in name
+            values = rng.standard_normal(parameter.shape, np.float32)
+            values *= tokens if is_token else spread
+            if "norm" in name and name.endswith("weight"):
+                values += 1
+            parameter.copy_(torch.from_numpy(values))
+    return mae
+
+
+def load_reference(source: Path, options: Options) -> "ViTMAEForPreTraining":
+    """A published file of either layout as transformers' ViTMAE, by the names of the table."""
+    torch = sources.need("torch")
+    with sources.opened(source) as opened:
+        config, fillings, _ = convert.plan(opened, options)
+        if not config.has_decoder:
+            raise sources.ConversionError(f"{source} has no decoder: there is nothing to verify")
+        state: dict[str, Any] = {}
+        for row, names in fillings:
+            whole = np.concatenate([opened.tensor(name) for name in names])
+            parts = np.split(whole, len(row.huggingface))
+            state |= {n: torch.from_numpy(p.copy()) for n, p in zip(row.huggingface, parts)}  # noqa: B905
+    mae = build_vitmae(config)
+    spelled = {mapping.published_name(name, "huggingface"): name for name in mae.state_dict()}
+    mae.load_state_dict({spelled[name]: tensor for name, tensor in state.items()}, strict=True)
+    return mae
+
+
+def torch_stages(mae: "ViTMAEForPreTraining", inputs: Inputs) -> Stages:
+    """Every stage of ``torch_reference`` in the model's own dtype, named and ordered as ours."""
+    torch = sources.need("torch")
+    from weights_convert import torch_reference as reference  # needs torch to be imported
+
+    images, noise = torch.from_numpy(inputs.images), torch.from_numpy(inputs.noise)
+    with torch.no_grad():
+        pixels = reference.normalize_images(images, mae.dtype)
+        visible, masked = reference.visible_and_masked(noise, reference.num_visible(mae))
+        out = {"target": reference.target_patches(mae, pixels)}
+        with _recorded(mae) as seen:
+            reference.global_feature(mae, pixels)
+        out |= {f"global/{k}": v for k, v in seen.items()}
+        with _recorded(mae) as seen:
+            prediction = reference.reconstruct(mae, pixels, noise[:, 0])
+        order = torch.cat(
+            [torch.zeros_like(visible[:, 0, :1]), 1 + visible[:, 0], 1 + masked[:, 0]], 1
+        )
+        for name, tokens in seen.items():  # ours are ordered CLS, visible, masked
+            is_block = name.startswith("decoder_") and name != "decoder_embed"
+            out[f"masked/{name}"] = reference.take(tokens, order) if is_block else tokens
+        out["masked/prediction"] = reference.take(prediction, masked[:, 0])
+        features = reference.extract_features(mae, images, noise)
+    out |= {f"terms/{k}": v for k, v in vars(features.terms).items()}
+    for variant in SCORES:
+        for sensitivity in ("run", "patch"):
+            out[f"statistics/{variant}/{sensitivity}"] = reference.statistics(
+                features, variant, sensitivity=sensitivity, length=reference.num_patches(mae)
+            )
+    stacked = {k: v.detach().numpy() for k, v in out.items()}
+    return stacked | _torch_head_stages(features, inputs)
+
+
+@contextlib.contextmanager
+def _recorded(mae: "ViTMAEForPreTraining") -> Iterator[dict[str, Any]]:
+    """Keeps the outputs of the stages' modules, by our names, while the context is open."""
+    seen: dict[str, Any] = {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(module: Any, args: Any, output: Any) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    hooks = [module.register_forward_hook(keeper(name)) for name, module in _stage_modules(mae)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _stage_modules(mae: "ViTMAEForPreTraining") -> Iterable[tuple[str, Any]]:
+    """Our names and transformers' modules; the encoder's blocks moved in its release 5."""
+    encoder = mae.vit.layers if hasattr(mae.vit, "layers") else mae.vit.encoder.layer
+    return [
+        ("patch_embed", mae.vit.embeddings.patch_embeddings),
+        *((f"encoder_{i}", block) for i, block in enumerate(encoder)),
+        ("encoder_norm", mae.vit.layernorm),
+        ("decoder_embed", mae.decoder.decoder_embed),
+        *((f"decoder_{i}", block) for i, block in enumerate(mae.decoder.decoder_layers)),
+    ]
+
+
+def _torch_head_stages(features: Any, inputs: Inputs) -> Stages:
+    torch = sources.need("torch")
+    from weights_convert import torch_reference as reference
+
+    dtype = features.f_global.dtype
+    head = reference.Head(features.f_global.shape[1], inputs.fusion, inputs.hidden).to(dtype)
+    head.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in inputs.head.items()})
+    normalizer = reference.Normalizer(
+        **{k: torch.from_numpy(inputs.normalizer[k]).to(dtype) for k in stages.NORMALIZER}
+    )
+    stats = reference.statistics(features, inputs.variant)
+    f, s = normalizer(features.f_global, stats)
+    labels = torch.from_numpy(inputs.labels)
+    logits = head(f, s)
+    value = reference.loss(logits, labels)
+    value.backward()
+    out = {"logits": logits.detach().numpy(), "loss": value.detach()[None].numpy()}
+    out |= _head_arrays("gradients", {k: p.grad for k, p in head.named_parameters()})
+    reference.train_head(
+        head,
+        f,
+        s,
+        labels,
+        num_steps=stages.NUM_STEPS,
+        peak=stages.PEAK,
+        warmup=stages.WARMUP,
+        weight_decay=stages.WEIGHT_DECAY,
+        global_weight_decay=stages.GLOBAL_WEIGHT_DECAY,
+    )
+    return out | _head_arrays("trained", head.state_dict())
+
+
+def _head_arrays(prefix: str, tensors: Any) -> Stages:
+    arrays = {k: v.detach().numpy().copy() for k, v in tensors.items()}
+    return {f"{prefix}/{k}": v for k, v in mapping.head_to_flax(arrays).items()}
