@@ -16,10 +16,10 @@ demo: $(VENV)/.package
 	$(BIN)/python -m cinemae_jax.train --config configs/demo.py --workdir $(DEMO)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -m "not parity" $(ARGS)
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -m parity $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -51,7 +51,8 @@ $(VENV)/.test: pyproject.toml $(VENV)/.package
 	$(PIP) --editable '.[test]'
 	touch $@
 
-# The CPU build of torch first: a plain "torch" would bring gigabytes of CUDA.
+# TORCH names the build. Where pip has an index of CPU builds, this version is a few hundred MB;
+# the wheel for CUDA that PyPI itself holds for Linux works too, and is some gigabytes.
 $(VENV)/.parity: pyproject.toml $(VENV)/.test
 	$(PIP) '$(TORCH)'
 	$(PIP) --editable '.[test,parity]'

@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+Which = Literal["best", "last"]
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or belongs to something else."""
@@ -85,7 +87,7 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the best checkpoint by its metric, the last one if none has metrics."""
+        """Step of the best checkpoint by its metrics; None if there is none."""
         return self._manager.best_step()
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -110,6 +112,3 @@ class Checkpoints:
         except (ValueError, KeyError, OSError) as error:
             raise CheckpointError(f"checkpoint {self.folder / str(step)}: {error}") from error
         return {name: restored[name] for name in like}
-
-
-Which = Literal["best", "last"]

@@ -2,11 +2,11 @@
 
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from cinemae_jax.checkpoint import CheckpointError
-from cinemae_jax.data.bad import BadImage, count_by_class, write_bad_images
+from cinemae_jax.data.bad import BadImage, count_by_class
+from cinemae_jax.data.catalog import Catalog
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 """Exit codes: all done; some inputs failed, each named; usage or configuration."""
@@ -24,11 +25,14 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and reports.")
 
 
+BAD_IMAGES = "bad_images.csv"
 LISTED = 10
 """Bad images named on the terminal; the others are in bad_images.csv."""
 
 
-def run_config(argv: list[str], job: Callable[[ConfigDict, Path], Sequence[Any]]) -> int:
+def run_config(
+    argv: list[str], job: Callable[[ConfigDict, Path], Sequence[Any]], doc: str | None
+) -> int:
     """Parses ``--config FILE --workdir DIR --config.a.b=v`` and runs a job.
 
     Errors that a user can mend end in one line on stderr and exit code 2.
@@ -36,15 +40,25 @@ def run_config(argv: list[str], job: Callable[[ConfigDict, Path], Sequence[Any]]
     Args:
       argv: command line, program name first.
       job: returns the inputs that failed; any make the exit code 1.
+      doc: of the entry point, shown by ``--help``.
     """
+    if {"-h", "--help"} & set(argv):
+        print(
+            (doc or "").strip(), "\n\nEvery field of the config file is a flag: --config.a.b=value"
+        )
+        return OK
     try:
         flags.mark_flags_as_required(["config", "workdir"])
-        flags.FLAGS(argv)
+        stray = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         return fail(error)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:  # of the config
         return fail(error)
     try:
+        if stray:
+            raise ValueError(f"{' '.join(stray)} is no flag: did you mean --{stray[0]}?")
+        if jax.process_count() > 1:
+            raise ValueError("runs on several hosts are not supported yet: use one")
         failed = job(_CONFIG.value, Path(str(_WORKDIR.value)))
     except (ValueError, OSError) as error:
         return fail(error)
@@ -63,16 +77,20 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def report_bad_images(workdir: Path, bad: Sequence[BadImage]) -> list[BadImage]:
-    """Names the images that could not be read, in bad_images.csv and on the terminal."""
-    path = workdir / "bad_images.csv"
-    listed = write_bad_images(path, bad)
-    for image in listed[:LISTED]:
+def report_bad_images(workdir: Path, bad: Sequence[BadImage]) -> None:
+    """Names on the terminal the images that could not be read, the first few of them."""
+    for image in bad[:LISTED]:
         say(f"unread    {image.path}: {image.error}")
-    if listed:
-        counts = ", ".join(f"{n} {name}" for name, n in count_by_class(listed).items())
-        say(f"unread    {len(listed)} images ({counts}), all listed in {path}")
-    return listed
+    if bad:
+        counts = ", ".join(f"{n} {name}" for name, n in count_by_class(bad).items())
+        say(f"unread    {len(bad)} images ({counts}), listed in {workdir / BAD_IMAGES}")
+
+
+def report_skipped(images: Catalog) -> None:
+    """Says which files of a data set were left out, by reason."""
+    if images.skipped:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(images.skipped.items()))
+        say(f"left out  {sum(images.skipped.values())} entries of {images.root}: {reasons}")
 
 
 def progress(
@@ -83,23 +101,38 @@ def progress(
     return zip(itertools.count(start + 1), bar, strict=False)
 
 
-def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuses to resume a run under another configuration.
+def require_same(
+    saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, may_differ: Sequence[str]
+) -> None:
+    """Refuses to resume a run under settings that would change its result.
+
+    Args:
+      saved, now: metadata of the checkpoint and of this run, nested.
+      folder: of the checkpoint, for the message.
+      may_differ: dotted names, or beginnings of them, that do not matter.
 
     Raises:
       CheckpointError: naming the fields that differ.
     """
-    now = json.loads(json.dumps(now))
+    before, after = _dotted(saved), _dotted(json.loads(json.dumps(now)))
     changed = [
-        f"{name} was {saved.get(name)!r}, is {value!r}"
-        for name, value in now.items()
-        if saved.get(name) != value
+        f"{name} was {before.get(name)!r}, is {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not name.startswith(tuple(may_differ))
     ]
     if changed:
         raise CheckpointError(
             f"{folder} belongs to another run: {'; '.join(changed)}. "
             "Use another --workdir, or the old settings"
         )
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        is_section = isinstance(value, Mapping)
+        flat |= _dotted(value, f"{prefix}{name}.") if is_section else {prefix + name: value}
+    return flat
 
 
 class Metrics:
@@ -109,28 +142,36 @@ class Metrics:
         self.path = workdir / "metrics.jsonl"
         workdir.mkdir(parents=True, exist_ok=True)
 
-    def __enter__(self) -> "Metrics":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
-
     def rewind(self, step: int) -> None:
         """Drops what was written after ``step``: it will be computed again."""
         if not self.path.exists():
             return
-        lines = self.path.read_text().splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.write_text("".join(f"{line}\n" for line in self._up_to(step)))
         os.replace(partial, self.path)
 
+    def _up_to(self, step: int) -> Iterator[str]:
+        for line in self.path.read_text().splitlines():
+            try:
+                written = json.loads(line)["step"]
+            except (ValueError, KeyError):  # the line that a kill tore
+                continue
+            if written <= step:
+                yield line
+
     def write(self, step: int, **values: float) -> None:
+        """Adds a line; what is not finite becomes null."""
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         if jax.process_index() == 0:
             with open(self.path, "a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+
+
+def require_finite(loss: float, step: int, field: str) -> None:
+    """Stops a training that has diverged, before it spoils its last good checkpoint.
+
+    Raises:
+      ValueError: naming the step and the field to lower.
+    """
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss} at step {step}: lower {field}")

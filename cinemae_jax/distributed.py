@@ -44,11 +44,11 @@ class Replicas:
         """Which slice of a batch this process reads."""
         return Host(jax.process_index(), jax.process_count())
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raises ValueError unless every device gets the same number of examples."""
+    def check_batch_size(self, batch_size: int, field: str) -> None:
+        """Raises ValueError, naming the field, unless all devices get as many examples."""
         if batch_size < 1 or batch_size % self.count:
             raise ValueError(
-                f"batch_size {batch_size} is not divisible by the {self.count} devices "
+                f"{field} {batch_size} is not divisible by the {self.count} devices "
                 f"of this run: use a multiple of {self.count}"
             )
 
@@ -81,13 +81,15 @@ class Replicas:
             in_axes=in_axes,
             out_axes=None,
             donate_argnums=donate,
-            devices=self.devices,
+            devices=tuple(self.mesh.devices.flat),
         )
 
     def pmap_map(self, function: Callable[..., Any], *, replicated: int) -> Callable[..., Any]:
         """pmap of a function whose results stay split; merge them with ``merge``."""
         in_axes = (None,) * replicated + (0,)
-        return jax.pmap(function, axis_name=AXIS, in_axes=in_axes, devices=self.devices)
+        return jax.pmap(
+            function, axis_name=AXIS, in_axes=in_axes, devices=tuple(self.mesh.devices.flat)
+        )
 
 
 def merge(tree: Any) -> Any:

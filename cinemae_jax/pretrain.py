@@ -9,6 +9,7 @@ held-out photographs, and at the end backbone.safetensors.
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,19 +23,21 @@ from flax import struct
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from cinemae_jax import cli, optim, weights
+from cinemae_jax import cli, optim, settings, weights
 from cinemae_jax.checkpoint import Checkpoints
 from cinemae_jax.data import catalog, loader
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.decode import Crop, RandomResizedCrop, encode_png
 from cinemae_jax.distributed import AXIS, Replicas
-from cinemae_jax.model.config import PRESETS, MAEConfig
 from cinemae_jax.model.detector import random_backbone
 from cinemae_jax.model.mae import MAE
 from cinemae_jax.model.reconstruction import masked_loss, pictures
+from cinemae_jax.settings import PretrainSettings
 
 INPUTS = ("image", "example_id", "epoch", "valid")
+MAY_DIFFER = ("settings.data.photos", "settings.data.num_threads", "settings.checkpoint_every")
+"""What a resumed run may do otherwise; the photographs themselves must be the same."""
 NUM_PICTURES = 8  # held-out photographs shown in reconstructions
 
 
@@ -44,15 +47,6 @@ class TrainState:
 
     params: Any
     opt_state: optax.OptState
-
-
-def model_config(config: ConfigDict) -> MAEConfig:
-    """The architecture that ``config.model`` names: a preset and what differs from it."""
-    fields = config.model.to_dict()
-    preset = fields.pop("preset")
-    if preset not in PRESETS:
-        raise ValueError(f"model.preset {preset!r} is unknown: use one of {', '.join(PRESETS)}")
-    return PRESETS[preset](**fields)
 
 
 def make_step(model: MAE, tx: optax.GradientTransformation, mask_ratio: float) -> Any:
@@ -89,40 +83,48 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
       The photographs that could not be read.
     """
     replicas = replicas or Replicas()
-    replicas.check_batch_size(config.batch_size)
-    mae_config = model_config(config)
-    model = MAE(mae_config, jnp.dtype(config.dtype))
+    replicas.check_batch_size(config.batch_size, "config.batch_size")
+    model = MAE(config.model, jnp.dtype(config.dtype))
     photographs, held_out = catalog.photographs(config.data.photos).hold_out(config.data.holdout)
-    size = mae_config.image_size
+    size = config.model.image_size
     num_steps = loader.num_steps(len(photographs), config.epochs, config.batch_size)
     schedule = optim.warmup_cosine(config.learning_rate, num_steps, config.warmup)
     tx = optim.adamw(schedule, weight_decay=config.weight_decay, b2=config.b2)
     key = jax.random.key(config.seed)
 
-    params = random_backbone(mae_config, config.seed).params
+    params = random_backbone(config.model, config.seed).params
     state = TrainState(params, tx.init(params))
-    metadata = {"model": dataclasses.asdict(mae_config), "num_steps": num_steps}
+    metadata = {
+        "kind": "pretraining",
+        "photographs": photographs.fingerprint,
+        "settings": dataclasses.asdict(config),
+    }
     step_fn = replicas.pmap_step(make_step(model, tx, config.mask_ratio), replicated=2, donate=(0,))
     eval_fn = replicas.pmap_step(make_eval(model, config.mask_ratio), replicated=2)
-    bad = BadImages(photographs)
+    bad = BadImages(workdir / cli.BAD_IMAGES)
+    log = cli.Metrics(workdir)
 
     def validation_loss(params: Any) -> float:
         total, count = 0.0, 0
         for batch in _eval_batches(held_out, size, config.batch_size, replicas):
+            bad.note(held_out, batch)
             loss, valid = eval_fn(params, key, replicas.shard(batch, INPUTS))
             total, count = total + float(loss), count + int(valid)
-        return total / max(count, 1)
+        return total / count if count else math.nan
 
-    with Checkpoints(workdir / "checkpoints") as checkpoints, cli.Metrics(workdir) as metrics:
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
         start = checkpoints.latest or 0
         if start:
-            cli.require_same(checkpoints.metadata(start), metadata, checkpoints.folder)
+            before = checkpoints.metadata(start)
+            cli.require_same(before, metadata, checkpoints.folder, may_differ=MAY_DIFFER)
             state = checkpoints.restore(start, {"train_state": state})["train_state"]
-        metrics.rewind(start)
+        else:
+            bad.forget()
+        log.rewind(start)
         state = replicas.replicate(state)
         batches = loader.train_batches(
             loader.from_catalog(photographs),
-            RandomResizedCrop(size, tuple(config.data.scale)),
+            RandomResizedCrop(size, config.data.scale),
             size=size,
             batch_size=config.batch_size,
             epochs=config.epochs,
@@ -133,7 +135,7 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
         )
         losses: list[Array] = []
         for step, batch in cli.progress(batches, start, num_steps, "pretrain"):
-            bad.note(batch)
+            bad.note(photographs, batch)
             state, loss = step_fn(state, key, replicas.shard(batch, INPUTS))
             losses.append(loss)
             if step % config.checkpoint_every == 0 or step == num_steps:
@@ -143,8 +145,9 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
                     "epoch": step * config.batch_size / len(photographs),
                     "learning_rate": float(schedule(step)),
                 }
+                cli.require_finite(values["loss"], step, "config.learning_rate")
                 losses = []
-                metrics.write(step, **values)
+                log.write(step, **values)
                 cli.say(
                     f"step {step} of {num_steps}  loss {values['loss']:.4f}  "
                     f"validation loss {values['validation_loss']:.4f}"
@@ -153,9 +156,10 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
                 _write_pictures(workdir, state.params, held_out, model, config)
     path = workdir / "backbone.safetensors"
     origin = _origin(config, len(photographs))
-    digest = weights.save(path, mae_config, jax.device_get(state.params), origin)
+    digest = weights.save(path, config.model, jax.device_get(state.params), origin)
     cli.say(f"{path}  sha256 {digest}")
-    return cli.report_bad_images(workdir, bad.listed)
+    cli.report_bad_images(workdir, bad.listed)
+    return bad.listed
 
 
 def _eval_batches(
@@ -168,7 +172,7 @@ def _eval_batches(
 
 
 def _write_pictures(
-    workdir: Path, params: Any, held_out: Catalog, model: MAE, config: ConfigDict
+    workdir: Path, params: Any, held_out: Catalog, model: MAE, config: PretrainSettings
 ) -> None:
     shown = dataclasses.replace(held_out, table=held_out.table.slice(0, NUM_PICTURES))
     if not len(shown):
@@ -185,18 +189,21 @@ def _write_pictures(
     (workdir / "reconstructions.png").write_bytes(encode_png(np.asarray(sheet)))
 
 
-def _origin(config: ConfigDict, count: int) -> dict[str, str]:
-    settings = config.to_dict()
-    settings["data"]["photos"] = [Path(p).name for p in config.data.photos]
+def _origin(config: PretrainSettings, count: int) -> dict[str, str]:
+    used = dataclasses.asdict(config)
+    used["data"]["photos"] = [Path(p).name for p in config.data.photos]
     return {
         "method": "MAE pre-training from scratch by cinemae_jax.pretrain",
         "photographs": str(count),
-        "settings": json.dumps(settings, sort_keys=True),
+        "settings": json.dumps(used, sort_keys=True),
     }
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.run_config(sys.argv if argv is None else argv, pretrain)
+    def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
+        return pretrain(settings.read(config.to_dict(), PretrainSettings), workdir)
+
+    return cli.run_config(sys.argv if argv is None else argv, job, __doc__)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ Config files (``configs/*.py``) state every field; these classes say what each m
 import dataclasses
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from cinemae_jax.data.decode import Crop
-from cinemae_jax.model.config import DetectorConfig
+from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,7 @@ class DataSettings:
             raise ValueError("config.data.root is empty: name the folder of the data set")
         if not self.train_generators:
             raise ValueError("config.data.train_generators is empty: name at least one generator")
-        if not 0 < self.holdout < 1:
-            raise ValueError(f"config.data.holdout must lie between 0 and 1, is {self.holdout}")
+        _require("config.data", self, holdout=(0, 1), resize=(0, None), num_threads=(1, None))
 
     def eval_transform(self, size: int) -> Crop:
         """Centre crop: the same for every image, every time."""
@@ -76,9 +77,18 @@ class TrainSettings:
     checkpoint_every: int
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "standardize_images", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.train.{name} must be positive, is {getattr(self, name)}")
+        _require(
+            "config.train",
+            self,
+            batch_size=(1, None),
+            epochs=(1, None),
+            learning_rate=(0, None),
+            warmup=(0, 1),
+            weight_decay=(0, None),
+            global_weight_decay=(0, None),
+            standardize_images=(1, None),
+            checkpoint_every=(1, None),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +105,9 @@ class EvalSettings:
     bootstrap: int
     confidence: float
 
+    def __post_init__(self) -> None:
+        _require("config.eval", self, batch_size=(1, None), bootstrap=(0, None), confidence=(0, 1))
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -107,17 +120,92 @@ class Settings:
     train: TrainSettings
     eval: EvalSettings
 
+    def __post_init__(self) -> None:
+        _require("config", self, seed=(0, None))
 
-def read(config: Mapping[str, Any]) -> Settings:
-    """Checks a config (a ConfigDict or its ``to_dict``) and makes it typed.
+
+@dataclasses.dataclass(frozen=True)
+class PhotoSettings:
+    """Photographs to pre-train on.
+
+    Attributes:
+      photos: folders.
+      scale: least and largest share of the area that a random crop takes.
+      holdout: share of the photographs kept for the validation loss.
+      num_threads: decoding threads.
+    """
+
+    photos: tuple[str, ...]
+    scale: tuple[float, float]
+    holdout: float
+    num_threads: int
+
+    def __post_init__(self) -> None:
+        _require("config.data", self, holdout=(0, 1), num_threads=(1, None))
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"config.data.scale must rise within (0, 1], is {self.scale}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainSettings:
+    """A whole config file of pretrain; ``configs/pretrain_tiny.py`` explains the fields."""
+
+    seed: int
+    model: MAEConfig
+    data: PhotoSettings
+    mask_ratio: float
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    b2: float
+    dtype: Dtype
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        _require(
+            "config",
+            self,
+            seed=(0, None),
+            mask_ratio=(0, 1),
+            batch_size=(1, None),
+            epochs=(1, None),
+            learning_rate=(0, None),
+            warmup=(0, 1),
+            weight_decay=(0, None),
+            b2=(0, 1),
+            checkpoint_every=(1, None),
+        )
+        if self.dtype not in typing.get_args(Dtype):
+            raise ValueError(f"config.dtype is {self.dtype!r}: use one of {typing.get_args(Dtype)}")
+
+
+def read(config: Mapping[str, Any], kind: type[T]) -> T:
+    """Checks a config (``ConfigDict.to_dict``) and makes it typed.
+
+    Args:
+      config: nested.
+      kind: ``Settings`` or ``PretrainSettings``.
 
     Raises:
       ValueError: naming the first field that is missing, unknown, of the wrong type or impossible.
     """
-    return _read(Settings, config, "config")
+    return _read(kind, config, "config")
 
 
-def _read(kind: Any, section: Mapping[str, Any], name: str) -> Any:
+def _require(section: str, settings: Any, **ranges: tuple[float, float | None]) -> None:
+    """Raises ValueError, naming the field, unless each lies in its closed range."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if value < low or (high is not None and value > high):
+            bounds = f"between {low} and {high}" if high is not None else f"{low} or more"
+            raise ValueError(f"{section}.{name} must be {bounds}, is {value}")
+
+
+def _read(kind: Any, section: Any, name: str) -> Any:
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{name} must be a section with fields, is {section!r}")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(section) - set(hints))
     missing = sorted(set(hints) - set(section))
@@ -137,9 +225,12 @@ def _read(kind: Any, section: Mapping[str, Any], name: str) -> Any:
 def _typed(hint: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple:
-        if isinstance(value, str) or not all(isinstance(v, str) for v in value):
-            raise ValueError(f"{name} must be a tuple of strings, is {value!r}")
-        return tuple(value)
+        inner = typing.get_args(hint)
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if isinstance(value, str) or len(kinds) != len(value):
+            raise ValueError(f"{name} must be a tuple, is {value!r}")
+        pairs = zip(kinds, value, strict=True)
+        return tuple(_typed(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(pairs))
     if origin is typing.Literal:
         return value  # the class says what is allowed
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from cinemae_jax import optim
 from cinemae_jax.distributed import AXIS
-from cinemae_jax.model import masking
+from cinemae_jax.model import lcas, masking
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.detector import (
     Backbone,
@@ -25,13 +25,10 @@ from cinemae_jax.model.detector import (
     statistics,
 )
 from cinemae_jax.model.head import GLOBAL_PATHWAY, HeadState, Normalizer
+from cinemae_jax.model.mae import normalize_images, patchify
 
 INPUTS = ("image", "label", "example_id", "epoch", "valid")
 """Entries of a loader's batch that travel to the devices."""
-
-LOW_CONTEXT_VARIANCE = 0.01
-"""Mean variance of the visible pixels, in target space, below which an image is low-context: a
-standard deviation of about 6 grey levels where the target is raw pixels."""
 
 Batch = dict[str, Array]
 
@@ -61,11 +58,17 @@ class Frozen:
 
 @struct.dataclass
 class Scores:
-    """Per image, (B,) or (B, 3)."""
+    """Per image.
 
-    logit: Float[Array, " b"]
-    stats: Float[Array, "b 3"]
-    low_context: Array
+    Attributes:
+      logit: (B,), positive for AI.
+      stats: (B, 3), s1–s3 as the head takes them.
+      uniform_share: (B,), share of nearly uniform patches.
+    """
+
+    logit: Any
+    stats: Any
+    uniform_share: Any
 
 
 def batch_features(
@@ -113,7 +116,7 @@ def make_optimizer(
 def make_train_step(
     config: DetectorConfig, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]:
-    """One update of the head on one device's share of a batch (DESIGN: pmap, AXIS).
+    """One update of the head on one device's share of a batch.
 
     Loss and gradient are means over the valid images of all devices, so that any number of
     devices takes the same step.
@@ -154,11 +157,9 @@ def make_score(config: DetectorConfig) -> Callable[[Any, Frozen, Batch], Scores]
         stats = statistics(features, config, frozen.backbone.config.num_patches)
         head = HeadState(params, frozen.normalizer)
         logit = head_logits(head, features.f_global, stats, config)
-        if config.num_runs:
-            low = features.terms.context_variance.mean(axis=(1, 2)) < LOW_CONTEXT_VARIANCE
-        else:
-            low = jnp.zeros(len(logit), bool)
-        return Scores(logit, stats, low)
+        patches = patchify(normalize_images(batch["image"]), frozen.backbone.config.patch_size)
+        uniform = jax.vmap(lambda p: lcas.uniform_share(p, config.uniform_variance))(patches)
+        return Scores(logit, stats, uniform)
 
     return score
 

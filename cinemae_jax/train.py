@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.metrics import roc_auc_score
 
-from cinemae_jax import cli, evaluate, optim, settings, steps, trained, weights
+from cinemae_jax import cli, evaluate, optim, settings, steps, trained
 from cinemae_jax.checkpoint import Checkpoints
 from cinemae_jax.data import catalog, loader
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.distributed import Replicas, merge
+from cinemae_jax.evaluation import metrics
 from cinemae_jax.model.detector import Backbone
 from cinemae_jax.model.head import HeadState, Normalizer
 from cinemae_jax.settings import Settings
@@ -42,10 +42,11 @@ class Data:
 def read_data(config: Settings) -> Data:
     """Scans the data set and splits it; test images never take part in any choice."""
     everything = catalog.scan(config.data.root)
+    cli.report_skipped(everything)
     learned = everything.select(generators=config.data.train_generators, split="train")
     train, validation = learned.hold_out(config.data.holdout)
     train.require_both_classes("the training split")
-    validation.require_both_classes(f"the held-out {config.data.holdout:.0%} of it")
+    validation.require_both_classes(f"its held-out part ({config.data.holdout:.0%})")
     test = everything.select(generators=config.data.test_generators or None, split="val")
     return Data(train, validation, test)
 
@@ -62,21 +63,40 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
       The images that could not be read.
     """
     replicas = replicas or Replicas()
-    replicas.check_batch_size(config.train.batch_size)
-    replicas.check_batch_size(config.eval.batch_size)
+    replicas.check_batch_size(config.train.batch_size, "config.train.batch_size")
+    replicas.check_batch_size(config.eval.batch_size, "config.eval.batch_size")
     data = read_data(config)
-    backbone = weights.load(config.backbone)
+    backbone = trained.load_backbone(config)
     cli.say(f"backbone  {trained.describe(backbone)}")
     cli.say(f"train     {data.train.describe()}; held out {len(data.validation)}")
-    bad = fit(config, data, backbone, workdir, replicas)
+    bad = BadImages(workdir / cli.BAD_IMAGES)
+    fit(config, data, backbone, workdir, replicas, bad)
     best = trained.load(workdir, which="best", backbone=config.backbone)
-    bad += evaluate.evaluate(best, data.test, workdir, replicas)
-    return cli.report_bad_images(workdir, bad)
+    evaluate.evaluate(best, data.test, workdir, bad, replicas)
+    cli.report_bad_images(workdir, bad.listed)
+    return bad.listed
+
+
+MAY_DIFFER = (
+    "version",
+    "settings.backbone",  # its hash must be the same
+    "settings.data.root",  # the images must be the same
+    "settings.data.test_generators",
+    "settings.data.num_threads",
+    "settings.train.checkpoint_every",
+    "settings.eval.",
+)
+"""What a resumed run may do otherwise: nothing here changes the head."""
 
 
 def fit(
-    config: Settings, data: Data, backbone: Backbone, workdir: Path, replicas: Replicas
-) -> list[BadImage]:
+    config: Settings,
+    data: Data,
+    backbone: Backbone,
+    workdir: Path,
+    replicas: Replicas,
+    bad: BadImages,
+) -> None:
     """Optimises the head; every epoch ends with a validated checkpoint."""
     images = loader.from_catalog(data.train)
     size = backbone.config.image_size
@@ -88,8 +108,7 @@ def fit(
         global_weight_decay=config.train.global_weight_decay,
     )
     key = jax.random.key(config.seed)
-    metadata = trained.metadata(config, backbone)
-    bad = BadImages(data.train)
+    metadata = trained.metadata(config, backbone, data.train)
 
     def batches(start_step: int) -> Any:
         return loader.train_batches(
@@ -106,23 +125,22 @@ def fit(
 
     head = trained.head_template(config, backbone)
     state = steps.TrainState(head.params, tx.init(head.params))
-    with (
-        Checkpoints(workdir / "checkpoints", best=trained.validation_score) as checkpoints,
-        cli.Metrics(workdir) as metrics,
-    ):
+    log = cli.Metrics(workdir)
+    with Checkpoints(workdir / "checkpoints", best=trained.validation_score) as checkpoints:
         start = checkpoints.latest or 0
         if start:
-            trained.require_backbone(
-                checkpoints.metadata(start), backbone, checkpoints.folder / str(start)
-            )
-            cli.require_same(checkpoints.metadata(start), metadata, checkpoints.folder)
+            before = checkpoints.metadata(start)
+            trained.require_kind(before, checkpoints.folder)
+            trained.require_backbone(before, backbone, checkpoints.folder / str(start))
+            cli.require_same(before, metadata, checkpoints.folder, may_differ=MAY_DIFFER)
             saved = checkpoints.restore(start, {"head": head, "opt_state": state.opt_state})
             head, state = saved["head"], steps.TrainState(saved["head"].params, saved["opt_state"])
             cli.say(f"resumed   at step {start} of {num_steps}")
         else:
+            bad.forget()
             normalizer = fit_normalizer(config, backbone, key, batches(0), replicas)
             head = HeadState(head.params, normalizer)
-        metrics.rewind(start)
+        log.rewind(start)
         frozen = replicas.replicate(steps.Frozen(backbone, head.normalizer, key))
         state = replicas.replicate(state)
         step_fn = replicas.pmap_step(
@@ -131,7 +149,7 @@ def fit(
         scorer = trained.Scorer(config.detector, replicas)
         losses: list[Any] = []
         for step, batch in cli.progress(batches(start), start, num_steps, "train"):
-            bad.note(batch)
+            bad.note(data.train, batch)
             state, result = step_fn(state, frozen, replicas.shard(batch, steps.INPUTS))
             losses.append(result["loss"])
             epoch_ends = _ends_epoch(step, num_steps, config.train)
@@ -142,20 +160,20 @@ def fit(
                 "loss": float(np.mean(jax.device_get(losses))),
                 "learning_rate": float(schedule(step)),
             }
+            cli.require_finite(values["loss"], step, "config.train.learning_rate")
             losses = []
             validated = {"validation_loss": math.inf}  # never the best checkpoint
             if epoch_ends:
-                validated = validate(state.params, frozen, data.validation, config, scorer)
+                validated = validate(state.params, frozen, data.validation, config, scorer, bad)
                 values |= validated
                 cli.say(
                     f"step {step} of {num_steps}  loss {values['loss']:.4f}  validation loss "
                     f"{validated['validation_loss']:.4f}  AUC {validated['validation_auc']:.3f}"
                 )
-            metrics.write(step, **values)
+            log.write(step, **values)
             saved_head = HeadState(state.params, head.normalizer)
             saved_state = {"head": saved_head, "opt_state": state.opt_state}
             checkpoints.save(step, saved_state, metadata, validated)
-    return bad.listed
 
 
 def fit_normalizer(
@@ -181,20 +199,28 @@ def fit_normalizer(
 
 
 def validate(
-    params: Any, frozen: steps.Frozen, held_out: Catalog, config: Settings, scorer: trained.Scorer
+    params: Any,
+    frozen: steps.Frozen,
+    held_out: Catalog,
+    config: Settings,
+    scorer: trained.Scorer,
+    bad: BadImages,
 ) -> dict[str, float]:
     """Loss, accuracy and AUC on the held-out images of the training generators."""
     logits, labels = [], []
     size = frozen.backbone.config.image_size
     for batch, scores in scorer(params, frozen, scorer.batches(held_out, config, size)):
+        bad.note(held_out, batch)
         logits.append(scores.logit[batch["valid"]])
         labels.append(batch["label"][batch["valid"]])
     logit, label = np.concatenate(logits), np.concatenate(labels)
+    if not len(logit):
+        raise ValueError(f"none of the {len(held_out)} held-out images could be read")
     loss = np.asarray(steps.binary_cross_entropy(jnp.asarray(logit), jnp.asarray(label)))
     return {
         "validation_loss": float(loss.mean()),
-        "validation_accuracy": float(((logit > 0) == (label == 1)).mean()),
-        "validation_auc": float(roc_auc_score(label, logit)),
+        "validation_accuracy": metrics.accuracy(label, logit),
+        "validation_auc": metrics.auc(label, logit),
     }
 
 
@@ -205,9 +231,9 @@ def _ends_epoch(step: int, num_steps: int, config: settings.TrainSettings) -> bo
 
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
-        return train(settings.read(config.to_dict()), workdir)
+        return train(settings.read(config.to_dict(), Settings), workdir)
 
-    return cli.run_config(sys.argv if argv is None else argv, job)
+    return cli.run_config(sys.argv if argv is None else argv, job, __doc__)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from cinemae_jax.checkpoint import CheckpointError, Checkpoints, Which
 from cinemae_jax.data import loader
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.distributed import Replicas, merge
-from cinemae_jax.model.config import DetectorConfig
-from cinemae_jax.model.detector import STATISTICS, Backbone, num_params
+from cinemae_jax.model.config import STATISTICS, DetectorConfig
+from cinemae_jax.model.detector import Backbone, num_params
 from cinemae_jax.model.head import HeadState, Normalizer, head_of, init_params
 from cinemae_jax.settings import Settings
 
@@ -40,11 +41,23 @@ class TrainedDetector:
         return steps.Frozen(self.backbone, self.head.normalizer, jax.random.key(self.settings.seed))
 
 
-def metadata(config: Settings, backbone: Backbone) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+KIND = "detector"
+"""What the metadata of a checkpoint calls itself, so that another job's is not taken for one."""
+
+
+def metadata(config: Settings, backbone: Backbone, images: Catalog) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Args:
+      config: of the run.
+      backbone: that the head is trained on.
+      images: that it is trained on.
+    """
     return {
+        "kind": KIND,
         "version": __version__,
         "backbone_sha256": backbone.sha256,
+        "train_images": images.fingerprint,
         "settings": json.loads(json.dumps(dataclasses.asdict(config))),
     }
 
@@ -63,7 +76,8 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
     Args:
       workdir: of the run.
       which: the checkpoint with the best validation loss, or the last one.
-      backbone: path of the backbone file; empty means where the run found it.
+      backbone: file to use if it exists, else the one that the run names; the hash decides
+        whether it is the right one.
 
     Raises:
       CheckpointError: if there is none, or it was trained on another backbone.
@@ -73,20 +87,52 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoints in {workdir}: train first, with this --workdir")
     with Checkpoints(folder, best=validation_score) as checkpoints:
-        step = checkpoints.best if which == "best" else checkpoints.latest
-        if step is None:
+        last = checkpoints.latest
+        if last is None:
             raise CheckpointError(f"no complete checkpoint in {folder}")
+        require_kind(checkpoints.metadata(last), folder)
+        step = checkpoints.best if which == "best" else last
+        if step is None:
+            raise CheckpointError(f"{folder} has no validated checkpoint yet: let it train longer")
         meta = checkpoints.metadata(step)
-        config = settings.read(meta["settings"])
-        frozen = weights.load(backbone or config.backbone)
+        config = settings.read(meta["settings"], Settings)
+        if backbone and weights.resolve(backbone).is_file():
+            config = dataclasses.replace(config, backbone=backbone)
+        frozen = load_backbone(config)
         require_backbone(meta, frozen, folder / str(step))
         saved = checkpoints.restore(step, {"head": head_template(config, frozen)})
     return TrainedDetector(frozen, saved["head"], config, step)
 
 
+def load_backbone(config: Settings) -> Backbone:
+    """The backbone that a run names.
+
+    Raises:
+      weights.BackboneError: if it cannot be read, or has no decoder where runs need one.
+    """
+    backbone = weights.load(config.backbone)
+    if config.detector.num_runs and not backbone.config.has_decoder:
+        raise weights.BackboneError(
+            f"{config.backbone} has no decoder, and detector.num_runs is "
+            f"{config.detector.num_runs}: use a backbone with a decoder, or num_runs 0 with "
+            "fusion 'global'"
+        )
+    return backbone
+
+
 def validation_score(metrics: Any) -> float:
     """By which the best checkpoint is chosen: larger is better."""
-    return -float(metrics["validation_loss"])
+    loss = float(metrics["validation_loss"])
+    return -loss if math.isfinite(loss) else -math.inf
+
+
+def require_kind(meta: dict[str, Any], folder: Path) -> None:
+    """Raises CheckpointError unless a checkpoint is a detector's."""
+    if meta.get("kind") != KIND:
+        raise CheckpointError(
+            f"{folder} holds checkpoints of {meta.get('kind')!r}, not of a detector: "
+            "use the --workdir of a training run"
+        )
 
 
 def require_backbone(meta: dict[str, Any], backbone: Backbone, where: Path) -> None:

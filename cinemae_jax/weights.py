@@ -63,6 +63,7 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(flat, partial, metadata=header)
+    partial.chmod(0o644)  # safetensors writes for its owner alone
     os.replace(partial, path)
     return file_sha256(path)
 

@@ -3,8 +3,8 @@
     python -m cinemae_jax.pretrain --config configs/pretrain_tiny.py --workdir runs/pretrain_tiny \
         "--config.data.photos=('photos/a','photos/b')"
 
-Needs folders of real photographs (any format, no labels).  A ViT of 3.7 million parameters with
-8-pixel patches on 112-pixel crops, so that it has the 196 patches that ViT-L/16 has at 224.
+Needs folders of real photographs (any format, no labels).  An encoder of 3.6 million parameters
+with 8-pixel patches on 112-pixel crops, so that it has the 196 patches that ViT-L/16 has at 224.
 """
 
 from ml_collections import ConfigDict
@@ -13,16 +13,18 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.workdir = ""  # set by --workdir
 
     config.model = ConfigDict()
-    config.model.preset = "vit_tiny"
-    config.model.image_size = 112  # pixels
-    config.model.patch_size = 8  # pixels
-    config.model.depth = 8  # encoder blocks
+    config.model.image_size = 112  # pixels, side
+    config.model.patch_size = 8  # pixels, side
+    config.model.width = 192
+    config.model.depth = 8
+    config.model.num_heads = 3
+    config.model.decoder_width = 128
     config.model.decoder_depth = 4
     config.model.decoder_num_heads = 2
     config.model.target = "raw"  # or norm_pix
+    config.model.layer_norm_eps = 1e-6
 
     config.data = ConfigDict()
     config.data.photos = ()  # folders

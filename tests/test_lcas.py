@@ -151,9 +151,7 @@ def test_terms_do_not_leak_into_each_other(case: dict[str, np.ndarray]) -> None:
 
 def test_scores_are_float32_whatever_the_backbone_computes_in() -> None:
     patches = jnp.ones((L, D), jnp.bfloat16)
-    terms = lcas.run_terms(
-        patches.astype(jnp.float32), patches[: L - N], jnp.arange(N), jnp.arange(N, L)
-    )
+    terms = lcas.run_terms(patches, patches[: L - N], jnp.arange(N), jnp.arange(N, L))
     assert {leaf.dtype for leaf in jax.tree.leaves(terms)} == {jnp.dtype(jnp.float32)}
 
 
@@ -168,6 +166,12 @@ def test_uniform_images_stay_finite(variant: Score) -> None:
     scores = lcas.score(terms, variant, 1.0)
     assert np.isfinite(scores).all()
     assert np.isfinite(lcas.summarize(scores)).all()
+
+
+def test_uniform_share_counts_patches_without_texture_whatever_their_colour() -> None:
+    patches = np.random.default_rng(0).normal(0, 1, (8, D)).astype(np.float32)
+    patches[:3] = np.tile([0.2, -1.0, 2.0], D // C)  # one strong colour
+    assert float(lcas.uniform_share(jnp.array(patches), 1e-3)) == pytest.approx(3 / 8)
 
 
 def test_unknown_names_are_refused(case: dict[str, np.ndarray]) -> None:

@@ -94,6 +94,18 @@ def test_no_bootstrap_means_no_interval() -> None:
     assert not math.isnan(row.metrics["auc"].value)
 
 
+FACTS = {
+    "backbone": "b",
+    "backbone_sha256": "abc",
+    "checkpoint_step": 3,
+    "data_root": "data",
+    "bad_images": {"nature": 0, "ai": 1},
+    "low_context_images": 0,
+    "left_out": {"extension .txt": 2},
+    "settings": {"eval": {"confidence": 0.95, "bootstrap": 200}, "x": "</pre><script>"},
+}
+
+
 def results() -> tuple[list[Row], pa.Table]:
     labels, logits, names = scored()
     table = pa.table(
@@ -101,6 +113,7 @@ def results() -> tuple[list[Row], pa.Table]:
             "path": [f'{i}, "x".png' for i in range(60)],
             "label": pa.array(labels, pa.int8()),
             "generator": pa.array(names).dictionary_encode(),
+            "error": pa.array(["damaged"] + [None] * 59, pa.string()),
             "logit": pa.array(logits, mask=np.arange(60) == 0),
             "probability": pa.array(1 / (1 + np.exp(-logits)), mask=np.arange(60) == 0),
             **{
@@ -114,16 +127,7 @@ def results() -> tuple[list[Row], pa.Table]:
 
 def test_files_say_the_same_as_the_rows(tmp_path: Path) -> None:
     rows, table = results()
-    facts = {
-        "backbone": "b",
-        "backbone_sha256": "abc",
-        "checkpoint_step": 3,
-        "data_root": "data",
-        "bad_images": {"nature": 0, "ai": 1},
-        "low_context_images": 0,
-        "settings": {"eval": {"confidence": 0.95, "bootstrap": 200}, "x": "</pre><script>"},
-    }
-    report.write(tmp_path, rows, table, facts)
+    report.write(tmp_path, rows, table, FACTS)
     saved = json.loads((tmp_path / "eval.json").read_text())
     assert saved["results"][-1]["metrics"]["auc"]["value"] == rows[-1].metrics["auc"].value
     assert saved["backbone_sha256"] == "abc"
@@ -137,3 +141,20 @@ def test_files_say_the_same_as_the_rows(tmp_path: Path) -> None:
     assert report.format_estimate(rows[0].metrics["auc"]) in page
     assert "<script>" not in page
     assert page.count("data:image/svg+xml;base64,") == 3
+
+
+def test_a_report_without_a_single_readable_image_is_still_written(tmp_path: Path) -> None:
+    rows, table = results()
+    unread = pa.array(["damaged"] * 60, pa.string())
+    table = table.set_column(table.schema.get_field_index("error"), "error", unread)
+    report.write(tmp_path, rows, table, FACTS)
+    assert "data:image/svg" not in (tmp_path / "report.html").read_text()
+
+
+def test_an_undefined_mean_names_its_generator() -> None:
+    labels, logits, names = scored()
+    labels = np.where(names == "a", 1, labels)
+    rows = evaluate(labels, logits, names, bootstrap=0)
+    assert "No mean: a has 0 readable nature and 20 readable ai images." in report.as_text(
+        rows, 0.95
+    )

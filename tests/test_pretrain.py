@@ -8,10 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cinemae_jax import pretrain, weights
+from cinemae_jax import pretrain, settings, weights
 from cinemae_jax.checkpoint import CheckpointError
 from cinemae_jax.distributed import Replicas
-from configs import pretrain_tiny
+from cinemae_jax.settings import PretrainSettings
+from configs import pretrain_tiny, sd14
 
 from .conftest import SMALL, photo
 
@@ -26,17 +27,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small_config(photos: Path) -> ConfigDict:
+def small_config(photos: Path, **model: object) -> PretrainSettings:
     config = pretrain_tiny.get_config()
-    config.model = ConfigDict({"preset": "vit_tiny"} | dataclasses.asdict(SMALL))
+    config.model = ConfigDict(dataclasses.asdict(SMALL) | model)
     config.data.photos = (str(photos),)
-    config.data.holdout = 0.2  # of which broken.jpg is no part
+    config.data.holdout = 0.2
     config.data.num_threads = 2
     config.batch_size = 8
     config.epochs = 6
     config.learning_rate = 3e-3
     config.checkpoint_every = 7
-    return config
+    return settings.read(config.to_dict(), PretrainSettings)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +89,8 @@ def test_stopped_and_resumed_equals_undisturbed(
 
 
 def test_another_architecture_does_not_resume(photos: Path, finished: Path) -> None:
-    config = small_config(photos)
-    config.model.depth = 3
-    with pytest.raises(CheckpointError, match="belongs to another run: model was"):
+    config = small_config(photos, depth=3)
+    with pytest.raises(CheckpointError, match=r"another run: settings.model.depth was 2, is 3\."):
         pretrain.pretrain(config, finished)
 
 
@@ -119,12 +119,14 @@ def test_pictures_show_visible_patches_unchanged(target: str) -> None:
 
 
 def test_missing_photos_are_named(tmp_path: Path) -> None:
-    config = pretrain_tiny.get_config()
-    with pytest.raises(ValueError, match="no folder of photographs is named"):
-        pretrain.pretrain(config, tmp_path)
-    config.data.photos = (str(tmp_path / "none"),)
+    config = small_config(tmp_path / "none")
     with pytest.raises(ValueError, match="none is not a folder"):
         pretrain.pretrain(config, tmp_path)
-    config.model.preset = "vit_giant"
-    with pytest.raises(ValueError, match=r"vit_giant.*vit_tiny"):
-        pretrain.pretrain(config, tmp_path)
+    none = dataclasses.replace(config, data=dataclasses.replace(config.data, photos=()))
+    with pytest.raises(ValueError, match="no folder of photographs is named"):
+        pretrain.pretrain(none, tmp_path)
+
+
+def test_a_config_of_another_job_is_refused_by_its_fields() -> None:
+    with pytest.raises(ValueError, match=r"config.backbone is not a setting"):
+        settings.read(sd14.get_config().to_dict(), PretrainSettings)

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from cinemae_jax import settings
+from cinemae_jax.settings import PretrainSettings, Settings
 
 CONFIGS = ("sd14", "demo")
 
@@ -27,11 +28,21 @@ def config_with(path: str, value: Any) -> dict[str, Any]:
 def test_config_files_are_complete(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
     config.data.root = "data"
-    settings.read(config.to_dict())
+    settings.read(config.to_dict(), Settings)
+
+
+def test_pretrain_config_is_complete_and_its_model_is_checked() -> None:
+    config = importlib.import_module("configs.pretrain_tiny").get_config()
+    config.data.photos = ("photos",)
+    read = settings.read(config.to_dict(), PretrainSettings)
+    assert read.model.num_patches == 196
+    config.model.num_heads = 5
+    with pytest.raises(ValueError, match=r"MAEConfig.width 192 is not a multiple of num_heads 5"):
+        settings.read(config.to_dict(), PretrainSettings)
 
 
 def test_sd14_is_what_the_paper_states() -> None:
-    read = settings.read(config_with("seed", 0))
+    read = settings.read(config_with("seed", 0), Settings)
     assert read.detector.num_runs == 2
     assert read.detector.fusion == "additive"
     assert read.train.epochs == 25
@@ -42,8 +53,8 @@ def test_settings_survive_json() -> None:
     import dataclasses
     import json
 
-    read = settings.read(config_with("seed", 5))
-    assert settings.read(json.loads(json.dumps(dataclasses.asdict(read)))) == read
+    read = settings.read(config_with("seed", 5), Settings)
+    assert settings.read(json.loads(json.dumps(dataclasses.asdict(read))), Settings) == read
 
 
 @pytest.mark.parametrize(
@@ -53,9 +64,16 @@ def test_settings_survive_json() -> None:
         ("train.epoch", 3, "config.train.epoch is not a setting"),
         ("train.epochs", "3", "config.train.epochs must be int, is '3'"),
         ("train.epochs", True, "config.train.epochs must be int"),
-        ("train.epochs", 0, "config.train.epochs must be positive"),
+        ("train.epochs", 0, "config.train.epochs must be 1 or more"),
+        ("train.warmup", 2.0, "config.train.warmup must be between 0 and 1"),
+        ("train.learning_rate", -1.0, "config.train.learning_rate must be 0 or more"),
+        ("eval.confidence", 95.0, "config.eval.confidence must be between 0 and 1"),
+        ("data.resize", -1, "config.data.resize must be 0 or more"),
+        ("seed", -1, "config.seed must be 0 or more"),
+        ("train", 3, "config.train must be a section"),
+        ("detector.mask_ratio", 7.0, "detector.mask_ratio must lie in"),
         ("data.root", "", "config.data.root is empty"),
-        ("data.holdout", 1.0, "config.data.holdout must lie between"),
+        ("data.holdout", 1.5, "config.data.holdout must be between 0 and 1"),
         ("data.train_generators", "sd", "config.data.train_generators must be a tuple"),
         ("data.train_generators", (), "config.data.train_generators is empty"),
         ("detector.fusion", "sum", "detector.fusion is 'sum': use one of"),
@@ -64,8 +82,8 @@ def test_settings_survive_json() -> None:
 )
 def test_mistakes_are_named(path: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        settings.read(config_with(path, value))
+        settings.read(config_with(path, value), Settings)
 
 
 def test_whole_numbers_are_fine_where_fractions_are_asked_for() -> None:
-    assert settings.read(config_with("train.learning_rate", 1)).train.learning_rate == 1.0
+    assert settings.read(config_with("train.learning_rate", 1), Settings).train.learning_rate == 1.0

@@ -220,5 +220,5 @@ def test_the_global_pathway_has_its_own_weight_decay(backbone: Backbone, strong:
 
 @pytest.mark.parametrize("batch_size", [0, 12])
 def test_batches_that_devices_cannot_share_are_refused(batch_size: int) -> None:
-    with pytest.raises(ValueError, match=f"batch_size {batch_size} is not divisible by the 8"):
-        Replicas().check_batch_size(batch_size)
+    with pytest.raises(ValueError, match=f"some.field {batch_size} is not divisible by the 8"):
+        Replicas().check_batch_size(batch_size, "some.field")

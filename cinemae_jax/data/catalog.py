@@ -1,8 +1,9 @@
 """Labelled image folders to one table of records, without opening a single image.
 
 A class folder (``ai`` or ``nature``, ``1_fake`` or ``0_real``) holds the images; a folder
-``train``, ``val`` or ``test`` above it names the split, the topmost folder the generator.  That
-covers GenImage's ``<generator>/<inner>/{train,val}/{ai,nature}`` and the plainer layouts.
+``train``, ``val`` or ``test`` somewhere above it names the split (``test`` counts as ``val``, as
+does the lack of one), the topmost other folder the generator.  That covers GenImage's
+``<generator>/<inner>/{train,val}/{ai,nature}`` and the plainer layouts.
 """
 
 import collections
@@ -91,17 +92,30 @@ class Catalog:
         return dataclasses.replace(self, table=table)
 
     def hold_out(self, fraction: float) -> tuple["Catalog", "Catalog"]:
-        """Splits off about ``fraction`` of the rows by their example ids, the same ones always.
+        """Splits off about ``fraction`` of each class, by the order of the example ids.
+
+        The same images are held out on every machine, whatever the order of the table.
 
         Returns:
           (rest, held out).
         """
-        ids = self.table["example_id"].to_numpy()
-        held = (ids >> np.uint64(32)) < np.uint64(fraction * 2**32)
+        ids, labels = self.table["example_id"].to_numpy(), self.labels
+        held = np.zeros(len(ids), bool)
+        for label in (NATURE, AI):
+            rows = np.flatnonzero(labels == label)
+            held[rows[np.argsort(ids[rows])][: round(fraction * len(rows))]] = True
         return (
             dataclasses.replace(self, table=self.table.filter(pa.array(~held))),
             dataclasses.replace(self, table=self.table.filter(pa.array(held))),
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the paths and labels: equal for the same images under another root."""
+        digest = hashlib.sha256()
+        for row in zip(self.table["example_id"].to_pylist(), self.labels.tolist(), strict=True):
+            digest.update(b"%d,%d;" % row)
+        return digest.hexdigest()
 
     def require_both_classes(self, what: str) -> None:
         """Raises CatalogError unless both labels occur."""
@@ -203,7 +217,7 @@ def _image_files(root: Path, skipped: collections.Counter[str]) -> Iterator[str]
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
-                    skipped["hidden"] += 1
+                    skipped["hidden file or folder"] += 1
                 elif entry.is_dir(follow_symlinks=True):
                     pending.append((entry.path, f"{prefix}{entry.name}/"))
                 elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
@@ -220,7 +234,6 @@ def _place(path: PurePosixPath, root_name: str) -> tuple[int, str, str] | None:
     if not folders:
         return None
     label = CLASS_FOLDERS[folders.pop()]
-    split = "val"
-    if folders and folders[-1] in SPLIT_FOLDERS:
-        split = SPLIT_FOLDERS[folders.pop()]
-    return label, folders[0] if folders else root_name, split
+    splits = [SPLIT_FOLDERS[name] for name in folders if name in SPLIT_FOLDERS]
+    others = [name for name in folders if name not in SPLIT_FOLDERS]
+    return label, others[0] if others else root_name, splits[-1] if splits else "val"

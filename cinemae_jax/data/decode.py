@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 80_000_000
 """Above this an image is refused before it is decoded; Pillow's own bomb limit is at 89 million."""
+MAX_ASPECT = 32
+"""Longest side over shortest: a resize of a longer strip would need gigabytes."""
 MIN_SIDE = 16
 """Shortest side, pixels, of an image worth a score: one patch of the official models."""
 BACKGROUND = (255, 255, 255)
@@ -65,6 +67,8 @@ def _check_size(size: tuple[int, int]) -> None:
         raise DecodeError(f"too large: {width} x {height} is above {MAX_PIXELS:,} pixels")
     if min(size) < MIN_SIDE:
         raise DecodeError(f"too small: {width} x {height} has a side below {MIN_SIDE} pixels")
+    if max(size) > MAX_ASPECT * min(size):
+        raise DecodeError(f"too narrow: {width} x {height} has sides of above {MAX_ASPECT} to 1")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -168,13 +172,6 @@ class RandomResizedCrop:
         w, h = min(w * shrink, width), min(h * shrink, height)
         left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
         return left, top, left + w, top + h
-
-
-def encode_jpeg(array: RGB, quality: int) -> bytes:
-    """A baseline JPEG, 4:2:0."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
-    return buffer.getvalue()
 
 
 def encode_png(array: RGB) -> bytes:

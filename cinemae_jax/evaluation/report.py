@@ -1,6 +1,5 @@
 """Results for people and programs: terminal table, eval.json, eval.csv, scores.csv, report.html."""
 
-import base64
 import dataclasses
 import importlib.metadata
 import io
@@ -13,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from sklearn.metrics import roc_curve
 
 from cinemae_jax.evaluation.metrics import METRICS, Estimate, Row
+from cinemae_jax.evaluation.plots import plots
 
 TITLES = {
     "accuracy": "accuracy",
@@ -34,7 +31,6 @@ TITLES = {
 }
 PACKAGES = ("cinemae_jax", "jax", "flax", "optax", "numpy", "pillow", "scikit-learn")
 TEXT_WIDTH = 120  # columns; longer generator names are cut
-CLASS_COLOURS = {"nature": "#2a7fb8", "ai": "#d1603d"}
 
 
 def as_text(rows: Sequence[Row], confidence: float) -> str:
@@ -54,7 +50,17 @@ def as_text(rows: Sequence[Row], confidence: float) -> str:
         table.add_row(row.name, str(row.nature), str(row.ai), str(row.bad), *map(escape, cells))
     buffer = io.StringIO()
     Console(file=buffer, width=TEXT_WIDTH, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    return "\n".join([*lines, *undefined(rows)])
+
+
+def undefined(rows: Sequence[Row]) -> list[str]:
+    """One sentence for every generator that makes the mean undefined."""
+    return [
+        f"No mean: {row.name} has {row.nature} readable nature and {row.ai} readable ai images."
+        for row in rows
+        if row.name != "mean" and math.isnan(row.metrics["auc"].value)
+    ]
 
 
 def format_estimate(estimate: Estimate, *, with_interval: bool = True) -> str:
@@ -99,7 +105,8 @@ def as_html(rows: Sequence[Row], scores: pa.Table, facts: Mapping[str, Any]) -> 
     return environment.get_template("report.html.j2").render(
         rows=rows,
         titles=TITLES,
-        plots=[(title, _svg_data(figure)) for title, figure in _plots(scores)],
+        plots=plots(scores),
+        undefined=undefined(rows),
         facts=facts,
         settings=json.dumps(facts["settings"], indent=2),
     )
@@ -109,91 +116,6 @@ def versions() -> dict[str, str]:
     """Of Python and the packages that a number depends on."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **found}
-
-
-def _plots(scores: pa.Table) -> list[tuple[str, Figure]]:
-    valid = scores.filter(pa.compute.is_valid(scores["logit"]))
-    generators = sorted(set(valid["generator"].to_pylist()))
-    columns = {
-        name: valid[name].to_numpy()
-        for name in (
-            "label",
-            "probability",
-            "variability",
-            "mean_anomaly",
-            "perturbation_sensitivity",
-        )
-    }
-    of = np.array(valid["generator"].to_pylist())
-    return [
-        ("ROC by generator", _roc(columns["label"], columns["probability"], of, generators)),
-        ("Probability of AI by generator", _strips(columns, of, generators)),
-        ("The three LCAS statistics by class, all generators", _statistics(columns)),
-    ]
-
-
-def _roc(
-    labels: np.ndarray, probability: np.ndarray, of: np.ndarray, generators: Sequence[str]
-) -> Figure:
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
-    for name in generators:
-        y, p = labels[of == name], probability[of == name]
-        if len(set(y)) == 2:
-            axes.plot(*roc_curve(y, p)[:2], label=name)
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel="photographs called AI", ylabel="AI images called AI", aspect="equal")
-    axes.legend(fontsize="small", frameon=False)
-    return figure
-
-
-def _strips(columns: dict[str, np.ndarray], of: np.ndarray, generators: Sequence[str]) -> Figure:
-    figure = Figure(figsize=(7, 0.6 * len(generators) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    jitter = np.random.default_rng(0)
-    for line, name in enumerate(generators):
-        for label, (kind, colour) in enumerate(CLASS_COLOURS.items()):
-            values = columns["probability"][(of == name) & (columns["label"] == label)]
-            height = line + (0.2 if label else -0.2) + jitter.uniform(-0.12, 0.12, len(values))
-            axes.scatter(
-                values,
-                height,
-                s=7,
-                alpha=0.5,
-                color=colour,
-                linewidths=0,
-                label=kind if line == 0 else None,
-            )
-    axes.axvline(0.5, color="grey", linestyle=":", linewidth=1)
-    axes.set(
-        xlim=(-0.02, 1.02),
-        xlabel="probability of AI",
-        yticks=range(len(generators)),
-        yticklabels=generators,
-    )
-    axes.invert_yaxis()
-    axes.legend(fontsize="small", frameon=False, loc="upper center", ncols=2)
-    return figure
-
-
-def _statistics(columns: dict[str, np.ndarray]) -> Figure:
-    names = ("variability", "mean_anomaly", "perturbation_sensitivity")
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 3), names, strict=True):
-        low, high = np.quantile(columns[name], [0.005, 0.995])
-        bins = np.linspace(low, high if high > low else low + 1, 31)
-        for label, (kind, colour) in enumerate(CLASS_COLOURS.items()):
-            values = columns[name][columns["label"] == label]
-            axes.hist(values, bins, density=True, alpha=0.5, color=colour, label=kind)
-        axes.set(title=name.replace("_", " "), yticks=[])
-    figure.axes[0].legend(fontsize="small", frameon=False)
-    return figure
-
-
-def _svg_data(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _as_json(row: Row) -> dict[str, Any]:

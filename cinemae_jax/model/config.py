@@ -14,6 +14,8 @@ LOGARITHMIC_SCORES = ("conditional_nll", "relative")
 """Scores that can be negative: their statistics enter the head as they are, not as log1p."""
 
 Sensitivity = Literal["run", "patch"]
+STATISTICS = ("variability", "mean_anomaly", "perturbation_sensitivity")
+"""s1, s2, s3."""
 Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 Pooling = Literal["cls", "mean"]
@@ -135,6 +137,9 @@ class DetectorConfig:
       fusion: one of ``FUSIONS``.
       hidden: hidden width of MLP_δ.
       dtype: of the backbone's activations; LCAS and head are float32 always.
+      uniform_variance: variance within a patch, ImageNet-normalised pixels, below which it counts
+        as uniform; 1e-3 is a standard deviation of about 2 grey levels.
+      low_context_share: share of uniform patches above which an image is flagged low-context.
 
     Raises:
       ValueError: if a field, or a pair of fields, makes no sense; the message names it.
@@ -149,6 +154,8 @@ class DetectorConfig:
     fusion: Fusion = "additive"
     hidden: int = 256
     dtype: Dtype = "float32"
+    uniform_variance: float = 1e-3
+    low_context_share: float = 0.5
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
@@ -163,6 +170,18 @@ class DetectorConfig:
                 raise ValueError(
                     f"detector.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
                 )
+        for name, low, high in (
+            ("mask_ratio", 0.0, 1.0),
+            ("mismatch_weight", 0.0, float("inf")),
+            ("uniform_variance", 0.0, float("inf")),
+            ("low_context_share", 0.0, 1.0),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"detector.{name} must lie in [{low:g}, {high:g}], is {getattr(self, name)}"
+                )
+        if self.hidden < 1:
+            raise ValueError(f"detector.hidden must be positive, is {self.hidden}")
         if self.num_runs < 0:
             raise ValueError(f"detector.num_runs must be 0 or more, is {self.num_runs}")
         if self.num_runs == 0 and self.fusion != "global":

@@ -14,7 +14,13 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from cinemae_jax.model import lcas, masking
-from cinemae_jax.model.config import CHANNELS, LOGARITHMIC_SCORES, DetectorConfig, MAEConfig
+from cinemae_jax.model.config import (
+    CHANNELS,
+    LOGARITHMIC_SCORES,
+    STATISTICS,
+    DetectorConfig,
+    MAEConfig,
+)
 from cinemae_jax.model.head import HeadState, head_of
 from cinemae_jax.model.mae import (
     MAE,
@@ -23,8 +29,6 @@ from cinemae_jax.model.mae import (
     patchify,
     to_target,
 )
-
-STATISTICS = ("variability", "mean_anomaly", "perturbation_sensitivity")
 
 
 @struct.dataclass
@@ -88,6 +92,7 @@ def extract_features(
     num_visible = mae_config.num_visible(config.mask_ratio)
 
     tokens = model.apply(variables, pixels, method="encode")
+    tokens = tokens.astype(jnp.float32)
     f_global = tokens[:, 0] if config.pooling == "cls" else tokens[:, 1:].mean(axis=1)
 
     def all_ids(key: Key[Array, ""], run: Int[Array, " k"]) -> Int[Array, "k n"]:
@@ -105,7 +110,7 @@ def extract_features(
     else:  # nothing to trace: an encoder-only backbone has no decoder
         none = jnp.zeros((len(images), 0, mae_config.num_patches - num_visible))
         terms = lcas.Terms(none, none, none, none, jnp.zeros((len(images), 0, CHANNELS)))
-    features = Features(f_global.astype(jnp.float32), terms, masked)
+    features = Features(f_global, terms, masked)
     return jax.lax.stop_gradient(features)
 
 

@@ -3,6 +3,7 @@
 In: standardised global feature (B, D) and statistics (B, S).  Out: logits (B,), positive for AI.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +13,13 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from cinemae_jax.model.config import FUSIONS, DetectorConfig, Fusion
+from cinemae_jax.model.mae import LayerNorm
 
 GLOBAL_PATHWAY = "global_classifier"
 """Name of the module that alone reads f_global in ``logit`` fusion; it has its own weight decay."""
 
 STD_FLOOR = 1e-6
+_Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)  # float32, on TPU too
 GATE_BIAS = 2.0  # sigmoid(2) = 0.88: fusion starts near f_global
 
 
@@ -45,8 +48,8 @@ class AnomalyMLP(nn.Module):
 
     @nn.compact
     def __call__(self, stats: Float[Array, "b s"]) -> Float[Array, "b w"]:
-        y = jax.nn.gelu(nn.Dense(self.hidden)(stats), approximate=False)
-        return nn.Dense(self.width, kernel_init=nn.initializers.zeros)(y)
+        y = jax.nn.gelu(_Dense(self.hidden)(stats), approximate=False)
+        return _Dense(self.width, kernel_init=nn.initializers.zeros)(y)
 
 
 class Head(nn.Module):
@@ -72,7 +75,7 @@ class Head(nn.Module):
     ) -> Float[Array, " b"]:
         width = f_global.shape[-1]
         if self.fusion == "logit":
-            by_content = nn.Dense(1, name=GLOBAL_PATHWAY)(f_global)
+            by_content = _Dense(1, name=GLOBAL_PATHWAY)(f_global)
             by_anomaly = AnomalyMLP(self.hidden, 1, name="mlp")(stats)
             return (by_content + by_anomaly)[:, 0]
         if self.fusion == "global":
@@ -80,9 +83,7 @@ class Head(nn.Module):
         else:
             f_anomaly = AnomalyMLP(self.hidden, width, name="mlp")(stats)
             fused = self._fuse(f_global, f_anomaly)
-        return nn.Dense(1, name="classifier")(
-            nn.LayerNorm(use_fast_variance=False, name="norm")(fused)
-        )[:, 0]
+        return _Dense(1, name="classifier")(LayerNorm(name="norm")(fused))[:, 0]
 
     def _fuse(
         self, f_global: Float[Array, "b d"], f_anomaly: Float[Array, "b d"]
@@ -95,7 +96,7 @@ class Head(nn.Module):
         if self.fusion == "concat":
             return both
         bias = nn.initializers.constant(GATE_BIAS)
-        gate = jax.nn.sigmoid(nn.Dense(f_global.shape[-1], bias_init=bias, name="gate")(both))
+        gate = jax.nn.sigmoid(_Dense(f_global.shape[-1], bias_init=bias, name="gate")(both))
         return gate * f_global + (1 - gate) * f_anomaly
 
 

@@ -64,6 +64,19 @@ def patch_variance(patches: Float[Array, "m d"]) -> Float[Array, " m"]:
     return patches.astype(jnp.float32).var(axis=-1)
 
 
+def uniform_share(
+    patches: Float[Array, "l d"], threshold: float, *, channels: int = 3
+) -> Float[Array, ""]:
+    """Share of the patches of an image that are nearly uniform: where LCAS has little to go by.
+
+    Args:
+      patches: of ImageNet-normalised pixels, whatever the target space.
+      threshold: on the variance over the pixels of a patch, averaged over channels.
+    """
+    pixels = patches.astype(jnp.float32).reshape(len(patches), -1, channels)
+    return (pixels.var(axis=1).mean(axis=-1) < threshold).mean()
+
+
 def run_terms(
     patches: Float[Array, "l d"],
     predictions: Float[Array, "m d"],

@@ -1,0 +1,136 @@
+"""The bundled demonstration images are what their manifest and their attribution say they are.
+
+A detector must find nothing in the files themselves that tells the classes apart, nothing may
+leak from train to val, and every image must be allowed to ship.
+"""
+
+import csv
+import hashlib
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from PIL import Image, JpegImagePlugin
+
+DEMO = Path(__file__).parents[1] / "cinemae_jax" / "assets" / "demo"
+LICENCES = {
+    "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0", "MIT", "public domain",
+}  # fmt: skip
+CHROMA_420 = 2  # Pillow's number
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, str]]:
+    with (DEMO / "manifest.csv").open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.fixture(scope="module")
+def attribution() -> dict[str, list[str]]:
+    """The cells of each image's line in ATTRIBUTION.md, by its shortened path."""
+    text = (DEMO / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    lines = [line[2:-2] for line in text.splitlines() if line.startswith("| `")]
+    tables = [[cell.replace("\\|", "|") for cell in line.split(" | ")] for line in lines]
+    assert len({cells[0] for cells in tables}) == len(tables)
+    return {cells[0].strip("`"): cells for cells in tables}
+
+
+def short_path(row: dict[str, str]) -> str:
+    generator, _, *rest = row["path"].split("/")
+    return "/".join([generator, "...", *rest])
+
+
+def repeated(values: list[object]) -> list[object]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def test_manifest_and_folder_hold_the_same_files(rows):
+    files = {path.relative_to(DEMO).as_posix() for path in DEMO.rglob("*") if path.is_file()}
+    paths = [row["path"] for row in rows]
+    assert not repeated(paths)
+    assert files == {*paths, "manifest.csv", "ATTRIBUTION.md"}
+
+
+def test_path_tells_generator_split_and_label(rows):
+    for row in rows:
+        folder = Path(row["path"]).parent.as_posix()
+        assert folder == f"{row['generator']}/imagenet_ai_demo/{row['split']}/{row['label']}"
+
+
+def test_every_image_is_the_one_of_the_manifest(rows):
+    digests = {
+        row["path"]: hashlib.sha256((DEMO / row["path"]).read_bytes()).hexdigest() for row in rows
+    }
+    assert digests == {row["path"]: row["sha256"] for row in rows}
+    assert not repeated(list(digests.values()))
+
+
+def test_encoding_does_not_tell_the_classes_apart(rows):
+    encodings = defaultdict(set)
+    for row in rows:
+        with Image.open(DEMO / row["path"]) as image:
+            image.load()
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (256, 256)), row
+            assert JpegImagePlugin.get_sampling(image) == CHROMA_420, row
+            tables = tuple((key, tuple(table)) for key, table in image.quantization.items())
+            # The JFIF header, which every encoder writes, is the only segment beside the picture.
+            assert [name for name, _ in image.applist] == ["APP0"], row
+            encodings[row["label"]].add((tables, tuple(sorted(image.info.items()))))
+        assert (DEMO / row["path"]).read_bytes().endswith(b"\xff\xd9"), row
+    assert encodings.keys() == {"ai", "nature"}
+    assert len(encodings["ai"]) == 1
+    assert encodings["ai"] == encodings["nature"]
+
+
+def test_classes_are_equal_in_number(rows):
+    counts = Counter((row["generator"], row["split"], row["label"]) for row in rows)
+    for generator, split in {key[:2] for key in counts}:
+        assert counts[generator, split, "ai"] == counts[generator, split, "nature"]
+    assert {label for _, _, label in counts} == {"ai", "nature"}
+
+
+def test_only_stable_diffusion_is_trained_on(rows):
+    assert {row["generator"] for row in rows if row["split"] == "train"} == {"stable_diffusion"}
+    evaluated = {row["generator"] for row in rows if row["split"] == "val"}
+    assert evaluated == {row["generator"] for row in rows}
+    assert {row["split"] for row in rows} == {"train", "val"}
+
+
+def test_no_source_is_used_twice(rows):
+    assert not repeated([(row["package"], row["member"]) for row in rows])
+
+
+def test_no_photographer_is_in_train_and_in_val(rows):
+    splits = defaultdict(set)
+    for row in rows:
+        if row["label"] == "nature":
+            assert row["author"], row
+            splits[row["author"].casefold()].add(row["split"])
+    assert [author for author, found in splits.items() if len(found) > 1] == []
+
+
+def test_ai_images_say_what_they_were_made_from(rows):
+    edits = re.compile(r"i2i|image2image|(in|out)paint|_edit|kontext", re.IGNORECASE)
+    for row in rows:
+        assert bool(row["condition"]) == bool(row["model"]) == (row["label"] == "ai"), row
+        assert not edits.search(row["member"].rpartition("/")[2]), row
+
+
+def test_licences_let_the_images_ship(rows):
+    assert {row["licence"] for row in rows} <= LICENCES
+
+
+def test_every_image_is_credited_with_its_licence(rows, attribution):
+    assert attribution.keys() == {short_path(row) for row in rows}
+    for row in rows:
+        cells = attribution[short_path(row)]
+        licence = re.sub(r"^\[(.*)\]\(https://creativecommons\.org/.*\)$", r"\1", cells[-2])
+        assert licence == row["licence"], row
+        assert row["author"] in cells, row
+        assert cells[-1] == row["package"], row
+        assert row["condition"] in cells or row["label"] == "nature", row
+
+
+def test_set_stays_small():
+    assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 10e6
