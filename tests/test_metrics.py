@@ -84,7 +84,8 @@ def test_what_is_undefined_is_nan_and_shown_as_a_dash(labels: list[int], tmp_pat
     rows = evaluate(y, np.linspace(-1, 1, len(y)), names, valid=valid, bootstrap=5)
     odd = next(r for r in rows if r.name == "odd")
     assert math.isnan(odd.metrics["auc"].value)
-    assert report.format_estimate(odd.metrics["auc"]) == "–"
+    assert report.format_value(odd.metrics["auc"]) == "–"
+    assert report.format_interval(odd.metrics["auc"]) == ""
     assert "odd" in report.as_text(rows, 0.95)
 
 
@@ -138,7 +139,8 @@ def test_files_say_the_same_as_the_rows(tmp_path: Path) -> None:
     assert scores["path"].to_pylist() == table["path"].to_pylist()
     assert scores["logit"].null_count == 1
     page = (tmp_path / "report.html").read_text()
-    assert report.format_estimate(rows[0].metrics["auc"]) in page
+    assert report.format_value(rows[0].metrics["auc"]) in page
+    assert report.format_interval(rows[0].metrics["auc"]) in page
     assert "<script>" not in page
     assert page.count("data:image/svg+xml;base64,") == 3
 

@@ -30,7 +30,8 @@ TITLES = {
     "auc": "AUC",
 }
 PACKAGES = ("cinemae_jax", "jax", "flax", "optax", "numpy", "pillow", "scikit-learn")
-TEXT_WIDTH = 120  # columns; longer generator names are cut
+TEXT_WIDTH = 160  # columns at most; the table takes what it needs
+NAME_WIDTH = 28  # longer generator names are cut
 
 
 def as_text(rows: Sequence[Row], confidence: float) -> str:
@@ -38,15 +39,16 @@ def as_text(rows: Sequence[Row], confidence: float) -> str:
     table = Table(
         title=f"accuracy at probability 0.5; [{confidence:.0%} bootstrap interval]", box=SIMPLE
     )
-    table.add_column("generator", no_wrap=True)
+    table.add_column("generator", no_wrap=True, max_width=NAME_WIDTH)
     for name in ("nature", "ai", "unread", *TITLES.values()):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         if row.name == "mean":
             table.add_section()
-        cells = [
-            format_estimate(row.metrics[m], with_interval=m in ("accuracy", "auc")) for m in TITLES
-        ]
+        cells = [format_value(row.metrics[m]) for m in TITLES]
+        for i, name in enumerate(TITLES):
+            if name in ("accuracy", "auc"):
+                cells[i] = f"{cells[i]} {format_interval(row.metrics[name])}".strip()
         table.add_row(row.name, str(row.nature), str(row.ai), str(row.bad), *map(escape, cells))
     buffer = io.StringIO()
     Console(file=buffer, width=TEXT_WIDTH, color_system=None).print(table)
@@ -63,14 +65,16 @@ def undefined(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def format_estimate(estimate: Estimate, *, with_interval: bool = True) -> str:
-    """For example ``91.2 [88.0, 94.1]``, in per cent; a dash where undefined."""
-    if math.isnan(estimate.value):
-        return "–"
-    text = f"{100 * estimate.value:.1f}"
-    if math.isnan(estimate.low) or not with_interval:
-        return text
-    return f"{text} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+def format_value(estimate: Estimate) -> str:
+    """In per cent, for example ``91.2``; a dash where undefined."""
+    return "–" if math.isnan(estimate.value) else f"{100 * estimate.value:.1f}"
+
+
+def format_interval(estimate: Estimate) -> str:
+    """In per cent, for example ``[88.0, 94.1]``; empty where there is none."""
+    if math.isnan(estimate.low):
+        return ""
+    return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
 def write(workdir: Path, rows: Sequence[Row], scores: pa.Table, facts: Mapping[str, Any]) -> None:
@@ -101,7 +105,7 @@ def as_html(rows: Sequence[Row], scores: pa.Table, facts: Mapping[str, Any]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["estimate"] = format_estimate
+    environment.filters |= {"value": format_value, "interval": format_interval}
     return environment.get_template("report.html.j2").render(
         rows=rows,
         titles=TITLES,
