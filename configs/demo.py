@@ -20,9 +20,10 @@ def get_config() -> ConfigDict:
     config.data.root = str(Path(cinemae_jax.__file__).parent / "assets" / "demo")
     config.data.train_generators = ("stable_diffusion",)
     config.data.holdout = 0.2
-    config.data.resize = 128
+    config.data.resize = 0  # native pixels: crops of 112 from 256
     config.data.num_threads = 2
     config.train.batch_size = 32
+    config.train.epochs = 50  # of 28 images
     config.train.checkpoint_every = 100
     config.eval.batch_size = 16
     return config
