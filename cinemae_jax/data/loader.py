@@ -6,8 +6,7 @@ not ``valid`` and says why; nothing is dropped.
 """
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +36,34 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Random access to the undecoded records of a stream: file, label, id."""
+    """Random access to the undecoded images of a data set.
 
-    paths: Sequence[str | os.PathLike[str]]
+    Attributes:
+      read: row to the bytes of its file; raises OSError if there are none.
+      labels: (N,) int32.
+      example_ids: (N,) uint64.
+    """
+
+    read: Callable[[int], bytes]
     labels: np.ndarray
     example_ids: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {"row": row}
 
 
 def from_catalog(catalog: Catalog) -> Images:
-    names = catalog.table["path"].to_pylist()
-    return Images(
-        [os.path.join(catalog.root, name) for name in names],  # noqa: PTH118
-        catalog.labels.astype(np.int32),
-        catalog.table["example_id"].to_numpy(),
-    )
+    """The files of a catalog."""
+    names = catalog.table["path"]
+
+    def read(row: int) -> bytes:
+        return Path(catalog.root, names[row].as_py()).read_bytes()
+
+    ids = catalog.table["example_id"].to_numpy()
+    return Images(read, catalog.labels.astype(np.int32), ids)
 
 
 def train_batches(
@@ -153,7 +160,7 @@ def _reader(
         if row >= 0:
             label, example_id = int(images.labels[row]), int(images.example_ids[row])
             try:
-                data = Path(images.paths[row]).read_bytes()
+                data = images.read(row)
                 pixels = transform(data, np.random.default_rng([seed, epoch, example_id]))
             except (DecodeError, OSError) as failure:
                 error = str(failure)[:MAX_ERROR] or type(failure).__name__
