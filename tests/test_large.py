@@ -23,7 +23,7 @@ def test_vit_large_runs_forward_and_steps_its_head() -> None:
     normalizer = Normalizer(
         *(np.full(n, v, np.float32) for n, v in ((width, 0), (width, 1), (3, 0), (3, 1)))
     )
-    tx = steps.make_optimizer(lambda _: 1e-3, weight_decay=0.01, global_weight_decay=0.01)
+    tx = steps.make_optimizer(lambda _: 1e-5, weight_decay=0.01, global_weight_decay=0.01)
     state = replicas.replicate(steps.TrainState(params, tx.init(params)))
     frozen = replicas.replicate(steps.Frozen(backbone, normalizer, jax.random.key(0)))
     before = np.asarray(frozen.backbone.params["encoder_23"]["fc2"]["kernel"]).tobytes()
@@ -46,6 +46,6 @@ def test_vit_large_runs_forward_and_steps_its_head() -> None:
         f"\nViT-L/16: {num_params(backbone.params) / 1e6:.0f} M parameters, first step "
         f"{seconds[0]:.1f} s, then {min(seconds[1:]):.1f} s for 2 images; peak {peak:.1f} GiB"
     )
-    assert losses[-1] < losses[0]
+    assert losses[0] > losses[1] > losses[2]  # small steps go downhill
     assert before == np.asarray(frozen.backbone.params["encoder_23"]["fc2"]["kernel"]).tobytes()
     assert num_params(state) < 0.01 * num_params(backbone.params)
