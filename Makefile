@@ -13,7 +13,7 @@ DEMO := runs/demo
 
 demo: $(VENV)/.package
 	rm -rf $(DEMO)
-	$(BIN)/python -m cinemae_jax.train --config configs/demo.py --workdir $(DEMO)
+	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/python -m cinemae_jax.train --config configs/demo.py --workdir $(DEMO)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not parity" $(ARGS)

@@ -3,10 +3,10 @@
     python -m cinemae_jax.evaluate --config configs/sd14.py --workdir runs/sd14 \\
         --config.data.root=/data/GenImage
 
-Reads the best checkpoint of --workdir.  Of the config only ``data.root``, ``data.test_generators``,
-``data.num_threads`` and ``eval`` count, and ``backbone`` where that file exists:
-everything else is part of the trained detector.  Writes eval.json, eval.csv, scores.csv,
-report.html and, where there were any, bad_images.csv.
+Reads the best checkpoint of --workdir.  Of the config only ``data.root``, ``data.source``,
+``data.quarantine``, ``data.test_generators``, ``data.num_threads`` and ``eval`` count, and
+``backbone`` where that file exists: everything else is part of the trained detector.  Writes
+eval.json, eval.csv, scores.csv, report.html and, where there were any, bad_images.csv.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
 from cinemae_jax import cli, settings, trained
-from cinemae_jax.data import catalog
 from cinemae_jax.data.bad import BadImage, BadImages, count_by_class
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.distributed import Replicas
@@ -122,11 +121,14 @@ def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> li
     data = dataclasses.replace(
         detector.settings.data,
         root=config.data.root,
+        source=config.data.source,
+        quarantine=config.data.quarantine,
         test_generators=config.data.test_generators,
         num_threads=config.data.num_threads,
     )
     used = dataclasses.replace(detector.settings, data=data, eval=config.eval)
-    everything = catalog.scan(data.root)
+    everything = data.scan()
+    cli.say(everything.explain())
     cli.report_skipped(everything)
     images = everything.select(generators=data.test_generators or None, split="val")
     bad = BadImages(workdir / cli.BAD_IMAGES)

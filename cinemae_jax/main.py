@@ -4,21 +4,25 @@ Exit codes: 0 all done; 1 some inputs failed, each named; 2 usage or configurati
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from cinemae_jax import __version__
 
-COMMANDS = {"convert": "published MAE checkpoint to a frozen backbone"}
+COMMANDS = {
+    "convert": "published MAE checkpoint to a frozen backbone",
+    "doctor": "opens every image of a data set and says what is wrong with it",
+}
+MODULES = {"convert": "weights_convert.__main__", "doctor": "cinemae_jax.doctor"}
+"""Where ``main(argv)`` of each command is, its name first in argv; imported when it is called."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; each has its own ``--help``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
-        from weights_convert.__main__ import main as convert  # keeps start-up short
-
-        return convert(arguments)
+        return importlib.import_module(MODULES[arguments[0]]).main(arguments)
     parser().parse_args(arguments)
     parser().print_help()
     return 0

@@ -28,7 +28,8 @@ from cinemae_jax.checkpoint import Checkpoints
 from cinemae_jax.data import catalog, loader
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.decode import Crop, RandomResizedCrop, encode_png
+from cinemae_jax.data.decode import encode_png
+from cinemae_jax.data.transforms import Crop, RandomResizedCrop
 from cinemae_jax.distributed import AXIS, Replicas
 from cinemae_jax.model.detector import random_backbone
 from cinemae_jax.model.mae import MAE

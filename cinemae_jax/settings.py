@@ -8,10 +8,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from cinemae_jax.data.decode import Crop
+from cinemae_jax.data import catalog
+from cinemae_jax.data.catalog import Catalog, read_quarantine
+from cinemae_jax.data.loader import Images, from_catalog
+from cinemae_jax.data.transforms import Augment, Crop
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
 
 T = TypeVar("T")
+Source = typing.Literal["folder", "tfds"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,37 +23,73 @@ class DataSettings:
     """Which images, and how they become squares.
 
     Attributes:
-      root: folder of the data set, in GenImage's layout.
+      root: folder of the data set in a known layout, a CSV or Parquet list (``data.catalog``), or
+        the folder that ``data.genimage`` has built into.
+      source: ``folder`` (or list), or ``tfds``.
+      quarantine: CSV of images to leave out, as ``cinemae doctor`` writes it; empty for none.
       train_generators: whose ``train`` split the head learns from.
       test_generators: whose ``val`` split is scored; empty means all.
       holdout: share of the training images kept for validation, picked by their ids.
       resize: shorter side before cropping, pixels; 0 keeps native pixels.
-      random_crop, flip: of training images, of both classes alike.
+      random_crop, flip, augment: of training images, of both classes alike.
       num_threads: decoding threads.
     """
 
     root: str
+    source: Source
+    quarantine: str
     train_generators: tuple[str, ...]
     test_generators: tuple[str, ...]
     holdout: float
     resize: int
     random_crop: bool
     flip: bool
+    augment: Augment
     num_threads: int
 
     def __post_init__(self) -> None:
         if not self.root:
             raise ValueError("config.data.root is empty: name the folder of the data set")
+        if self.source not in typing.get_args(Source):
+            raise ValueError(f"config.data.source is {self.source!r}: use 'folder' or 'tfds'")
         if not self.train_generators:
             raise ValueError("config.data.train_generators is empty: name at least one generator")
         _require("config.data", self, holdout=(0, 1), resize=(0, None), num_threads=(1, None))
+
+    def scan(self) -> Catalog:
+        """All images of the data set but the quarantined ones.
+
+        Raises:
+          CatalogError: if there is no data set, or it cannot be understood.
+        """
+        if self.source == "tfds":
+            from cinemae_jax.data import genimage  # TFDS takes a second to import
+
+            found, _ = genimage.open_tfds(self.root)
+        else:
+            found = catalog.scan(self.root)
+        return found.without(read_quarantine(self.quarantine)) if self.quarantine else found
+
+    def images(self, some: Catalog) -> Images:
+        """The files of some of the images of ``scan``."""
+        if self.source == "tfds":
+            from cinemae_jax.data import genimage
+
+            return genimage.from_catalog(some)
+        return from_catalog(some)
 
     def eval_transform(self, size: int) -> Crop:
         """Centre crop: the same for every image, every time."""
         return Crop(size, resize=self.resize)
 
     def train_transform(self, size: int) -> Crop:
-        return Crop(size, resize=self.resize, random=self.random_crop, flip=self.flip)
+        return Crop(
+            size,
+            resize=self.resize,
+            random=self.random_crop,
+            flip=self.flip,
+            augment=self.augment,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

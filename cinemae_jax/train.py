@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from cinemae_jax import cli, evaluate, optim, settings, steps, trained
 from cinemae_jax.checkpoint import Checkpoints
-from cinemae_jax.data import catalog, loader
+from cinemae_jax.data import loader
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.distributed import Replicas, merge
@@ -41,7 +41,8 @@ class Data:
 
 def read_data(config: Settings) -> Data:
     """Scans the data set and splits it; test images never take part in any choice."""
-    everything = catalog.scan(config.data.root)
+    everything = config.data.scan()
+    cli.say(everything.explain())
     cli.report_skipped(everything)
     learned = everything.select(generators=config.data.train_generators, split="train")
     train, validation = learned.hold_out(config.data.holdout)
@@ -81,6 +82,8 @@ MAY_DIFFER = (
     "version",
     "settings.backbone",  # its hash must be the same
     "settings.data.root",  # the images must be the same
+    "settings.data.source",
+    "settings.data.quarantine",
     "settings.data.test_generators",
     "settings.data.num_threads",
     "settings.train.checkpoint_every",
@@ -98,7 +101,7 @@ def fit(
     bad: BadImages,
 ) -> None:
     """Optimises the head; every epoch ends with a validated checkpoint."""
-    images = loader.from_catalog(data.train)
+    images = config.data.images(data.train)
     size = backbone.config.image_size
     num_steps = loader.num_steps(len(images), config.train.epochs, config.train.batch_size)
     schedule = optim.warmup_cosine(config.train.learning_rate, num_steps, config.train.warmup)

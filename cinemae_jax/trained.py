@@ -155,7 +155,7 @@ class Scorer:
     def batches(self, images: Catalog, config: Settings, size: int) -> Iterable[loader.Batch]:
         """The images as evaluation sees them: each once, centre crop, last batch padded."""
         return loader.eval_batches(
-            loader.from_catalog(images),
+            config.data.images(images),
             config.data.eval_transform(size),
             size=size,
             batch_size=config.eval.batch_size,

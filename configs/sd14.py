@@ -38,13 +38,20 @@ def get_config() -> ConfigDict:
     config.detector.low_context_share = 0.5  # of uniform patches, above which an image is flagged
 
     config.data = ConfigDict()
-    config.data.root = ""  # GenImage's folder
+    config.data.root = ""  # GenImage's folder, a CSV or Parquet list, or a TFDS data_dir
+    config.data.source = "folder"  # or tfds
+    config.data.quarantine = ""  # CSV of images to leave out, as `cinemae doctor` writes it
     config.data.train_generators = ("stable_diffusion_v_1_4",)
     config.data.test_generators = ()  # all that have a val split
     config.data.holdout = 0.05  # share of the training images kept for validation
     config.data.resize = 256  # pixels, shorter side before cropping; 0 keeps native pixels
     config.data.random_crop = True  # of training images
     config.data.flip = True  # of training images
+    config.data.augment = ConfigDict()  # of training images, both classes alike; off in the paper
+    config.data.augment.jpeg_probability = 0.0
+    config.data.augment.jpeg_quality = (60, 100)
+    config.data.augment.resize_probability = 0.0
+    config.data.augment.resize_scale = (0.5, 1.0)
     config.data.num_threads = 16  # decoding
 
     config.train = ConfigDict()

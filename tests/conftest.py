@@ -1,12 +1,14 @@
 """Eight CPU devices, strict numerics, run-time shape checks, and a small labelled data set."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = (  # small programs, run once: compile fast instead of running fast
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cinemae-tests-")  # catalogs are cached
 
 from jaxtyping import install_import_hook
 

@@ -33,3 +33,16 @@ def test_the_installed_command_runs_without_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from cinemae_jax.main import main; main([])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_doctor_is_reached(tmp_path: object) -> None:
+    assert main.main(["doctor", f"{tmp_path}/nothing"]) == 2
+
+
+def test_every_command_has_a_module_and_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.COMMANDS.keys() == main.MODULES.keys()
+    for name in main.COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main.main([name, "--help"])
+        assert stop.value.code == 0
+        assert name in capsys.readouterr().out

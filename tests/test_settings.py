@@ -77,6 +77,13 @@ def test_settings_survive_json() -> None:
         ("data.train_generators", "sd", "config.data.train_generators must be a tuple"),
         ("data.train_generators", (), "config.data.train_generators is empty"),
         ("detector.fusion", "sum", "detector.fusion is 'sum': use one of"),
+        ("data.source", "web", "config.data.source is 'web': use 'folder' or 'tfds'"),
+        ("data.augment.jpeg_probability", 2.0, "augment.jpeg_probability must be between 0 and 1"),
+        (
+            "data.augment.jpeg_quality",
+            (90.0, 95.0),
+            r"augment.jpeg_quality\[0\] must be",
+        ),
         ("extra", 1, "config.extra is not a setting"),
     ],
 )

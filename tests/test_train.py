@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from cinemae_jax import cli, evaluate, settings, trained, weights
 from cinemae_jax import train as train_module
 from cinemae_jax.checkpoint import CheckpointError
+from cinemae_jax.data import genimage
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.model.detector import Backbone, random_backbone
@@ -341,3 +342,29 @@ def test_a_torn_last_line_of_the_log_is_dropped(tmp_path: Path) -> None:
         file.write('{"step": 3, "lo')
     log.rewind(2)
     assert lines(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+
+
+def test_tfds_gives_the_same_numbers_as_the_folder(config: Settings, tmp_path: Path) -> None:
+    root = write_data_set(tmp_path / "data", train=8, val=3)
+    spoil(root, "train/ai/003.png", "val/nature/001.png")
+    data = dataclasses.replace(config.data, root=str(root))
+    bad = train_module.train(dataclasses.replace(config, data=data), tmp_path / "folder")
+    command = ["--manual-dir", str(root), "--data-dir", str(tmp_path / "tfds")]
+    assert genimage.main(command) == 0
+    data = dataclasses.replace(data, root=str(tmp_path / "tfds"), source="tfds")
+    from_tfds = train_module.train(dataclasses.replace(config, data=data), tmp_path / "records")
+    assert lines(tmp_path / "records") == lines(tmp_path / "folder")
+    assert results(tmp_path / "records") == results(tmp_path / "folder")
+    assert [image.error for image in from_tfds] == [image.error for image in bad]
+
+
+def test_quarantined_images_are_left_out_and_counted(config: Settings, tmp_path: Path) -> None:
+    root = write_data_set(tmp_path / "data", train=8, val=3)
+    spoil(root, "train/ai/003.png")
+    listed = tmp_path / "quarantine.csv"
+    listed.write_text("path,reason\ngen_a/imagenet_ai_test/train/ai/003.png,damaged\n")
+    data = dataclasses.replace(config.data, root=str(root), quarantine=str(listed))
+    assert data.scan().skipped == {"quarantined": 1}
+    assert train_module.train(dataclasses.replace(config, data=data), tmp_path / "run") == []
+    saved = json.loads((tmp_path / "run/eval.json").read_text())
+    assert saved["left_out"] == {"quarantined": 1}

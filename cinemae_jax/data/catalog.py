@@ -1,41 +1,30 @@
-"""Labelled image folders to one table of records, without opening a single image.
+"""Data sets to one table of records, without opening a single image.
 
-A class folder (``ai`` or ``nature``, ``1_fake`` or ``0_real``) holds the images; a folder
-``train``, ``val`` or ``test`` somewhere above it names the split (``test`` counts as ``val``, as
-does the lack of one), the topmost other folder the generator.  That covers GenImage's
-``<generator>/<inner>/{train,val}/{ai,nature}`` and the plainer layouts.
+A data set is a folder in one of the layouts of ``layouts``, a CSV or Parquet list, a folder for
+each class, or folders of photographs.  ``Catalog.explain`` says what was taken for what.
 """
 
 import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cinemae_jax.data.decode import EXTENSIONS
+from cinemae_jax.data import index, layouts, lists, records
+from cinemae_jax.data.layouts import CLASS_FOLDERS as CLASS_FOLDERS
+from cinemae_jax.data.layouts import EXPECTED, Group
+from cinemae_jax.data.layouts import SPLIT_FOLDERS as SPLIT_FOLDERS
+from cinemae_jax.data.lists import read_quarantine as read_quarantine
+from cinemae_jax.data.records import AI, CLASS_NAMES, NATURE, CatalogError
+from cinemae_jax.data.records import SCHEMA as SCHEMA
+from cinemae_jax.data.records import example_id as example_id
 
-NATURE, AI = 0, 1
-CLASS_FOLDERS = {"nature": NATURE, "0_real": NATURE, "ai": AI, "1_fake": AI}
-SPLIT_FOLDERS = {"train": "train", "val": "val", "test": "val"}
-
-SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),  # relative to the root, with '/'
-        ("label", pa.int8()),  # 0 nature, 1 AI-generated
-        ("generator", pa.dictionary(pa.int32(), pa.string())),
-        ("split", pa.dictionary(pa.int32(), pa.string())),
-        ("example_id", pa.uint64()),  # hash of the path: the same on every machine
-    ]
-)
-
-
-class CatalogError(ValueError):
-    """A data set that cannot be used as asked; the message says what was found."""
+QUARANTINED = "quarantined"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +33,15 @@ class Catalog:
 
     Attributes:
       root: folder that the paths are relative to.
-      table: one row an image, of ``SCHEMA``, sorted by path.
+      table: one row an image, of ``SCHEMA``; ``scan`` sorts it by path.
       skipped: number of files left out, by reason.
+      sources: what the images of a generator, split and label were known by.
     """
 
     root: Path
     table: pa.Table
     skipped: dict[str, int]
+    sources: Mapping[Group, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -112,9 +103,10 @@ class Catalog:
     @property
     def fingerprint(self) -> str:
         """sha256 of the paths and labels: equal for the same images under another root."""
+        ids, labels = (self.table[name].cast(pa.string()) for name in ("example_id", "label"))
         digest = hashlib.sha256()
-        for row in zip(self.table["example_id"].to_pylist(), self.labels.tolist(), strict=True):
-            digest.update(b"%d,%d;" % row)
+        for chunk in pc.binary_join_element_wise(ids, labels, ",").chunks:
+            digest.update("".join(f"{row};" for row in chunk.to_pylist()).encode())
         return digest.hexdigest()
 
     def require_both_classes(self, what: str) -> None:
@@ -126,48 +118,108 @@ class Catalog:
                 "both classes are needed"
             )
 
+    def without(self, paths: Iterable[str]) -> "Catalog":
+        """All but some images, counted in ``skipped`` as quarantined.
+
+        Args:
+          paths: as in the table; those that it does not hold are ignored.
+        """
+        listed = pc.is_in(self.table["path"], value_set=pa.array(list(paths), pa.string()))
+        kept = self.table.filter(pc.invert(listed))
+        skipped = collections.Counter(self.skipped)
+        skipped.update({QUARANTINED: len(self.table) - len(kept)})
+        return dataclasses.replace(self, table=kept, skipped=dict(+skipped))
+
     def describe(self) -> str:
         """One phrase a generator and split: what is there."""
-        groups = self.table.group_by(["generator", "split", "label"]).aggregate([([], "count_all")])
-        counts = {
-            (r["generator"], r["split"], r["label"]): r["count_all"] for r in groups.to_pylist()
-        }
+        counts = self._counts()
         places = sorted({key[:2] for key in counts})
         return "; ".join(
             f"{g}/{s} {counts.get((g, s, NATURE), 0)} nature + {counts.get((g, s, AI), 0)} ai"
             for g, s in places
         )
 
+    def explain(self) -> str:
+        """One line a generator, split and class: how many images, and how they were known."""
+        return "\n".join(
+            f"{g}/{s} {CLASS_NAMES[label]}: {count} images from "
+            + self.sources.get((g, s, label), "an unnamed source")
+            for (g, s, label), count in sorted(self._counts().items())
+        )
 
-def scan(root: str | os.PathLike[str]) -> Catalog:
-    """Reads the folder structure of a labelled data set.
+    def _counts(self) -> dict[Group, int]:
+        groups = self.table.group_by(["generator", "split", "label"]).aggregate([([], "count_all")])
+        return {
+            (r["generator"], r["split"], r["label"]): r["count_all"] for r in groups.to_pylist()
+        }
+
+
+def scan(root: str | os.PathLike[str], *, cache: bool = True) -> Catalog:
+    """Reads a labelled data set: a folder, or a list of images.
+
+    Args:
+      root: folder in a known layout (``layouts``), or a .csv or .parquet list (``lists``).
+      cache: keep the listing of a folder, and use one whose folders have not changed (``index``).
 
     Raises:
       CatalogError: if the root is missing, holds no images, or is not laid out in a known way.
     """
     root = Path(root)
+    if root.suffix.lower() in lists.SUFFIXES and root.is_file():
+        table, sources = lists.read_list(root)
+        return Catalog(root.parent, table, {}, sources)
     if not root.is_dir():
-        raise CatalogError(f"data root {root} is not a folder")
-    skipped: collections.Counter[str] = collections.Counter()
-    rows, unplaced = [], []
-    for path in sorted(_image_files(root, skipped)):
-        placed = _place(PurePosixPath(path), root.absolute().name)
-        if placed is None:
-            unplaced.append(path)
-        else:
-            rows.append((path, *placed, example_id(path)))
-    if unplaced:
         raise CatalogError(
-            f"{len(unplaced)} of {len(unplaced) + len(rows)} images under {root} are in no class "
-            f"folder ({', '.join(CLASS_FOLDERS)}), for example {unplaced[0]}: expected "
-            "<generator>/<inner>/{train,val}/{ai,nature}/"
+            f"data root {root} is not a folder, nor a list ({' or '.join(lists.SUFFIXES)})"
         )
-    if not rows:
-        raise CatalogError(f"no images under {root} (files left out: {dict(skipped) or 'none'})")
-    return Catalog(root, _table(rows), dict(skipped))
+    listing = index.listing(root, cache=cache)
+    if not len(listing):
+        raise CatalogError(
+            f"no images under {root} (files left out: {listing.skipped or 'none'}); {EXPECTED}"
+        )
+    table, sources = layouts.label(listing, root)
+    return Catalog(root, table, listing.skipped, sources)
 
 
-def photographs(roots: Sequence[str | os.PathLike[str]]) -> Catalog:
+def class_folders(
+    *,
+    nature: str | os.PathLike[str],
+    ai: str | os.PathLike[str],
+    generator: str = "",
+    split: str = "val",
+    cache: bool = True,
+) -> Catalog:
+    """Two folders of any name, each with the images of one class, at any depth.
+
+    Paths are whole ones.  The example id is that of ``nature/<path in the folder>`` or
+    ``ai/<path in the folder>``, the same wherever the folders lie.
+
+    Args:
+      nature, ai: folders.
+      generator: name of what made the images; '' takes the name of the ``ai`` folder.
+      split: ``train`` or ``val``.
+      cache: as in ``scan``.
+
+    Raises:
+      CatalogError: if a folder is missing, holds no images or class folders, or lies in the other.
+    """
+    folders = [Path(os.path.abspath(folder)) for folder in (nature, ai)]  # noqa: PTH100
+    real = [Path(os.path.realpath(folder)) for folder in folders]
+    if real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0]):
+        raise CatalogError(f"{nature} and {ai} lie in each other: give one folder a class")
+    if split not in SPLIT_FOLDERS.values():
+        raise CatalogError(f"split {split!r} is none of train, val")
+    generator = generator or records.printable(folders[AI].name)
+    parts = [
+        _one_class(folder, label, generator, split, name=CLASS_NAMES[label], cache=cache)
+        for label, folder in enumerate(folders)
+    ]
+    for folder, part in zip(folders, parts, strict=True):
+        layouts.refuse_class_folders(part.table["path"], folder)
+    return _joined(parts)
+
+
+def photographs(roots: Sequence[str | os.PathLike[str]], *, cache: bool = True) -> Catalog:
     """All images below some folders as photographs to pre-train on: nature, split train.
 
     Paths are whole ones; the generator column names the folder.
@@ -177,63 +229,42 @@ def photographs(roots: Sequence[str | os.PathLike[str]]) -> Catalog:
     """
     if not roots:
         raise CatalogError("no folder of photographs is named")
-    skipped: collections.Counter[str] = collections.Counter()
-    rows = []
-    for root in (Path(r).absolute() for r in roots):
-        if not root.is_dir():
-            raise CatalogError(f"photo folder {root} is not a folder")
-        files = sorted(_image_files(root, skipped))
-        if not files:
-            raise CatalogError(f"no images under {root}")
-        rows += [
-            (str(root / path), NATURE, root.name, "train", example_id(f"{root.name}/{path}"))
-            for path in files
+    return _joined(
+        [
+            _one_class(root, NATURE, root.name, "train", name=root.name, cache=cache)
+            for root in (Path(r).absolute() for r in roots)
         ]
-    return Catalog(Path("/"), _table(rows), dict(skipped))
+    )
 
 
-def _table(rows: Sequence[tuple[str, int, str, str, int]]) -> pa.Table:
-    columns = zip(*rows, strict=True)
-    arrays = [
-        pa.array(column, type=pa.string()).dictionary_encode()
-        if pa.types.is_dictionary(field.type)
-        else pa.array(column, type=field.type)
-        for column, field in zip(columns, SCHEMA, strict=True)
-    ]
-    return pa.table(arrays, schema=SCHEMA)
+def _one_class(
+    folder: Path, label: int, generator: str, split: str, *, name: str, cache: bool
+) -> Catalog:
+    """All images below a folder; ids are those of their paths in a folder called ``name``."""
+    if not folder.is_dir():
+        raise CatalogError(f"{folder} is not a folder")
+    if records.printable(str(folder)) != str(folder):
+        raise CatalogError(f"{records.printable(str(folder))} has a name that is not UTF-8")
+    listing = index.listing(folder, cache=cache)
+    count, paths = len(listing), listing.images["path"]
+    if not count:
+        raise CatalogError(f"no images under {folder}")
+    table = records.build(
+        pc.binary_join_element_wise(str(folder).rstrip("/"), paths, "/"),
+        np.full(count, label, np.int8),
+        records.repeated(generator, count),
+        records.repeated(split, count),
+        records.example_ids(f"{name}/{path}" for path in paths.to_pylist()),
+    )
+    return Catalog(Path("/"), table, listing.skipped, {(generator, split, label): f"{folder}/**"})
 
 
-def example_id(path: str) -> int:
-    """64-bit hash of a relative path: what names an image in masks, banks and score files."""
-    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big")
-
-
-def _image_files(root: Path, skipped: collections.Counter[str]) -> Iterator[str]:
-    """Relative paths of image files, '/' between parts; what is no image is counted."""
-    pending = [(os.fspath(root), "")]
-    while pending:
-        folder, prefix = pending.pop()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    skipped["hidden file or folder"] += 1
-                elif entry.is_dir(follow_symlinks=True):
-                    pending.append((entry.path, f"{prefix}{entry.name}/"))
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
-                    yield prefix + entry.name
-                else:
-                    skipped[f"extension {Path(entry.name).suffix or 'none'}"] += 1
-
-
-def _place(path: PurePosixPath, root_name: str) -> tuple[int, str, str] | None:
-    """(label, generator, split) of an image by the folders that it lies in."""
-    folders = list(path.parts[:-1])
-    while folders and folders[-1] not in CLASS_FOLDERS:
-        folders.pop()
-    if not folders:
-        return None
-    label = CLASS_FOLDERS[folders.pop()]
-    splits = [SPLIT_FOLDERS[name] for name in folders if name in SPLIT_FOLDERS]
-    others = [name for name in folders if name not in SPLIT_FOLDERS]
-    return label, others[0] if others else root_name, splits[-1] if splits else "val"
+def _joined(parts: Sequence[Catalog]) -> Catalog:
+    table = pa.concat_tables([part.table for part in parts]).combine_chunks()
+    skipped: collections.Counter[str] = collections.Counter()
+    sources: dict[Group, str] = {}
+    for part in parts:
+        skipped.update(part.skipped)
+        for group, source in part.sources.items():
+            sources[group] = f"{sources[group]} and {source}" if group in sources else source
+    return Catalog(parts[0].root, table, dict(skipped), sources)

@@ -1,0 +1,118 @@
+"""The doctor against the bare decoding of the same files by the same number of threads.
+
+    python benchmarks/bench_doctor.py [--images 400] [--workers 2] [--repeats 15]
+
+Prints images a second and their ratio for JPEG and PNG files of 512 × 512, as medians over
+repetitions that take turns, so that a change of the machine's load meets both: by the clock, and
+by the processor time that they took, which other programs on a busy machine disturb less.  The aim
+is a ratio of 0.9.  Processes are timed too: they are why the doctor uses threads.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cinemae_jax.data import diagnosis, doctor, facts
+from cinemae_jax.data.decode import decode
+
+SIDE = 512
+
+
+def write_images(root: Path, kind: str, count: int) -> list[Path]:
+    """Pictures with the spectrum of photographs (amplitude as 1 / frequency), half a class."""
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
+    frequency[0, 0] = 1.0
+    paths = []
+    for i in range(count):
+        noise = np.fft.rfft2(rng.normal(size=(3, SIDE, SIDE)))
+        waves = np.fft.irfft2(noise / frequency, (SIDE, SIDE)).transpose(1, 2, 0)
+        pixels = np.clip(127 + 50 * waves / waves.std(), 0, 255).astype(np.uint8)
+        folder = root / "generator/inner/val" / ("nature", "ai")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"{i}.{kind}")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+def decode_some(paths: Sequence[Path]) -> None:
+    for path in paths:
+        decode(path.read_bytes())
+
+
+def examine_some(paths: Sequence[Path]) -> list[facts.Facts]:
+    return [facts.examine(path) for path in paths]
+
+
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """By the clock, and of processor time of this process and all its threads."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - start_cpu
+
+
+def in_pool(pool: Executor, work: Callable, paths: Sequence[Path]) -> None:
+    chunks = [paths[i : i + doctor.CHUNK] for i in range(0, len(paths), doctor.CHUNK)]
+    for _ in pool.map(work, chunks):
+        pass
+
+
+def bench(kind: str, images: int, workers: int, repeats: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_images(Path(folder), kind, images)
+        context = multiprocessing.get_context("spawn")
+        with (
+            ThreadPoolExecutor(workers) as threads,
+            ProcessPoolExecutor(workers, mp_context=context) as processes,
+        ):
+            jobs: dict[str, Callable[[], object]] = {
+                "bare decoding, threads": lambda: in_pool(threads, decode_some, paths),
+                "doctor: files": lambda: doctor.examine(folder, workers=workers),
+                "doctor: files and report": lambda: diagnosis.report(
+                    doctor.examine(folder, workers=workers)
+                ),
+                "facts alone, threads": lambda: in_pool(threads, examine_some, paths),
+                "facts alone, processes": lambda: in_pool(processes, examine_some, paths),
+            }
+            for job in jobs.values():  # imports, caches, worker start
+                job()
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+            for _ in range(repeats):
+                for name, job in jobs.items():
+                    times[name].append(seconds(job))
+    print(f"{kind}: {images} files of {SIDE} x {SIDE}, {workers} workers, {repeats} repetitions")
+    bare = times["bare decoding, threads"]
+    for name, taken in times.items():
+        rate = images / statistics.median(clock for clock, _ in taken)
+        clock, cpu = (ratio([b[i] for b in bare], [t[i] for t in taken]) for i in range(2))
+        by_cpu = "" if "processes" in name else f", by processor time {cpu}"
+        print(f"  {name:<25}{rate:6.0f} images/s   ratio {clock}{by_cpu}")
+
+
+def ratio(bare: Sequence[float], taken: Sequence[float]) -> str:
+    """Median and quartiles of the ratios of one repetition each."""
+    low, middle, high = statistics.quantiles([b / t for b, t in zip(bare, taken, strict=True)], n=4)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--images", type=int, default=400)
+    options.add_argument("--workers", type=int, default=os.cpu_count())
+    options.add_argument("--repeats", type=int, default=15)
+    chosen = options.parse_args()
+    for kind in ("jpg", "png"):
+        bench(kind, chosen.images, chosen.workers, chosen.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Names of folders to class, generator and split; refuses what can be read in two ways.
+
+A class folder (``ai`` or ``nature``, ``1_fake`` or ``0_real``) holds the images; a folder
+``train``, ``val`` or ``test`` somewhere above it names the split (``test`` counts as ``val``, as
+does the lack of one), the topmost other folder the generator.  That covers GenImage's
+``<generator>/<inner>/{train,val}/{ai,nature}`` and the plainer layouts.
+"""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cinemae_jax.data import records
+from cinemae_jax.data.records import AI, NATURE, CatalogError
+from cinemae_jax.data.walk import Listing
+
+CONVENTIONS = ({"nature", "ai"}, {"0_real", "1_fake"})
+CLASS_FOLDERS = {"nature": NATURE, "0_real": NATURE, "ai": AI, "1_fake": AI}
+SPLIT_FOLDERS = {"train": "train", "val": "val", "test": "val"}
+
+Group = tuple[str, str, int]
+"""Generator, split and label."""
+
+EXPECTED = (
+    "expected <generator>/<inner>/{train,val}/{ai,nature}/ (GenImage; generator, inner and split "
+    "may lack), the same with 0_real and 1_fake, or a CSV or Parquet list with columns path and "
+    "label"
+)
+SHOWN = 3  # folders named in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What the folder of an image says of it.
+
+    Attributes:
+      label, generator, split: as in the catalog.
+      class_folder: name that gave the label.
+      split_folder: name that gave the split, '' if none did.
+      pattern: the folder with '*' for the parts that said nothing.
+    """
+
+    label: int
+    generator: str
+    split: str
+    class_folder: str
+    split_folder: str
+    pattern: str
+
+
+def label(listing: Listing, root: Path) -> tuple[pa.Table, dict[Group, str]]:
+    """Labels every image by its folder.
+
+    Args:
+      listing: of ``root``, not empty.
+      root: its name is the generator where no folder below it names one.
+
+    Returns:
+      (table of ``records.SCHEMA``, the pattern that each generator, split and label matched).
+
+    Raises:
+      CatalogError: if images are in no class folder, or folders contradict each other; says what
+        was seen and what is expected.
+    """
+    owners, folders = listing.images["folder"].to_numpy(), listing.folders
+    counts = np.bincount(owners, minlength=len(folders))
+    used = np.flatnonzero(counts)
+    held = {folders[i]: int(counts[i]) for i in used}
+    _refuse_misplaced(listing, held, root)
+    name = records.printable(os.path.basename(os.path.abspath(root)))  # noqa: PTH100, PTH119
+    places = [_place(folder, name) for folder in held]
+    _refuse_contradictions(places, list(held.values()), root)
+    row = np.zeros(len(folders), np.int32)  # of a folder, in places
+    row[used] = np.arange(len(used))
+    image = row[owners]
+    table = records.build(
+        listing.images["path"],
+        np.array([p.label for p in places], np.int8)[image],
+        _taken([p.generator for p in places], image),
+        _taken([p.split for p in places], image),
+        listing.images["example_id"],
+    )
+    return table, _patterns(zip(places, held.values(), strict=True))
+
+
+def refuse_class_folders(paths: pa.ChunkedArray, folder: Path) -> None:
+    """Raises CatalogError if images said to be of one class lie in class folders below it."""
+    names = "|".join(CLASS_FOLDERS)
+    below = pc.utf8_slice_codeunits(paths, len(str(folder)))
+    inside = pc.match_substring_regex(below, f"/({names})/")
+    if pc.any(inside).as_py():
+        raise CatalogError(
+            f"{folder} is given as the folder of one class, and holds class folders, for example "
+            f"in {paths.filter(inside)[0]}: give the folder of one class, or scan the whole"
+        )
+
+
+def _taken(values: Sequence[str], rows: np.ndarray) -> pa.DictionaryArray:
+    names, codes = np.unique(np.array(values, object), return_inverse=True)
+    codes = codes.astype(np.int32)[rows]
+    return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(names, pa.string()))
+
+
+def _refuse_misplaced(listing: Listing, held: Mapping[str, int], root: Path) -> None:
+    """Raises CatalogError for folders that have no place by themselves."""
+    faults: dict[str, list[str]] = collections.defaultdict(list)
+    for folder in held:
+        faults[_fault(folder)].append(folder)
+    faults.pop("", None)
+    if faults:
+        fault, where = next(iter(faults.items()))
+        owners = listing.images["folder"].to_numpy()
+        first = int(np.argmax(owners == listing.folders.index(where[0])))
+        raise CatalogError(
+            f"{sum(held[f] for f in where)} of {len(listing)} images under {root} are {fault}, "
+            f"for example {listing.images['path'][first]}; "
+            f"seen: {_show({f: held[f] for f in where})}; {EXPECTED}"
+        )
+
+
+def _patterns(places: Iterable[tuple[Place, int]]) -> dict[Group, str]:
+    found: dict[Group, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for place, count in places:
+        found[place.generator, place.split, place.label][place.pattern] += count
+    return {
+        group: next(iter(by)) if len(by) == 1 else _show(by, limit=len(by))
+        for group, by in found.items()
+    }
+
+
+def _fault(folder: str) -> str:
+    """Why a folder has no place by itself; '' if it has one."""
+    parts = folder.split("/")
+    classes = [part for part in parts if part in CLASS_FOLDERS]
+    splits = [i for i, part in enumerate(parts) if part in SPLIT_FOLDERS]
+    if not classes:
+        return f"in no class folder ({', '.join(CLASS_FOLDERS)})"
+    if len(set(classes)) > 1:
+        return f"in two class folders at once ({' and '.join(sorted(set(classes)))})"
+    if len(splits) > 1:
+        return f"in two split folders at once ({' and '.join(parts[i] for i in splits)})"
+    if splits and splits[0] > parts.index(classes[0]):
+        return f"in a split folder ({parts[splits[0]]}) below the class folder, not above it"
+    return ""
+
+
+def _place(folder: str, root_name: str) -> Place:
+    parts = folder.split("/")
+    at = next(i for i, part in enumerate(parts) if part in CLASS_FOLDERS)
+    above = parts[:at]
+    split = next((part for part in above if part in SPLIT_FOLDERS), "")
+    others = [i for i, part in enumerate(above) if part not in SPLIT_FOLDERS]
+    shown = ["*" if i in others[1:] else part for i, part in enumerate(parts[: at + 1])]
+    notes = [] if others else ["generator: name of the root"]
+    notes += [] if split else [f"no split folder: {_default_split(root_name)}"]
+    return Place(
+        label=CLASS_FOLDERS[parts[at]],
+        generator=parts[others[0]] if others else root_name,
+        split=SPLIT_FOLDERS[split] if split else _default_split(root_name),
+        class_folder=parts[at],
+        split_folder=split,
+        pattern="/".join(shown + ["**"] * (len(parts) > at + 1))
+        + f" ({'; '.join(notes)})" * bool(notes),
+    )
+
+
+def _default_split(root_name: str) -> str:
+    return SPLIT_FOLDERS.get(root_name, "val")
+
+
+def _refuse_contradictions(places: Sequence[Place], counts: Sequence[int], root: Path) -> None:
+    """Raises CatalogError for folders of one generator that are each fine, but not together."""
+    by_generator: dict[str, dict[Place, int]] = collections.defaultdict(dict)
+    for place, count in zip(places, counts, strict=True):
+        met = by_generator[place.generator]
+        met[place] = met.get(place, 0) + count
+    for generator, met in by_generator.items():
+        classes = {place.class_folder for place in met}
+        splits = {place.split_folder for place in met}
+        if not any(classes <= names for names in CONVENTIONS):
+            fault = f"mixes two conventions of class folders ({', '.join(sorted(classes))})"
+        elif {"val", "test"} <= splits:
+            fault = "has folders val and test, and test would count as val"
+        elif "" in splits and len(splits) > 1:
+            fault = f"has images inside and outside of {' and '.join(sorted(splits - {''}))}"
+        else:
+            continue
+        seen: collections.Counter[str] = collections.Counter()
+        for place, count in met.items():
+            seen[place.pattern] += count
+        raise CatalogError(
+            f"generator {generator} in {root} {fault}; seen: {_show(seen, limit=9)}; {EXPECTED}"
+        )
+
+
+def _show(counts: Mapping[str, int], *, limit: int = SHOWN) -> str:
+    """The folders with most images."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [
+        f"{records.printable(folder) or '.'} ({count} images)" for folder, count in ranked[:limit]
+    ]
+    return ", ".join(shown) + f" and {len(ranked) - limit} more" * (len(ranked) > limit)
