@@ -63,9 +63,9 @@ class DataSettings:
           CatalogError: if there is no data set, or it cannot be understood.
         """
         if self.source == "tfds":
-            from cinemae_jax.data import genimage  # TFDS takes a second to import
+            from cinemae_jax.data import tfds_records  # TFDS takes a second to import
 
-            found, _ = genimage.open_tfds(self.root)
+            found, _ = tfds_records.open_tfds(self.root)
         else:
             found = catalog.scan(self.root)
         return found.without(read_quarantine(self.quarantine)) if self.quarantine else found
@@ -73,9 +73,9 @@ class DataSettings:
     def images(self, some: Catalog) -> Images:
         """The files of some of the images of ``scan``."""
         if self.source == "tfds":
-            from cinemae_jax.data import genimage
+            from cinemae_jax.data import tfds_records
 
-            return genimage.from_catalog(some)
+            return tfds_records.from_catalog(some)
         return from_catalog(some)
 
     def eval_transform(self, size: int) -> Crop:

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from cinemae_jax.data import catalog, genimage, loader
+from cinemae_jax.data import catalog, genimage, loader, tfds_records
 from cinemae_jax.data.catalog import CatalogError
 from cinemae_jax.data.decode import decode
 
@@ -92,7 +92,7 @@ def shards(data_dir: Path, split: str = "train") -> list[Path]:
 
 
 def test_the_catalog_is_that_of_the_folder(root: Path, data_dir: Path) -> None:
-    found, scanned = genimage.open_tfds(data_dir)[0], catalog.scan(root)
+    found, scanned = tfds_records.open_tfds(data_dir)[0], catalog.scan(root)
     assert found.table.equals(scanned.table)
     assert found.table.schema.equals(catalog.SCHEMA, check_metadata=True)
     assert found.fingerprint == scanned.fingerprint
@@ -105,7 +105,7 @@ def test_the_catalog_is_that_of_the_folder(root: Path, data_dir: Path) -> None:
 def test_a_part_is_that_of_the_folder(
     root: Path, data_dir: Path, generators: list[str] | None, split: str | None
 ) -> None:
-    found, images = genimage.open_tfds(data_dir, generators=generators, split=split)
+    found, images = tfds_records.open_tfds(data_dir, generators=generators, split=split)
     expected = catalog.scan(root).select(generators=generators, split=split)
     assert found.table.to_pylist() == expected.table.to_pylist()
     assert [images.read(row) for row in range(len(images))] == [
@@ -116,7 +116,7 @@ def test_a_part_is_that_of_the_folder(
 
 
 def test_tensorflow_is_not_needed(data_dir: Path) -> None:
-    genimage.open_tfds(data_dir)[1].read(0)
+    tfds_records.open_tfds(data_dir)[1].read(0)
     assert "tensorflow" not in sys.modules
 
 
@@ -126,16 +126,16 @@ def test_several_shards_were_written(data_dir: Path) -> None:
 
 
 def test_any_part_of_a_catalog_can_be_read(root: Path, data_dir: Path) -> None:
-    found, _ = genimage.open_tfds(data_dir)
+    found, _ = tfds_records.open_tfds(data_dir)
     for part in (*found.hold_out(0.3), *found.select(split="train").hold_out(0.0)):
-        images = genimage.from_catalog(part)
+        images = tfds_records.from_catalog(part)
         assert [images.read(row) for row in range(len(part))] == [
             (root / path).read_bytes() for path in part.table["path"].to_pylist()
         ]
 
 
 def test_threads_and_other_processes_can_read(root: Path, data_dir: Path) -> None:
-    _, images = genimage.open_tfds(data_dir)
+    _, images = tfds_records.open_tfds(data_dir)
     rows = np.random.default_rng(0).integers(len(images), size=2000).tolist()
     paths = catalog.scan(root).table["path"].to_pylist()
     for read in (images.read, pickle.loads(pickle.dumps(images.read))):
@@ -154,7 +154,7 @@ def test_batches_are_those_of_the_folder(root: Path, data_dir: Path) -> None:
     part = catalog.scan(root).select(generators=[ADM], split="train")
     sources = (
         loader.from_catalog(part),
-        genimage.open_tfds(data_dir, generators=[ADM], split="train")[1],
+        tfds_records.open_tfds(data_dir, generators=[ADM], split="train")[1],
     )
 
     def same(make: Callable[[loader.Images], Iterable[loader.Batch]]) -> list[str]:
@@ -226,7 +226,7 @@ def test_a_file_that_vanishes_stops_the_build(
     with pytest.raises(FileNotFoundError, match=r"cut\.png"):
         genimage.build(tree, tmp_path / "tfds", ADM)
     with pytest.raises(CatalogError, match=r"ADM in .* is unfinished"):
-        genimage.open_tfds(tmp_path / "tfds")
+        tfds_records.open_tfds(tmp_path / "tfds")
 
 
 @pytest.mark.skipif(
@@ -246,7 +246,7 @@ def test_object_stores_get_the_same_shards(
     for local in sorted((data_dir / "gen_image" / ADM / "1.0.0").glob("*array_record*")):
         assert (folder / local.name).read_bytes() == local.read_bytes()
     with pytest.raises(CatalogError, match="array_record reads no s3://bucket/tfds"):
-        genimage.open_tfds("s3://bucket/tfds")
+        tfds_records.open_tfds("s3://bucket/tfds")
 
 
 def test_the_command_builds_what_it_finds(
@@ -254,7 +254,7 @@ def test_the_command_builds_what_it_finds(
 ) -> None:
     args = ["--manual-dir", str(root), "--data-dir", str(tmp_path)]
     assert genimage.main([*args, "--generator", OTHER]) == 0
-    assert genimage.open_tfds(tmp_path)[0].generators == [OTHER]
+    assert tfds_records.open_tfds(tmp_path)[0].generators == [OTHER]
     assert genimage.main(args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
@@ -311,7 +311,7 @@ def cut_shard(data_dir: Path) -> None:
 
 
 def remove_index(data_dir: Path) -> None:
-    next(data_dir.glob(f"gen_image/{ADM}/*/{genimage.INDEX}")).unlink()
+    next(data_dir.glob(f"gen_image/{ADM}/*/{tfds_records.INDEX}")).unlink()
 
 
 def remove_info(data_dir: Path) -> None:
@@ -319,12 +319,12 @@ def remove_info(data_dir: Path) -> None:
 
 
 def exchange_index(data_dir: Path) -> None:
-    one, two = (next(data_dir.glob(f"gen_image/{g}/*/{genimage.INDEX}")) for g in (ADM, OTHER))
+    one, two = (next(data_dir.glob(f"gen_image/{g}/*/{tfds_records.INDEX}")) for g in (ADM, OTHER))
     shutil.copy(two, one)
 
 
 def shorten_index(data_dir: Path) -> None:
-    path = next(data_dir.glob(f"gen_image/{ADM}/*/{genimage.INDEX}"))
+    path = next(data_dir.glob(f"gen_image/{ADM}/*/{tfds_records.INDEX}"))
     pq.write_table(pq.read_table(path)[:-1], path)
 
 
@@ -352,16 +352,16 @@ def test_what_is_incomplete_is_refused(
 ) -> None:
     damage(copy)
     with pytest.raises(CatalogError, match=message):
-        genimage.open_tfds(copy, generators=[ADM])
+        tfds_records.open_tfds(copy, generators=[ADM])
     if damage is not empty:
-        assert len(genimage.open_tfds(copy, generators=[OTHER])[0]) == 18
+        assert len(tfds_records.open_tfds(copy, generators=[OTHER])[0]) == 18
 
 
 def test_what_is_not_built_is_named(data_dir: Path) -> None:
     with pytest.raises(CatalogError, match=r"generator VQDM is not built in .*: ADM, my own v1\.5"):
-        genimage.open_tfds(data_dir, generators=["VQDM"])
+        tfds_records.open_tfds(data_dir, generators=["VQDM"])
     with pytest.raises(CatalogError, match=r"no images .*split 'train'"):
-        genimage.open_tfds(data_dir, generators=[OTHER], split="train")
+        tfds_records.open_tfds(data_dir, generators=[OTHER], split="train")
 
 
 def test_a_damaged_record_is_one_bad_image(root: Path, copy: Path) -> None:
@@ -370,7 +370,7 @@ def test_a_damaged_record_is_one_bad_image(root: Path, copy: Path) -> None:
     victim = (root / ADM / INNER[ADM] / "train/ai/001.PNG").read_bytes()
     data[data.index(victim[:64]) + 500] ^= 1
     shard.write_bytes(data)
-    found, images = genimage.open_tfds(copy)
+    found, images = tfds_records.open_tfds(copy)
     for row, path in enumerate(found.table["path"].to_pylist()):
         if path.endswith("train/ai/001.PNG"):
             with pytest.raises(OSError, match="hash mismatch"):
@@ -384,7 +384,7 @@ def test_shards_in_the_wrong_place_are_not_read(copy: Path) -> None:
     one.rename(copy / "kept")
     two.rename(one)
     (copy / "kept").rename(two)
-    found, images = genimage.open_tfds(copy)
+    found, images = tfds_records.open_tfds(copy)
     train = [s.as_py() == "train" for s in found.table["split"]].index(True)
     with pytest.raises(CatalogError, match=r"train/ai/000\.PNG is not where catalog\.parquet says"):
         images.read(train)
@@ -398,14 +398,14 @@ def test_generators_of_different_roots_are_not_mixed(tmp_path: Path) -> None:
         (folder / "x.png").write_bytes(picture(rng, "PNG"))
         build_all(tmp_path / name, tmp_path / "tfds")
     with pytest.raises(CatalogError, match=r"share paths: .*one.*two.* are different roots"):
-        genimage.open_tfds(tmp_path / "tfds")
-    assert len(genimage.open_tfds(tmp_path / "tfds", generators=["two"])[0]) == 1
+        tfds_records.open_tfds(tmp_path / "tfds")
+    assert len(tfds_records.open_tfds(tmp_path / "tfds", generators=["two"])[0]) == 1
 
 
 def test_a_catalog_of_other_images_is_refused(root: Path, data_dir: Path, tmp_path: Path) -> None:
     tree = shutil.copytree(root, tmp_path / "tree")
     (tree / NO_IMAGE).rename((tree / NO_IMAGE).with_name("renamed.png"))
-    other, _ = genimage.open_tfds(build_all(tree, tmp_path / "tfds"))
+    other, _ = tfds_records.open_tfds(build_all(tree, tmp_path / "tfds"))
     shutil.copytree(data_dir, tmp_path / "tfds", dirs_exist_ok=True)
     with pytest.raises(CatalogError, match=r"val/ai/renamed\.png is not in .*tfds: the catalog"):
-        genimage.from_catalog(other)
+        tfds_records.from_catalog(other)

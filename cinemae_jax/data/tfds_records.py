@@ -1,0 +1,189 @@
+"""Reads what ``genimage`` has built: the catalog that a scan of the folder gives, and the files.
+
+In: a TFDS ``data_dir``.  Out: ``Catalog`` and ``Images`` as for a folder.  Needs no TensorFlow.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
+
+from cinemae_jax.data.catalog import AI, NATURE, SCHEMA, Catalog, CatalogError
+from cinemae_jax.data.loader import Images
+
+SPLITS = ("train", "val")
+NAME, VERSION = "gen_image", "1.0.0"  # of the TFDS data set, as its folders are called
+INDEX = "catalog.parquet"
+INDEX_FACTS = b"cinemae_jax"  # key of what a table cannot say
+RAW_BYTES = tfds.decode.DeserializeMethod.RAW_BYTES
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """Row to the bytes of its file; for any number of threads, and for other processes.
+
+    Attributes:
+      sources: TFDS data sources of undecoded records.
+      source: (N,) which of ``sources`` a row is in.
+      position: (N,) where in that source.
+      paths: (N,) what the record there must be.
+    """
+
+    sources: tuple[Any, ...]
+    source: np.ndarray
+    position: np.ndarray
+    paths: pa.ChunkedArray
+
+    def __call__(self, row: int) -> bytes:
+        source, path = self.sources[self.source[row]], self.paths[row].as_py()
+        try:
+            record = source[int(self.position[row])]
+        except RuntimeError as error:  # array_record's word for damage and for a failing disk
+            raise OSError(f"record cannot be read: {error}") from error
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        if feature["file_name"].bytes_list.value[:] != [path.encode()]:
+            raise CatalogError(
+                f"{path} is not where {INDEX} says in {source.dataset_info.data_dir}: the shards "
+                "are damaged, or of another build; delete that folder and build again"
+            )
+        return feature["image"].bytes_list.value[0]
+
+
+def open_tfds(
+    data_dir: PathLike, *, generators: Sequence[str] | None = None, split: str | None = None
+) -> tuple[Catalog, Images]:
+    """What ``build`` has written: the catalog that a scan of the folder gives, and the files.
+
+    Args:
+      data_dir: the folder that holds ``gen_image``.
+      generators: None for all that are there.
+      split: None for both.
+
+    Raises:
+      CatalogError: if something asked for is not there, unfinished, or not copied whole.
+    """
+    found = read_catalog(data_dir, generators).select(split=split)
+    return found, from_catalog(found)
+
+
+def from_catalog(images: Catalog) -> Images:
+    """The files of a catalog of ``open_tfds`` or of a part of one; twin of loader.from_catalog.
+
+    Raises:
+      CatalogError: as ``open_tfds``; or if the catalog is of something else.
+    """
+    if re.match(r"(?!gs)\w+://", os.fspath(images.root)):
+        raise CatalogError(f"array_record reads no {images.root}: mount or copy it")
+    ids = images.table["example_id"].to_numpy()
+    source, position = np.full(len(ids), -1, np.int32), np.zeros(len(ids), np.int64)
+    sources: list[Any] = []
+    order = np.argsort(ids)
+    for folder in _find(images.root, images.generators).values():
+        index = _read_index(folder, columns=["example_id", "split"])
+        for split, data in open_sources(folder, index).items():
+            there = index["example_id"].filter(pc.equal(index["split"], split)).to_numpy()
+            row = order[np.searchsorted(ids, there, sorter=order).clip(max=len(ids) - 1)]
+            is_wanted = ids[row] == there
+            source[row[is_wanted]] = len(sources)
+            position[row[is_wanted]] = np.flatnonzero(is_wanted)
+            sources.append(data)
+    if (source < 0).any():
+        lost = images.table["path"][int(np.argmin(source))]
+        raise CatalogError(f"{lost} is not in {images.root}: the catalog is of other images")
+    read = Records(tuple(sources), source, position, images.table["path"])
+    return Images(read, images.labels.astype(np.int32), ids)
+
+
+def read_catalog(data_dir: PathLike, generators: Sequence[str] | None) -> Catalog:
+    """The catalog of the generators asked for, or of all; looks at no shard."""
+    tables, left_out = [], {}
+    sources: dict[tuple[str, str, int], str] = {}
+    for name, folder in _find(data_dir, generators).items():
+        table = _read_index(folder)
+        if (held := table["generator"].unique().to_pylist()) != [name]:
+            raise CatalogError(f"{folder} holds the {INDEX} of {held}")
+        facts = json.loads(table.schema.metadata[INDEX_FACTS])
+        left_out[facts["root"]] = facts["skipped"]  # of a whole root: the same for its generators
+        sources |= {(name, s, label): str(folder) for s in SPLITS for label in (NATURE, AI)}
+        tables.append(table.cast(SCHEMA).replace_schema_metadata(None))
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks().sort_by("path")
+    if pc.count_distinct(table["example_id"]).as_py() < len(table):
+        raise CatalogError(
+            f"generators of {data_dir} share paths: {sorted(left_out)} are different roots; "
+            "open the generators of one at a time"
+        )
+    skipped: collections.Counter[str] = collections.Counter()
+    for reasons in left_out.values():
+        skipped.update(reasons)
+    root = epath.Path(data_dir) if "://" in os.fspath(data_dir) else Path(data_dir)
+    return Catalog(cast(Path, root), table, dict(skipped), sources)
+
+
+def _find(data_dir: PathLike, generators: Sequence[str] | None) -> dict[str, epath.Path]:
+    """Folders of the generators asked for, or of all."""
+    base = epath.Path(data_dir) / NAME
+    if not base.is_dir():
+        raise CatalogError(
+            f"{data_dir} holds no folder {NAME}: it is not a --data-dir that "
+            "`python -m cinemae_jax.data.genimage` has built into"
+        )
+    names = sorted(path.name for path in base.iterdir() if not path.name.startswith("."))
+    unknown = sorted(set(generators or ()) - set(names))
+    if unknown or not names:
+        raise CatalogError(
+            f"generator {', '.join(unknown) or 'of any name'} is not built in {base}; "
+            f"there are: {', '.join(names) or 'none'}"
+        )
+    wanted = names if generators is None else generators
+    folders = {name: base / name / VERSION for name in wanted}
+    for name, folder in folders.items():
+        if not (folder / INDEX).exists():
+            raise CatalogError(
+                f"{name} in {base} is unfinished or not of this builder: {folder} holds no "
+                f"{INDEX}. Build it, remove it, or name the other generators"
+            )
+    return folders
+
+
+def _read_index(folder: epath.Path, columns: list[str] | None = None) -> pa.Table:
+    with (folder / INDEX).open("rb") as file:
+        return pq.read_table(file, columns=columns)
+
+
+def open_sources(folder: epath.Path, index: pa.Table) -> dict[str, Any]:
+    """A TFDS data source of undecoded records for each split, all of whose shards are there."""
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except (OSError, ValueError, AssertionError) as error:
+        raise CatalogError(f"{folder} is no TFDS data set: {error}") from error
+    sources = {}
+    counts = {c["values"]: c["counts"] for c in index["split"].value_counts().to_pylist()}
+    if counts != {split: info.num_examples for split, info in builder.info.splits.items()}:
+        raise CatalogError(f"{folder}: {INDEX} and dataset_info.json are of different builds")
+    for split, info in builder.info.splits.items():
+        shards = [epath.Path(path) for path in info.filepaths]
+        missing = [path.name for path in shards if not path.exists()]
+        if missing:
+            raise CatalogError(f"{folder} lacks {len(missing)} shards, for example {missing[0]}")
+        size = sum(path.stat().length for path in shards)
+        if size != info.num_bytes:  # array_record reads a cut-off shard as empty, without a word
+            raise CatalogError(
+                f"{folder}: shards of {split} hold {size:,} bytes instead of {info.num_bytes:,}: "
+                "they were not copied whole"
+            )
+        sources[split] = builder.as_data_source(split, deserialize_method=RAW_BYTES)
+    return sources
