@@ -28,7 +28,7 @@ def config_with(path: str, value: Any) -> dict[str, Any]:
 def test_config_files_are_complete(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
     config.data.root = "data"
-    settings.read(config.to_dict(), Settings)
+    assert settings.read(config.to_dict(), Settings).detector.num_runs == 2
 
 
 def test_pretrain_config_is_complete_and_its_model_is_checked() -> None:
