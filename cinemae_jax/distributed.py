@@ -57,11 +57,16 @@ class Replicas:
         return jax.device_put(tree, NamedSharding(self.mesh.local_mesh, PartitionSpec()))
 
     def shard(self, batch: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, jax.Array]:
-        """This host's part of a batch, (B, ...), as (local devices, B / local devices, ...)."""
+        """Some entries of this host's part of a batch, split over its devices."""
+        return self.split({name: batch[name] for name in names})
+
+    def split(self, tree: Any) -> Any:
+        """NumPy arrays (B, ...) as (local devices, B / local devices, ...)."""
         local = self.mesh.local_mesh
         sharding = NamedSharding(local, PartitionSpec(AXIS))
-        split = {n: batch[n].reshape(local.size, -1, *batch[n].shape[1:]) for n in names}
-        return jax.device_put(split, sharding)
+        return jax.device_put(
+            jax.tree.map(lambda x: x.reshape(local.size, -1, *x.shape[1:]), tree), sharding
+        )
 
     def pmap_step(
         self, step: Callable[..., Any], *, replicated: int, donate: tuple[int, ...] = ()

@@ -72,14 +72,14 @@ def parser() -> argparse.ArgumentParser:
         "that are in another split too",
     )
     arguments.add_argument(
-        "--workers", type=_positive, metavar="N", help="threads (default: one a core)"
+        "--workers", type=_positive, metavar="N", help="processes (default: one a core)"
     )
     return arguments
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
     return int(text)
 
 

@@ -22,56 +22,54 @@ from ml_collections import ConfigDict
 
 from cinemae_jax import cli, settings, trained
 from cinemae_jax.data.bad import BadImage, BadImages, count_by_class
-from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.evaluation import metrics, report
-from cinemae_jax.model.config import STATISTICS
+from cinemae_jax.evaluation.calibration import Calibration
+from cinemae_jax.features import Extractor, FeatureSet, OnlineSet
 from cinemae_jax.settings import Settings
 from cinemae_jax.trained import TrainedDetector
 
 
 def score(
-    detector: TrainedDetector, images: Catalog, bad: BadImages, replicas: Replicas
+    detector: TrainedDetector, images: FeatureSet, bad: BadImages, replicas: Replicas
 ) -> pa.Table:
-    """Scores every image exactly once.
+    """Scores every image exactly once, by every head.
 
     Returns:
-      The catalog's columns and ``logit``, ``probability``, s1–s3 by name (as the head takes them),
-      ``uniform_share``, ``low_context`` and ``error``; images that could not be read have nulls
-      and a reason, and are noted in ``bad``.
+      The catalog's columns and ``logit``, ``probability``, the statistics by name (as the head
+      takes them), ``uniform_share``, ``low_context`` and ``error``; with several heads, these are
+      those of the first, and ``logit_1``, ... those of the others.  Images that could not be read
+      have nulls and a reason, and are noted in ``bad``.
     """
     config = detector.settings
-    count = len(images)
-    logit = np.full(count, np.nan, np.float32)
-    stats = np.full((count, len(STATISTICS)), np.nan, np.float32)
+    count, num_heads = len(images.images), config.num_seeds
+    names = config.detector.statistics if config.detector.anomaly == "statistics" else ()
+    logit = np.full((count, num_heads), np.nan, np.float32)
+    stats = np.full((count, len(names)), np.nan, np.float32)
     uniform_share = np.full(count, np.nan, np.float32)
     errors: list[str | None] = [None] * count
-    scorer = trained.Scorer(config.detector, replicas)
-    batches = cli.progress(
-        scorer.batches(images, config, detector.backbone.config.image_size),
-        0,
-        math.ceil(count / config.eval.batch_size),
-        "evaluate",
-    )
-    results = scorer(detector.head.params, detector.frozen(), (batch for _, batch in batches))
-    for batch, scores in results:
-        bad.note(images, batch)
+    scorer = trained.Scorer(config.detector, detector.backbone.config.num_patches, replicas)
+    num_batches = math.ceil(count / config.eval.batch_size)
+    batches = cli.progress(images.scoring(), 0, num_batches, "evaluate")
+    for batch, scores in scorer(detector.heads, (batch for _, batch in batches)):
+        bad.note(images.images, batch)
         valid, rows = batch["valid"], batch["row"]
         logit[rows[valid]] = scores.logit[valid]
-        stats[rows[valid]] = scores.stats[valid]
+        stats[rows[valid]] = scores.stats[valid, 0, : len(names)]
         uniform_share[rows[valid]] = scores.uniform_share[valid]
         for row, error in zip(rows, batch["error"], strict=True):
             if error:
                 errors[int(row)] = str(error)
     columns = {
-        "logit": logit,
-        "probability": 1 / (1 + np.exp(-logit.astype(np.float64))),
-        **{name: stats[:, i] for i, name in enumerate(STATISTICS)},
+        "logit": logit[:, 0],
+        "probability": 1 / (1 + np.exp(-logit[:, 0].astype(np.float64))),
+        **{name: stats[:, i] for i, name in enumerate(names)},
         "uniform_share": uniform_share,
         "low_context": uniform_share > config.detector.low_context_share,
+        **{f"logit_{i}": logit[:, i] for i in range(1, num_heads)},
     }
     unread = np.array([error is not None for error in errors])
-    table = images.table
+    table = images.images.table
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, mask=unread))
     return table.append_column("error", pa.array(errors, pa.string()))
@@ -79,7 +77,7 @@ def score(
 
 def evaluate(
     detector: TrainedDetector,
-    images: Catalog,
+    images: FeatureSet,
     workdir: Path,
     bad: BadImages,
     replicas: Replicas | None = None,
@@ -88,31 +86,100 @@ def evaluate(
     replicas = replicas or Replicas()
     config = detector.settings
     replicas.check_batch_size(config.eval.batch_size, "config.eval.batch_size")
-    bad.forget(images)
-    table = score(detector, images, bad, replicas)
+    bad.forget(images.images)
+    calibration = detector.calibration()
+    table = with_verdicts(score(detector, images, bad, replicas), calibration)
     rows = metrics.evaluate(
-        table["label"].to_numpy(),
-        table["logit"].to_numpy(zero_copy_only=False),
-        np.array(table["generator"].to_pylist()),
-        np.array(table["error"].is_null()),
+        *measured(table),
         bootstrap=config.eval.bootstrap,
         confidence=config.eval.confidence,
         seed=config.seed,
+        calibration=calibration,
     )
+    by_seed = over_seeds(detector, table)
     facts = {
         "backbone": trained.describe(detector.backbone),
         "backbone_sha256": detector.backbone.sha256,
         "checkpoint_step": detector.step,
-        "data_root": str(images.root),
-        "test_images": images.fingerprint,
-        "left_out": images.skipped,
-        "bad_images": count_by_class(bad.of(images)),
+        "calibration": calibration.to_dict(),
+        "over_seeds": by_seed,
+        "data_root": str(images.images.root),
+        "test_images": images.images.fingerprint,
+        "left_out": images.images.skipped,
+        "bad_images": count_by_class(bad.of(images.images)),
         "low_context_images": pc.sum(table["low_context"]).as_py() or 0,
         "settings": dataclasses.asdict(config),
     }
     report.write(workdir, rows, table, facts)
     cli.say(report.as_text(rows, config.eval.confidence))
+    cli.say("\n".join(calibration.in_words()))
+    if by_seed:
+        cli.say(
+            f"{config.num_seeds} heads, mean of generators: "
+            + ", ".join(
+                f"{name.replace('_', ' ')} {100 * found['mean']:.1f} ± "
+                f"{100 * found['deviation']:.1f}"
+                for name, found in by_seed["mean"].items()
+            )
+            + "; the table is the first one's"
+        )
     cli.say(f"report    {workdir / 'report.html'}")
+
+
+def with_verdicts(table: pa.Table, calibration: Calibration) -> pa.Table:
+    """A table of scores and what they mean: ``calibrated_probability`` and ``verdict``."""
+    unread = table["error"].is_valid().to_numpy()
+    logit = table["logit"].to_numpy(zero_copy_only=False)
+    low_context = table["low_context"].fill_null(True).to_numpy(zero_copy_only=False)
+    for name, values in (
+        ("calibrated_probability", calibration.probability(logit)),
+        ("verdict", calibration.verdict(logit, low_context)),
+    ):
+        table = table.append_column(name, pa.array(values, mask=unread))
+    return table
+
+
+def measured(
+    table: pa.Table, logit: str = "logit"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, logits, generators and whether an image was read, as ``metrics.evaluate`` takes."""
+    return (
+        table["label"].to_numpy(),
+        table[logit].to_numpy(zero_copy_only=False),
+        np.array(table["generator"].to_pylist()),
+        np.array(table["error"].is_null()),
+    )
+
+
+ACROSS_SEEDS = ("accuracy", "auc")
+
+
+def over_seeds(
+    detector: TrainedDetector, table: pa.Table
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and standard deviation (of a sample) over heads: by generator, then by metric.
+
+    Empty for a single head.
+    """
+    num_heads = detector.settings.num_seeds
+    if num_heads == 1:
+        return {}
+    per_head = [
+        metrics.evaluate(
+            *measured(table, f"logit_{i}" if i else "logit"), bootstrap=0, confidence=0.0, seed=0
+        )
+        for i in range(num_heads)
+    ]
+    return {
+        rows[0].name: {
+            name: {
+                "mean": float(np.mean([row.metrics[name].value for row in rows])),
+                "deviation": float(np.std([row.metrics[name].value for row in rows], ddof=1)),
+            }
+            for name in ACROSS_SEEDS
+        }
+        for rows in zip(*per_head, strict=True)
+    }
 
 
 def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> list[BadImage]:
@@ -132,7 +199,9 @@ def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> li
     cli.report_skipped(everything)
     images = everything.select(generators=data.test_generators or None, split="val")
     bad = BadImages(workdir / cli.BAD_IMAGES)
-    evaluate(dataclasses.replace(detector, settings=used), images, workdir, bad, replicas)
+    replicas = replicas or Replicas()
+    once = OnlineSet(images, Extractor(used, detector.backbone, replicas))
+    evaluate(dataclasses.replace(detector, settings=used), once, workdir, bad, replicas)
     cli.report_bad_images(workdir, bad.of(images))
     return bad.of(images)
 

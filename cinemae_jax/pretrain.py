@@ -29,6 +29,7 @@ from cinemae_jax.data import catalog, loader
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.decode import encode_png
+from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Crop, RandomResizedCrop
 from cinemae_jax.distributed import AXIS, Replicas
 from cinemae_jax.model.detector import random_backbone
@@ -88,12 +89,13 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
     model = MAE(config.model, jnp.dtype(config.dtype))
     photographs, held_out = catalog.photographs(config.data.photos).hold_out(config.data.holdout)
     size = config.model.image_size
-    num_steps = loader.num_steps(len(photographs), config.epochs, config.batch_size)
+    order = Order(len(photographs), config.batch_size, config.epochs, config.seed)
+    num_steps = order.num_steps
     schedule = optim.warmup_cosine(config.learning_rate, num_steps, config.warmup)
     tx = optim.adamw(schedule, weight_decay=config.weight_decay, b2=config.b2)
     key = jax.random.key(config.seed)
 
-    params = random_backbone(config.model, config.seed).params
+    params = first_params(config)
     state = TrainState(params, tx.init(params))
     metadata = {
         "kind": "pretraining",
@@ -125,10 +127,8 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
         state = replicas.replicate(state)
         batches = loader.train_batches(
             loader.from_catalog(photographs),
-            RandomResizedCrop(size, config.data.scale),
-            size=size,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
+            RandomResizedCrop(size, config.data.scale, native=config.data.native),
+            order,
             seed=config.seed,
             start_step=start,
             host=replicas.host,
@@ -163,12 +163,29 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
     return bad.listed
 
 
+def first_params(config: PretrainSettings) -> Any:
+    """Random parameters, or those of the backbone that training goes on from.
+
+    Raises:
+      ValueError: if that backbone is of another architecture.
+    """
+    if not config.init:
+        return random_backbone(config.model, config.seed).params
+    backbone = weights.load(config.init)
+    if backbone.config != config.model:
+        raise ValueError(
+            f"config.init {config.init} is {backbone.config}, and config.model asks for "
+            f"{config.model}: make them the same"
+        )
+    return backbone.params
+
+
 def _eval_batches(
     images: Catalog, size: int, batch_size: int, replicas: Replicas
 ) -> Iterable[loader.Batch]:
     crop = Crop(size, resize=round(size * 8 / 7))  # MAE's own 256 and 224, in proportion
     return loader.eval_batches(
-        loader.from_catalog(images), crop, size=size, batch_size=batch_size, host=replicas.host
+        loader.from_catalog(images), crop, batch_size=batch_size, host=replicas.host
     )
 
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from cinemae_jax.data import catalog
-from cinemae_jax.data.catalog import Catalog, read_quarantine
+from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Images, from_catalog
-from cinemae_jax.data.transforms import Augment, Crop
+from cinemae_jax.data.transforms import Augment, Crop, MultiCrop
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
 
 T = TypeVar("T")
 Source = typing.Literal["folder", "tfds"]
+FeatureSource = typing.Literal["bank", "online"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class DataSettings:
       test_generators: whose ``val`` split is scored; empty means all.
       holdout: share of the training images kept for validation, picked by their ids.
       resize: shorter side before cropping, pixels; 0 keeps native pixels.
+      num_crops: crops of an image in evaluation, whose logits are averaged: 1 is the centre crop,
+        other squares (4, 9, ...) a grid from corner to corner.
       random_crop, flip, augment: of training images, of both classes alike.
       num_threads: decoding threads.
     """
@@ -42,6 +45,7 @@ class DataSettings:
     test_generators: tuple[str, ...]
     holdout: float
     resize: int
+    num_crops: int
     random_crop: bool
     flip: bool
     augment: Augment
@@ -68,7 +72,7 @@ class DataSettings:
             found, _ = tfds_records.open_tfds(self.root)
         else:
             found = catalog.scan(self.root)
-        return found.without(read_quarantine(self.quarantine)) if self.quarantine else found
+        return found.without_listed(self.quarantine) if self.quarantine else found
 
     def images(self, some: Catalog) -> Images:
         """The files of some of the images of ``scan``."""
@@ -78,9 +82,9 @@ class DataSettings:
             return tfds_records.from_catalog(some)
         return from_catalog(some)
 
-    def eval_transform(self, size: int) -> Crop:
-        """Centre crop: the same for every image, every time."""
-        return Crop(size, resize=self.resize)
+    def eval_transform(self, size: int) -> MultiCrop:
+        """Crops at fixed places: the same for every image, every time."""
+        return MultiCrop(size, self.num_crops, resize=self.resize)
 
     def train_transform(self, size: int) -> Crop:
         return Crop(
@@ -90,6 +94,54 @@ class DataSettings:
             flip=self.flip,
             augment=self.augment,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSettings:
+    """How images become the features that the head learns from.
+
+    Attributes:
+      source: ``bank``: one pass of the backbone, kept on disk, for any number of epochs, seeds and
+        heads; ``online``: anew in every step.
+      bank: folder of the bank; empty for ``bank`` in the run's folder.
+      seed: of masks and augmentation.
+      num_runs: R, masking runs stored of each image, of which every epoch draws K; 0 (online only)
+        means a new mask every time.
+      num_views: V, augmented views stored of each training image, which the epochs show in turn;
+        0 (online only) means a new view every epoch.
+      batch_size: images at a time through the backbone, over all devices.
+      shard_images: images a file of the bank.
+      memory: GB of features held in memory; larger ones are read from a scratch file.
+    """
+
+    source: FeatureSource
+    bank: str
+    seed: int
+    num_runs: int
+    num_views: int
+    batch_size: int
+    shard_images: int
+    memory: float
+
+    def __post_init__(self) -> None:
+        if self.source not in typing.get_args(FeatureSource):
+            raise ValueError(f"config.features.source is {self.source!r}: use 'bank' or 'online'")
+        least = 1 if self.source == "bank" else 0
+        _require(
+            "config.features",
+            self,
+            seed=(0, None),
+            num_runs=(0, None),
+            num_views=(least, None),
+            batch_size=(1, None),
+            shard_images=(1, None),
+            memory=(0, None),
+        )
+        if self.num_views and self.batch_size % self.num_views:
+            raise ValueError(
+                f"config.features.batch_size {self.batch_size} is not a multiple of num_views "
+                f"{self.num_views}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,29 +191,52 @@ class EvalSettings:
       batch_size: images at a time, over all devices.
       bootstrap: resamples of every interval; 0 for none.
       confidence: of the intervals, for example 0.95.
+      fpr: share of photographs, at most, that a verdict may call AI; its threshold comes from the
+        held-out images of training.
+      fnr: share of AI images, at most, that a verdict may call nature.
     """
 
     batch_size: int
     bootstrap: int
     confidence: float
+    fpr: float
+    fnr: float
 
     def __post_init__(self) -> None:
         _require("config.eval", self, batch_size=(1, None), bootstrap=(0, None), confidence=(0, 1))
+        for name in ("fpr", "fnr"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"config.eval.{name} must lie between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A whole config file of train and evaluate."""
+    """A whole config file of train and evaluate.
+
+    Attributes:
+      seed: of the head's first parameters and of the order of the images.
+      num_seeds: heads trained at once, from seeds ``seed``, ``seed`` + 1, ...; they share the order
+        of the images, and draw their masks each for itself.
+      backbone: file, or the name of a bundled one.
+    """
 
     seed: int
+    num_seeds: int
     backbone: str
     detector: DetectorConfig
     data: DataSettings
+    features: FeatureSettings
     train: TrainSettings
     eval: EvalSettings
 
     def __post_init__(self) -> None:
-        _require("config", self, seed=(0, None))
+        _require("config", self, seed=(0, None), num_seeds=(1, None))
+        stored, wanted = self.features.num_runs, self.detector.num_runs
+        if stored < wanted and (stored or self.features.source == "bank"):
+            raise ValueError(
+                f"config.features.num_runs {stored} is below config.detector.num_runs {wanted}: "
+                "an image needs as many stored runs as the head sees"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,17 +246,19 @@ class PhotoSettings:
     Attributes:
       photos: folders.
       scale: least and largest share of the area that a random crop takes.
+      native: share of the samples that are squares of unresampled pixels instead.
       holdout: share of the photographs kept for the validation loss.
       num_threads: decoding threads.
     """
 
     photos: tuple[str, ...]
     scale: tuple[float, float]
+    native: float
     holdout: float
     num_threads: int
 
     def __post_init__(self) -> None:
-        _require("config.data", self, holdout=(0, 1), num_threads=(1, None))
+        _require("config.data", self, native=(0, 1), holdout=(0, 1), num_threads=(1, None))
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"config.data.scale must rise within (0, 1], is {self.scale}")
 
@@ -191,6 +268,7 @@ class PretrainSettings:
     """A whole config file of pretrain; ``configs/pretrain_tiny.py`` explains the fields."""
 
     seed: int
+    init: str
     model: MAEConfig
     data: PhotoSettings
     mask_ratio: float

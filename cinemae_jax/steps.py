@@ -1,7 +1,8 @@
-"""What runs on the devices: features of a batch, the update of the head, the scores.
+"""What runs on the devices: features of a batch, the update of the heads, their scores.
 
-The frozen side and the trained side are separate arguments of every function; only the trained
-one is differentiated, updated and donated.
+The frozen side is one function, the trained side another: features pass from one to the other as
+arrays, straight away (online) or through a bank.  Heads of several seeds have a leading axis S in
+every parameter and are trained and scored together, by vmap.
 """
 
 from collections.abc import Callable
@@ -11,58 +12,53 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from cinemae_jax import optim
 from cinemae_jax.distributed import AXIS
 from cinemae_jax.model import lcas, masking
 from cinemae_jax.model.config import DetectorConfig
-from cinemae_jax.model.detector import (
-    Backbone,
-    Features,
-    extract_features,
-    head_logits,
-    statistics,
-)
-from cinemae_jax.model.head import GLOBAL_PATHWAY, HeadState, Normalizer
-from cinemae_jax.model.mae import normalize_images, patchify
+from cinemae_jax.model.detector import Backbone, Features, extract_features, logits, statistics
+from cinemae_jax.model.head import GLOBAL_PATHWAY, HeadState, Normalizer, learned_weight
 
-INPUTS = ("image", "label", "example_id", "epoch", "valid")
-"""Entries of a loader's batch that travel to the devices."""
+INPUTS = ("image", "example_id", "epoch")
+"""Entries of a loader's batch that the backbone needs."""
 
 Batch = dict[str, Array]
+Runs = Callable[[Key[Array, " b"], Int[Array, " b"]], Int[Array, "b r"]]
+"""Keys and epochs of some examples to the numbers of their masking runs."""
 
 
 @struct.dataclass
 class TrainState:
-    """All that training changes."""
+    """All that training changes; every leaf has a leading axis S, one head a seed."""
 
     params: Any
     opt_state: optax.OptState
 
 
 @struct.dataclass
-class Frozen:
-    """All that training does not change.
+class Labelled:
+    """Features of a batch, and what the head is to make of them.
 
     Attributes:
-      backbone: the masked autoencoder.
-      normalizer: of the head's inputs.
-      key: base key of the masks.
+      features: of B examples; in training with the runs of all seeds, (B, S·K, M).
+      label: (B,), 1 for AI.
+      valid: (B,), False where there is no image.
     """
 
-    backbone: Backbone
-    normalizer: Normalizer
-    key: Key[Array, ""]
+    features: Features
+    label: Any
+    valid: Any
 
 
 @struct.dataclass
 class Scores:
-    """Per image.
+    """Per example.
 
     Attributes:
-      logit: (B,), positive for AI.
-      stats: (B, 3), s1–s3 as the head takes them.
+      logit: (B, S), positive for AI.
+      stats: (B, S, number of statistics), as the heads take them.
       uniform_share: (B,), share of nearly uniform patches.
     """
 
@@ -71,17 +67,42 @@ class Scores:
     uniform_share: Any
 
 
-def batch_features(
-    backbone: Backbone, key: Key[Array, ""], batch: Batch, config: DetectorConfig
-) -> Features:
-    """Features of a batch; epoch e uses the runs e·K … e·K + K-1 of every image.
+# --- the frozen side ----------------------------------------------------------------------------
 
-    So training sees new masks every epoch, evaluation (epoch 0) always the same, and a mask
-    depends on nothing but (key, example id, run).
+
+def first_runs(count: int) -> Runs:
+    """Runs 0 … count-1 of every example: evaluation, and what a bank stores."""
+    return lambda keys, epoch: jnp.broadcast_to(jnp.arange(count), (len(keys), count))
+
+
+def drawn_runs(num_runs: int, num_stored: int, num_seeds: int) -> Runs:
+    """The S·K runs of an example in an epoch of training (``masking.draw_runs``)."""
+
+    def runs(keys: Key[Array, " b"], epoch: Int[Array, " b"]) -> Int[Array, "b r"]:
+        drawn = masking.draw_runs(
+            keys, epoch, num_runs=num_runs, num_stored=num_stored, num_seeds=num_seeds
+        )
+        return drawn.reshape(len(epoch), -1)
+
+    return runs
+
+
+def make_extract(
+    config: DetectorConfig, runs: Runs
+) -> Callable[[Backbone, Key[Array, ""], Batch], Features]:
+    """Features of one device's share of a batch of images (entries ``INPUTS``).
+
+    A mask depends on nothing but (key, example id, run).
     """
-    keys = masking.example_keys(key, batch["example_id"])
-    runs = batch["epoch"][:, None] * config.num_runs + jnp.arange(config.num_runs)[None]
-    return extract_features(backbone, batch["image"], keys, runs, config)
+
+    def extract(backbone: Backbone, key: Key[Array, ""], batch: Batch) -> Features:
+        keys = masking.example_keys(key, batch["example_id"])
+        return extract_features(backbone, batch["image"], keys, runs(keys, batch["epoch"]), config)
+
+    return extract
+
+
+# --- the trained side ---------------------------------------------------------------------------
 
 
 def make_optimizer(
@@ -113,35 +134,50 @@ def make_optimizer(
     )
 
 
-def make_train_step(
-    config: DetectorConfig, tx: optax.GradientTransformation
-) -> Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]:
-    """One update of the head on one device's share of a batch.
+def make_head_step(
+    config: DetectorConfig, tx: optax.GradientTransformation, num_patches: int
+) -> Callable[[TrainState, Normalizer, Labelled], tuple[TrainState, Float[Array, " s"]]]:
+    """One update of all heads on one device's share of a batch; also returns their losses.
 
-    Loss and gradient are means over the valid images of all devices, so that any number of
+    Loss and gradient are means over the valid examples of all devices, so that any number of
     devices takes the same step.
     """
 
     def step(
-        state: TrainState, frozen: Frozen, batch: Batch
-    ) -> tuple[TrainState, dict[str, Array]]:
-        features = batch_features(frozen.backbone, frozen.key, batch, config)
-        stats = statistics(features, config, frozen.backbone.config.num_patches)
-        valid = batch["valid"].astype(jnp.float32)
+        state: TrainState, normalizer: Normalizer, batch: Labelled
+    ) -> tuple[TrainState, Float[Array, " s"]]:
+        valid = batch.valid.astype(jnp.float32)
         per_device = jnp.maximum(jax.lax.pmean(valid.sum(), AXIS), 1e-9)
 
-        def loss_of(params: Any) -> Float[Array, ""]:
-            head = HeadState(params, frozen.normalizer)
-            logit = head_logits(head, features.f_global, stats, config)
-            return (binary_cross_entropy(logit, batch["label"]) * valid).sum() / per_device
+        def loss_of(params: Any, normalizer: Normalizer, features: Features) -> Float[Array, ""]:
+            logit, _ = logits(HeadState(params, normalizer), features, config, num_patches)
+            return (binary_cross_entropy(logit, batch.label) * valid).sum() / per_device
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
-        loss, grads = jax.lax.pmean((loss, grads), AXIS)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state), {"loss": loss}
+        def gradient(head: HeadState, features: Features) -> tuple[Float[Array, ""], Any]:
+            return jax.value_and_grad(loss_of)(head.params, head.normalizer, features)
+
+        heads = HeadState(state.params, normalizer)
+        loss, grads = jax.lax.pmean(per_head(gradient)(heads, batch.features), AXIS)
+        updates, opt_state = jax.vmap(tx.update)(grads, state.opt_state, state.params)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
 
     return step
+
+
+def make_head_inputs(
+    config: DetectorConfig, num_patches: int
+) -> Callable[[Any, Features], tuple[Float[Array, "b d"], Float[Array, "b s n"]]]:
+    """f_global and every head's statistics of a batch of training, before standardisation."""
+
+    def head_inputs(
+        params: Any, features: Features
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b s n"]]:
+        def of_head(params: Any, features: Features) -> Float[Array, "b n"]:
+            return statistics(features, config, num_patches, learned_weight(params))
+
+        return features.f_global, per_head(of_head, out_axes=1)(params, features)
+
+    return head_inputs
 
 
 def binary_cross_entropy(logit: Float[Array, " b"], label: Array) -> Float[Array, " b"]:
@@ -149,30 +185,43 @@ def binary_cross_entropy(logit: Float[Array, " b"], label: Array) -> Float[Array
     return optax.sigmoid_binary_cross_entropy(logit, label.astype(jnp.float32))
 
 
-def make_score(config: DetectorConfig) -> Callable[[Any, Frozen, Batch], Scores]:
-    """Scores of one device's share of a batch, in its order."""
+def make_score(config: DetectorConfig, num_patches: int) -> Callable[[HeadState, Features], Scores]:
+    """Scores of one device's share of a batch, by all heads on the same runs 0 … K-1."""
 
-    def score(params: Any, frozen: Frozen, batch: Batch) -> Scores:
-        features = batch_features(frozen.backbone, frozen.key, batch, config)
-        stats = statistics(features, config, frozen.backbone.config.num_patches)
-        head = HeadState(params, frozen.normalizer)
-        logit = head_logits(head, features.f_global, stats, config)
-        patches = patchify(normalize_images(batch["image"]), frozen.backbone.config.patch_size)
-        uniform = jax.vmap(lambda p: lcas.uniform_share(p, config.uniform_variance))(patches)
-        return Scores(logit, stats, uniform)
+    def score(heads: HeadState, features: Features) -> Scores:
+        by_head = jax.vmap(lambda head: logits(head, features, config, num_patches), out_axes=1)
+        return Scores(*by_head(heads), features.uniform_share)
 
     return score
 
 
-def make_head_inputs(
-    config: DetectorConfig,
-) -> Callable[[Backbone, Key[Array, ""], Batch], tuple[Float[Array, "b d"], Float[Array, "b 3"]]]:
-    """f_global and statistics of one device's share of a batch, before standardisation."""
+def per_head(
+    function: Callable[[Any, Features], Any], *, out_axes: int = 0
+) -> Callable[[Any, Features], Any]:
+    """vmap over heads, each with its own runs out of those of all, (B, S·K, M).
 
-    def head_inputs(
-        backbone: Backbone, key: Key[Array, ""], batch: Batch
-    ) -> tuple[Float[Array, "b d"], Float[Array, "b 3"]]:
-        features = batch_features(backbone, key, batch, config)
-        return features.f_global, statistics(features, config, backbone.config.num_patches)
+    Args:
+      function: takes what belongs to one head, and features of its K runs.
+      out_axes: where its results get the axis S.
+    """
 
-    return head_inputs
+    def mapped(heads: Any, features: Features) -> Any:
+        num_seeds = len(jax.tree.leaves(heads)[0])
+
+        def apart(leaf: Array) -> Array:
+            return leaf.reshape(len(leaf), num_seeds, leaf.shape[1] // num_seeds, *leaf.shape[2:])
+
+        def one(head: Any, terms: lcas.Terms, masked: Any) -> Any:
+            return function(head, features.replace(terms=terms, masked=masked))
+
+        runs = jax.tree.map(apart, (features.terms, features.masked))
+        return jax.vmap(one, in_axes=(0, 1, 1), out_axes=out_axes)(heads, *runs)
+
+    return mapped
+
+
+def needed_terms(config: DetectorConfig) -> tuple[str, ...]:
+    """Names of the LCAS terms that a head's score is made of."""
+    if not config.num_runs:
+        return ()
+    return ("bands",) if config.anomaly == "bands" else lcas.TERMS_OF[config.score]

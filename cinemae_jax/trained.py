@@ -8,17 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
-from cinemae_jax import __version__, settings, steps, weights
+from cinemae_jax import __version__, cli, settings, steps, weights
 from cinemae_jax.checkpoint import CheckpointError, Checkpoints, Which
-from cinemae_jax.data import loader
 from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.loader import Batch
 from cinemae_jax.distributed import Replicas, merge
-from cinemae_jax.model.config import STATISTICS, DetectorConfig
-from cinemae_jax.model.detector import Backbone, num_params
-from cinemae_jax.model.head import HeadState, Normalizer, head_of, init_params
+from cinemae_jax.evaluation import calibration
+from cinemae_jax.evaluation.calibration import Calibration
+from cinemae_jax.features import Featured
+from cinemae_jax.model.config import DetectorConfig
+from cinemae_jax.model.detector import Backbone, num_params, num_statistics
+from cinemae_jax.model.head import HeadState, Normalizer, init_params
 from cinemae_jax.settings import Settings
+
+
+@struct.dataclass
+class HeldOut:
+    """Scores of the held-out images of training: what verdicts are calibrated by.
+
+    Attributes:
+      logit: (N, S) float32; NaN where an image could not be read or was not scored.
+      label: (N,) int32.
+    """
+
+    logit: Any
+    label: Any
+
+    @classmethod
+    def unknown(cls, count: int, num_seeds: int) -> "HeldOut":
+        """Of images that were not scored."""
+        logit = np.full((count, num_seeds), np.nan, np.float32)
+        return cls(logit, np.zeros(count, np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,47 +50,98 @@ class TrainedDetector:
     """Backbone, head and the settings that they were trained under.
 
     Attributes:
-      backbone: frozen; its hash is the one that the head was trained on.
-      head: trained parameters and the normalizer of their inputs.
+      backbone: frozen; its hash is the one that the heads were trained on.
+      heads: trained parameters and the normalizers of their inputs, with a leading axis of seeds.
       settings: of the training run, preprocessing included.
       step: of the checkpoint.
+      held_out: scores that verdicts are calibrated by; of the training generators alone.
+      held_out_images: fingerprint of those images.
     """
 
     backbone: Backbone
-    head: HeadState
+    heads: HeadState
     settings: Settings
     step: int
+    held_out: HeldOut
+    held_out_images: str
 
-    def frozen(self) -> steps.Frozen:
-        return steps.Frozen(self.backbone, self.head.normalizer, jax.random.key(self.settings.seed))
+    def calibration(self, head: int = 0) -> Calibration:
+        """Probabilities and thresholds of one head, at the error rates of its ``settings.eval``."""
+        scored = np.isfinite(self.held_out.logit[:, head])
+        return calibration.fit(
+            self.held_out.logit[scored, head],
+            self.held_out.label[scored],
+            fpr=self.settings.eval.fpr,
+            fnr=self.settings.eval.fnr,
+            images=self.held_out_images,
+        )
 
 
 KIND = "detector"
 """What the metadata of a checkpoint calls itself, so that another job's is not taken for one."""
 
 
-def metadata(config: Settings, backbone: Backbone, images: Catalog) -> dict[str, Any]:
+def metadata(
+    config: Settings, backbone: Backbone, images: Catalog, held_out: Catalog
+) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
     Args:
       config: of the run.
       backbone: that the head is trained on.
       images: that it is trained on.
+      held_out: those that it is validated and calibrated on.
     """
     return {
         "kind": KIND,
         "version": __version__,
         "backbone_sha256": backbone.sha256,
         "train_images": images.fingerprint,
+        "held_out_images": held_out.fingerprint,
+        "num_held_out": len(held_out),
         "settings": json.loads(json.dumps(dataclasses.asdict(config))),
     }
 
 
+MAY_DIFFER = (
+    "version",
+    "settings.backbone",  # its hash must be the same
+    "settings.data.root",  # the images must be the same
+    "settings.data.source",
+    "settings.data.quarantine",
+    "settings.data.test_generators",
+    "settings.data.num_threads",
+    "settings.features.bank",
+    "settings.features.batch_size",
+    "settings.features.shard_images",
+    "settings.features.memory",
+    "settings.train.checkpoint_every",
+    "settings.eval.",
+)
+"""What a resumed run may do otherwise: nothing here changes the head."""
+
+
+def require_resumable(
+    checkpoints: Checkpoints, metadata: dict[str, Any], backbone: Backbone
+) -> None:
+    """Raises CheckpointError if there are checkpoints that another run has made."""
+    if checkpoints.latest is None:
+        return
+    before = checkpoints.metadata(checkpoints.latest)
+    require_kind(before, checkpoints.folder)
+    require_backbone(before, backbone, checkpoints.folder / str(checkpoints.latest))
+    cli.require_same(before, metadata, checkpoints.folder, may_differ=MAY_DIFFER)
+
+
 def head_template(config: Settings, backbone: Backbone) -> HeadState:
-    """A fresh head: random parameters from the seed, and an empty normalizer."""
-    width, count = backbone.config.width, len(STATISTICS)
-    params = init_params(head_of(config.detector), jax.random.key(config.seed), width, count)
-    zeros = [np.zeros(n, np.float32) for n in (width, width, count, count)]
+    """Fresh heads: random parameters, one set a seed, and empty normalizers; leading axis S."""
+    width, count = backbone.config.width, num_statistics(config.detector, backbone.config)
+    heads = [
+        init_params(config.detector, jax.random.key(config.seed + i), width, count)
+        for i in range(config.num_seeds)
+    ]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *heads)
+    zeros = (np.zeros((config.num_seeds, n), np.float32) for n in (width, width, count, count))
     return HeadState(params, Normalizer(*zeros))
 
 
@@ -100,8 +175,13 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
             config = dataclasses.replace(config, backbone=backbone)
         frozen = load_backbone(config)
         require_backbone(meta, frozen, folder / str(step))
-        saved = checkpoints.restore(step, {"head": head_template(config, frozen)})
-    return TrainedDetector(frozen, saved["head"], config, step)
+        like = {
+            "head": head_template(config, frozen),
+            "held_out": HeldOut.unknown(meta["num_held_out"], config.num_seeds),
+        }
+        saved = checkpoints.restore(step, like)
+    held_out, images = saved["held_out"], meta["held_out_images"]
+    return TrainedDetector(frozen, saved["head"], config, step, held_out, images)
 
 
 def load_backbone(config: Settings) -> Backbone:
@@ -111,12 +191,13 @@ def load_backbone(config: Settings) -> Backbone:
       weights.BackboneError: if it cannot be read, or has no decoder where runs need one.
     """
     backbone = weights.load(config.backbone)
-    if config.detector.num_runs and not backbone.config.has_decoder:
-        raise weights.BackboneError(
-            f"{config.backbone} has no decoder, and detector.num_runs is "
-            f"{config.detector.num_runs}: use a backbone with a decoder, or num_runs 0 with "
-            "fusion 'global'"
-        )
+    stored = config.features.num_runs if config.features.source == "bank" else 0
+    for field, num_runs in (("detector", config.detector.num_runs), ("features", stored)):
+        if num_runs and not backbone.config.has_decoder:
+            raise weights.BackboneError(
+                f"{config.backbone} has no decoder, and config.{field}.num_runs is {num_runs}: "
+                "use a backbone with a decoder, or num_runs 0 in both with fusion 'global'"
+            )
     return backbone
 
 
@@ -146,40 +227,36 @@ def require_backbone(meta: dict[str, Any], backbone: Backbone, where: Path) -> N
 
 
 class Scorer:
-    """Scores batches on all devices; compiled once, used for every data set."""
+    """Scores features on all devices; compiled once, used for every set."""
 
-    def __init__(self, config: DetectorConfig, replicas: Replicas) -> None:
+    def __init__(self, config: DetectorConfig, num_patches: int, replicas: Replicas) -> None:
         self._replicas = replicas
-        self._score = replicas.pmap_map(steps.make_score(config), replicated=2)
-
-    def batches(self, images: Catalog, config: Settings, size: int) -> Iterable[loader.Batch]:
-        """The images as evaluation sees them: each once, centre crop, last batch padded."""
-        return loader.eval_batches(
-            config.data.images(images),
-            config.data.eval_transform(size),
-            size=size,
-            batch_size=config.eval.batch_size,
-            host=self._replicas.host,
-            num_threads=config.data.num_threads,
-        )
+        self._score = replicas.pmap_map(steps.make_score(config, num_patches), replicated=1)
 
     def __call__(
-        self, params: Any, frozen: steps.Frozen, batches: Iterable[loader.Batch]
-    ) -> Iterator[tuple[loader.Batch, steps.Scores]]:
+        self, heads: HeadState, batches: Iterable[Featured]
+    ) -> Iterator[tuple[Batch, steps.Scores]]:
         """(batch, its scores as NumPy), both of this host, padding included.
 
-        The scores of a batch are fetched after the next one was sent off, so that decoding,
-        transfer and computation overlap.
+        The scores of several crops of an image are averaged.  Those of a batch are fetched after
+        the next one was sent off, so that decoding, transfer and computation overlap.
         """
-        params, frozen = self._replicas.replicate((params, frozen))
-        pending: tuple[loader.Batch, Any] | None = None
-        for batch in batches:
-            sent = self._score(params, frozen, self._replicas.shard(batch, steps.INPUTS))
+        heads = self._replicas.replicate(heads)
+        pending: tuple[Batch, Any] | None = None
+        for batch, features in batches:
+            sent = self._score(heads, features)
             if pending is not None:
-                yield pending[0], merge(pending[1])
+                yield pending[0], _average_crops(*pending)
             pending = (batch, sent)
         if pending is not None:
-            yield pending[0], merge(pending[1])
+            yield pending[0], _average_crops(*pending)
+
+
+def _average_crops(batch: Batch, scores: steps.Scores) -> steps.Scores:
+    def average(leaf: np.ndarray) -> np.ndarray:
+        return leaf.reshape(len(batch["row"]), -1, *leaf.shape[1:]).mean(axis=1)
+
+    return jax.tree.map(average, merge(scores))
 
 
 def describe(backbone: Backbone) -> str:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    config.init = ""  # backbone file to go on from; '' for random parameters
 
     config.model = ConfigDict()
     config.model.image_size = 112  # pixels, side
@@ -29,6 +30,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.photos = ()  # folders
     config.data.scale = (0.2, 1.0)  # share of the area that a random crop takes
+    config.data.native = 0.7  # share of the samples that are unresampled pixels instead
     config.data.holdout = 0.03  # share of the photographs kept for the validation loss
     config.data.num_threads = 4
 

@@ -21,30 +21,36 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0  # of head, masks, order and augmentation
+    config.seed = 0  # of the head and the order of images
+    config.num_seeds = 1  # heads trained at once; the table has their mean and deviation
     config.backbone = "mae_visualize_vit_large.safetensors"  # file, or 'tiny' for the bundled one
 
     config.detector = ConfigDict()
     config.detector.num_runs = 2  # K
+    config.detector.anomaly = "statistics"  # or bands: by spatial frequency, beyond the paper
     config.detector.mask_ratio = 0.75
     config.detector.pooling = "cls"  # or mean
     config.detector.score = "deviation_plus_mismatch"
     config.detector.mismatch_weight = 1.0  # λ
+    config.detector.learn_mismatch_weight = False
+    config.detector.statistics = ("variability", "mean_anomaly", "perturbation_sensitivity")
     config.detector.sensitivity = "run"  # or patch
     config.detector.fusion = "additive"  # concat, gate, logit, global, lcas
-    config.detector.hidden = 256  # of MLP_δ
+    config.detector.hidden = 256  # of MLP_δ; 0 makes it linear
+    config.detector.clip = 0.0  # of MLP_δ's standardised inputs; 0 for none
     config.detector.dtype = "float32"  # of the backbone; bfloat16 on accelerators
     config.detector.uniform_variance = 1e-3  # within a patch, below which it counts as uniform
     config.detector.low_context_share = 0.5  # of uniform patches, above which an image is flagged
 
     config.data = ConfigDict()
-    config.data.root = ""  # GenImage's folder, a CSV or Parquet list, or a TFDS data_dir
+    config.data.root = ""  # GenImage's folder, nature=DIR,ai=DIR, a list, or a TFDS data_dir
     config.data.source = "folder"  # or tfds
     config.data.quarantine = ""  # CSV of images to leave out, as `cinemae doctor` writes it
     config.data.train_generators = ("stable_diffusion_v_1_4",)
     config.data.test_generators = ()  # all that have a val split
     config.data.holdout = 0.05  # share of the training images kept for validation
     config.data.resize = 256  # pixels, shorter side before cropping; 0 keeps native pixels
+    config.data.num_crops = 1  # of test images, averaged: 1, 4, 9, ...
     config.data.random_crop = True  # of training images
     config.data.flip = True  # of training images
     config.data.augment = ConfigDict()  # of training images, both classes alike; off in the paper
@@ -53,6 +59,16 @@ def get_config() -> ConfigDict:
     config.data.augment.resize_probability = 0.0
     config.data.augment.resize_scale = (0.5, 1.0)
     config.data.num_threads = 16  # decoding
+
+    config.features = ConfigDict()
+    config.features.source = "bank"  # one backbone pass for all epochs and heads; or online
+    config.features.bank = ""  # folder; '' for one in the workdir
+    config.features.seed = 0  # of masks and augmentation
+    config.features.num_runs = 8  # R, masking runs stored; every epoch draws K of them
+    config.features.num_views = 1  # V, augmented views stored of each training image
+    config.features.batch_size = 64  # images at a time through the backbone
+    config.features.shard_images = 4096  # images a file, about 100 MB with ViT-L/16 and R = 8
+    config.features.memory = 16.0  # GB of features held in memory; larger banks are streamed
 
     config.train = ConfigDict()
     config.train.batch_size = 256  # images, over all devices
@@ -68,4 +84,6 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 256  # images, over all devices
     config.eval.bootstrap = 1000  # resamples
     config.eval.confidence = 0.95
+    config.eval.fpr = 0.05  # share of photographs, at most, that a verdict may call ai
+    config.eval.fnr = 0.05  # share of ai images, at most, that a verdict may call nature
     return config

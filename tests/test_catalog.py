@@ -143,6 +143,43 @@ def test_class_folders_that_cannot_be_meant_are_refused(
         catalog.class_folders(nature=tmp_path / nature, ai=tmp_path / ai)
 
 
+def test_two_folders_of_any_name_are_one_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(
+        tmp_path, "a, b/train/1.jpg", "a, b/test/x/1.jpg", "fakes/train/1.jpg", "fakes/test/1.png"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = catalog.scan("nature=a, b,ai=fakes")
+    assert found.describe() == "fakes/train 1 nature + 1 ai; fakes/val 1 nature + 1 ai"
+    named = catalog.scan(f"generator=sd, 3,ai={tmp_path}/fakes/,nature=a, b/")
+    assert named.generators == ["sd, 3"]
+    assert named.fingerprint == found.fingerprint
+    assert all((found.root / path).is_file() for path in names(found))
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("nature=p", "name one folder a class, as in nature=DIR,ai=DIR"),
+        ("ai=p,ai=q,nature=r", "name one folder a class"),
+        ("nature=p,ai=half", "half has images inside and outside of train"),
+        ("nature=p,ai=both", "both has folders val and test"),
+        ("nature=p,ai=", "name one folder a class"),
+        ("nature=p,ai=nowhere", "nowhere is not a folder"),
+        ("nowhere", "nor two folders as nature=DIR,ai=DIR"),
+    ],
+)
+def test_two_folders_that_cannot_be_meant_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, message: str
+) -> None:
+    touch(tmp_path, "p/a.jpg", "q/a.jpg", "r/a.jpg", "half/a.jpg", "half/train/b.jpg")
+    touch(tmp_path, "both/val/a.jpg", "both/test/b.jpg")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CatalogError, match=message):
+        catalog.scan(root)
+
+
 def test_photographs_of_several_folders_are_one_catalog(tmp_path: Path) -> None:
     touch(tmp_path, "p/b.jpg", "p/a/c.jpg", "q/d.jpg", "q/notes.txt")
     found = catalog.photographs([tmp_path / "q", tmp_path / "p"])
@@ -246,3 +283,23 @@ def test_a_quarantine_without_its_columns_is_refused(tmp_path: Path, content: by
     file.write_bytes(content)
     with pytest.raises(CatalogError, match=r"quarantine.csv has no column (path|reason)"):
         catalog.read_quarantine(file)
+
+
+def test_a_quarantine_that_leaves_nothing_out_is_refused(
+    tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "quarantine.csv"
+    whole = catalog.scan(tree)
+    file.write_text("path,reason\na/i/val/ai/0.png,gone\nb/i/val/ai/1.png,gone\n")
+    assert whole.without_listed(file).table.equals(
+        whole.without(catalog.read_quarantine(file)).table
+    )
+    assert not caplog.text
+    file.write_text("path,reason\na/i/val/ai/0.png,gone\nx/deleted.png,gone\n")
+    assert whole.without_listed(file).skipped["quarantined"] == 1
+    assert f"1 of 2 images of {file} are not in {tree}, for example x/deleted.png" in caplog.text
+    part = catalog.scan(tree / "a")
+    with pytest.raises(CatalogError, match=r"quarantine.csv lists 2 images .* a/i/val/ai/0.png"):
+        part.without_listed(file)
+    file.write_text("path,reason\n")
+    assert whole.without_listed(file).table.equals(whole.table)

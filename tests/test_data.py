@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cinemae_jax.data import catalog, loader
+from cinemae_jax.data import catalog, decode, loader
 from cinemae_jax.data.bad import BadImages, count_by_class
-from cinemae_jax.data.transforms import Crop
+from cinemae_jax.data.order import Order
+from cinemae_jax.data.transforms import Crop, MultiCrop, RandomResizedCrop, Transform
 
 from .conftest import write_data_set
 
@@ -16,8 +17,9 @@ CROP = Crop(32, resize=32)
 
 
 def train_stream(images: loader.Images, **options: object) -> list[loader.Batch]:
-    settings = {"size": 32, "batch_size": 10, "epochs": 2, "seed": 3} | options
-    return list(loader.train_batches(images, CROP, **settings))
+    settings = {"batch_size": 10, "epochs": 2} | options
+    order = Order(len(images), settings.pop("batch_size"), settings.pop("epochs"), seed=3)
+    return list(loader.train_batches(images, CROP, order, seed=3, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def train_images(data_set: Path) -> loader.Images:
 
 def test_training_meets_every_image_once_an_epoch(train_images: loader.Images) -> None:
     batches = train_stream(train_images, batch_size=16)
-    assert len(batches) == loader.num_steps(48, 2, 16) == 6
+    assert len(batches) == Order(48, 16, 2, 0).num_steps == 6
     for epoch in (0, 1):
         rows = np.concatenate([b["row"][b["epoch"] == epoch] for b in batches])
         assert sorted(rows) == list(range(48))
@@ -64,9 +66,7 @@ def test_evaluation_meets_every_image_once_and_pads(
     rows = []
     for i in range(hosts):
         batches = list(
-            loader.eval_batches(
-                train_images, CROP, size=32, batch_size=10, host=loader.Host(i, hosts)
-            )
+            loader.eval_batches(train_images, CROP, batch_size=10, host=loader.Host(i, hosts))
         )
         assert len(batches) == 5  # as many on every host
         rows += [b["row"][b["valid"]] for b in batches]
@@ -103,9 +103,32 @@ def test_a_corrupt_file_becomes_an_example_that_says_why(tmp_path: Path) -> None
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    "transform", [Crop(32, resize=32), MultiCrop(16, 4), RandomResizedCrop(32)], ids=type
+)
+def test_bad_files_have_the_shape_of_good_ones(tmp_path: Path, transform: Transform) -> None:
+    root = write_data_set(tmp_path, train=4, val=1)
+    (root / "gen_a/imagenet_ai_test/val/ai/000.png").write_bytes(b"")
+    images = loader.from_catalog(catalog.scan(root).select(split="val"))
+    (batch,) = loader.eval_batches(images, transform, batch_size=6)  # 3 good, 1 bad, 2 of padding
+    assert batch["image"].shape == (6, *transform.shape)
+    assert batch["valid"].sum() == 3
+    assert batch["image"][batch["valid"]].any(axis=tuple(range(1, batch["image"].ndim))).all()
+
+
+def test_files_beyond_any_picture_are_bad_and_not_read(
+    train_images: loader.Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "MAX_BYTES", 10)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"read {path}"))
+    batch = next(loader.eval_batches(train_images, CROP, batch_size=6))
+    assert not batch["valid"].any()
+    assert all("bytes are above 10" in error for error in batch["error"])
+
+
 def test_batches_that_cannot_be_formed_are_refused(train_images: loader.Images) -> None:
     with pytest.raises(ValueError, match="no step would be taken"):
-        loader.num_steps(10, 2, 21)
+        Order(10, 21, 2, 0)
     with pytest.raises(ValueError, match="not divisible by 3 hosts"):
         train_stream(train_images, host=loader.Host(0, 3))
 
@@ -116,6 +139,6 @@ def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     for path in root.rglob("*.png"):
         path.chmod(0)
     images = loader.from_catalog(catalog.scan(root))
-    batch = next(loader.eval_batches(images, CROP, size=32, batch_size=6))
+    batch = next(loader.eval_batches(images, CROP, batch_size=6))
     assert not batch["valid"].any()
     assert all("Permission denied" in e for e in batch["error"])

@@ -15,7 +15,7 @@ from cinemae_jax.model.detector import (
     random_backbone,
     statistics,
 )
-from cinemae_jax.model.head import Head, HeadState, Normalizer, init_params
+from cinemae_jax.model.head import HeadState, Normalizer, init_params
 
 from .conftest import SMALL
 
@@ -97,7 +97,7 @@ def test_degenerate_images_give_finite_logits(target: str) -> None:
     features = features_of(backbone, degenerate_images(), [1, 2, 3, 4, 5])
     head = HeadState(
         jax.tree.map(
-            lambda x: x + 0.1, init_params(Head(hidden=8), jax.random.key(0), SMALL.width, 3)
+            lambda x: x + 0.1, init_params(DetectorConfig(hidden=8), jax.random.key(0), SMALL.width, 3)
         ),
         Normalizer(jnp.zeros(24), jnp.ones(24), jnp.zeros(3), jnp.ones(3)),
     )

@@ -1,14 +1,17 @@
 import csv
+import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cinemae_jax import doctor as command
-from cinemae_jax.data import catalog, decode, diagnosis, doctor, facts, loader
+from cinemae_jax.data import catalog, diagnosis, doctor, facts, loader
+from cinemae_jax.data.examiner import Examiner
+from cinemae_jax.data.transforms import Crop
 
 from .odd_images import JPEG, ODD, PNG, UNREADABLE, encoded, picture
 
@@ -48,7 +51,7 @@ def test_every_file_is_in_exactly_one_count(examined: doctor.Examination) -> Non
     assert counts["ok"] == 4 * NUM_PLAIN + len(ODD)
     assert counts["ok"] + sum(counts["unreadable_by_reason"].values()) == counts["scanned"]
     assert counts["unreadable"] == sum(counts["unreadable_by_reason"].values())
-    assert set(counts["unreadable_by_reason"]) == set(facts.REASONS)
+    assert set(counts["unreadable_by_reason"]) == set(facts.REASONS) - {facts.CRASH, facts.TOO_SLOW}
     assert counts["left_out_by_reason"] == {"extension .txt": 1}
     groups = diagnosis.groups(examined)
     assert sum(group["files"] for group in groups) == counts["scanned"]
@@ -59,12 +62,7 @@ def test_every_file_is_in_exactly_one_count(examined: doctor.Examination) -> Non
 
 def test_doctor_and_loader_agree(sick: Path, examined: doctor.Examination) -> None:
     found = catalog.scan(sick)
-    batches = loader.eval_batches(
-        loader.from_catalog(found),
-        lambda data, rng: np.asarray(decode.decode(data).resize((8, 8))),
-        size=8,
-        batch_size=7,
-    )
+    batches = loader.eval_batches(loader.from_catalog(found), Crop(8, resize=8), batch_size=7)
     paths = found.table["path"].to_pylist()
     invalid = {paths[row] for b in batches for row in b["row"][(b["row"] >= 0) & ~b["valid"]]}
     assert invalid == set(examined.unreadable["path"].to_pylist())
@@ -174,6 +172,80 @@ def test_shortcuts_within_a_generator_are_told_apart(tmp_path: Path) -> None:
     }
     assert values["a"] == values["b"] == 1.0
     assert values["all"] < 0.75
+
+
+# --- files that end a process -------------------------------------------------------------------
+
+FATAL = """
+import os, signal, sys, time
+from cinemae_jax.data import decode, examiner
+
+def open_header(data, really=decode.open_header):
+    if data == b"exits":
+        os._exit(3)
+    if data == b"faults":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if data == b"hangs":
+        time.sleep(60)
+    if data.startswith(b"once "):  # as where other programs take the memory
+        note = data[5:].decode()
+        if not os.path.exists(note):
+            open(note, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+    print("a codec that prints")
+    return really(data)
+
+decode.open_header = open_header
+examiner.main(sys.argv)
+"""
+
+
+@pytest.fixture
+def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and a decoder that files of some contents put an end to."""
+    module = tmp_path / "modules/fatal_decoder.py"
+    module.parent.mkdir()
+    module.write_text(FATAL)
+    monkeypatch.setenv("PYTHONPATH", str(module.parent), prepend=os.pathsep)
+    deadly = functools.partial(Examiner, module="fatal_decoder", file_seconds=2)
+    monkeypatch.setattr(doctor, "Examiner", deadly)
+    (tmp_path / "set").mkdir()
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_files_that_end_the_decoder_are_named_and_the_others_examined(
+    fatal: Path, workers: int
+) -> None:
+    once = b"once " + os.fsencode(fatal.parent / "note")
+    for name, data in {
+        **{f"{i:02}.png": PNG for i in range(3 * doctor.CHUNK)},
+        **{"05.png": b"exits", "06.png": b"faults", "40.png": b"hangs", "70.png": once},
+        **{"07.png": b"", "63.png": b"exits"},
+    }.items():
+        (fatal / name).write_bytes(data)
+    examined = doctor.examine(fatal, workers=workers)
+    bad = {row["path"]: (row["reason"], row["error"]) for row in examined.unreadable.to_pylist()}
+    died = "the process that decoded it has ended with {}"
+    assert bad == {
+        "05.png": (facts.CRASH, died.format("exit code 3")),
+        "06.png": (facts.CRASH, died.format("signal 11")),
+        "07.png": (facts.EMPTY, "empty file"),
+        "40.png": (facts.TOO_SLOW, "not decoded in 2 seconds"),
+        "63.png": (facts.CRASH, died.format("exit code 3")),
+        "70.png": (facts.NO_IMAGE, "not an image, or of an unsupported format"),
+    }
+    assert len(examined.readable) == 3 * doctor.CHUNK - 6
+
+
+def test_processes_that_do_not_start_are_an_error_and_no_verdict(
+    fatal: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "Examiner", functools.partial(Examiner, module="no_such_module"))
+    for i in range(4 * doctor.CHUNK):
+        (fatal / f"{i}.png").write_bytes(PNG)
+    assert command.main(["doctor", str(fatal), "--workers", "2"]) == 2
+    assert "does not start: " in capfd.readouterr().err
 
 
 # --- command ------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
 def test_files_beyond_any_picture_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facts, "MAX_BYTES", len(PNG) - 1)
+    monkeypatch.setattr(decode, "MAX_BYTES", len(PNG) - 1)
     (tmp_path / "a.png").write_bytes(PNG)
     found = facts.examine(tmp_path / "a.png")
     assert (found.reason, found.sha256, found.num_bytes) == (facts.TOO_LARGE, b"", len(PNG))

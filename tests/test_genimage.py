@@ -19,7 +19,8 @@ from PIL import Image
 
 from cinemae_jax.data import catalog, genimage, loader, tfds_records
 from cinemae_jax.data.catalog import CatalogError
-from cinemae_jax.data.decode import decode
+from cinemae_jax.data.order import Order
+from cinemae_jax.data.transforms import Crop
 
 ADM, OTHER = "ADM", "my own v1.5"
 INNER = {ADM: "imagenet_ai_0508_adm", OTHER: "inner"}
@@ -144,10 +145,7 @@ def test_threads_and_other_processes_can_read(root: Path, data_dir: Path) -> Non
                 assert data == (root / paths[row]).read_bytes()
 
 
-def random_crop(data: bytes, rng: np.random.Generator) -> np.ndarray:
-    array = np.asarray(decode(data))
-    top, left = (int(rng.integers(side - SIZE + 1)) for side in array.shape[:2])
-    return array[top : top + SIZE, left : left + SIZE]
+RANDOM_CROP = Crop(SIZE, resize=0, random=True)
 
 
 def test_batches_are_those_of_the_folder(root: Path, data_dir: Path) -> None:
@@ -166,11 +164,12 @@ def test_batches_are_those_of_the_folder(root: Path, data_dir: Path) -> None:
             errors += [error for error in two["error"].tolist() if error]
         return errors
 
-    options = {"size": SIZE, "batch_size": 8, "seed": 3, "num_threads": 3}
-    bad = same(lambda images: loader.eval_batches(images, random_crop, **options))
+    options = {"seed": 3, "num_threads": 3}
+    bad = same(lambda images: loader.eval_batches(images, RANDOM_CROP, batch_size=8, **options))
     assert len(bad) == 2
     assert "empty file" in bad
-    assert same(lambda images: loader.train_batches(images, random_crop, epochs=4, **options))
+    order = Order(len(part), 8, 4, seed=3)
+    assert same(lambda images: loader.train_batches(images, RANDOM_CROP, order, **options))
 
 
 def test_records_say_what_the_files_are(root: Path, data_dir: Path) -> None:
@@ -211,6 +210,10 @@ def test_building_again_changes_nothing(root: Path, data_dir: Path, tmp_path: Pa
 def test_other_images_are_not_taken_for_those_that_were_built(root: Path, tmp_path: Path) -> None:
     tree = shutil.copytree(root, tmp_path / "tree")
     build_all(tree, tmp_path / "tfds")
+    with open(tree / CUT, "ab") as file:
+        file.write(b"mended")
+    with pytest.raises(CatalogError, match=r"ADM/1.0.0 was built from files of .* were replaced"):
+        build_all(tree, tmp_path / "tfds")
     (tree / CUT).unlink()
     with pytest.raises(CatalogError, match=r"ADM/1.0.0 was built from other images .*10 ai"):
         build_all(tree, tmp_path / "tfds")

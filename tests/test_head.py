@@ -15,8 +15,8 @@ def inputs(seed: int = 0) -> tuple[jax.Array, jax.Array]:
 
 
 def run(fusion: Fusion, f: jax.Array, s: jax.Array, params: object = None) -> jax.Array:
-    head = Head(fusion=fusion, hidden=8)
-    params = params or init_params(head, jax.random.key(1), WIDTH, 3)
+    head, config = Head(fusion=fusion, hidden=8), DetectorConfig(fusion=fusion, hidden=8)
+    params = params or init_params(config, jax.random.key(1), WIDTH, 3)
     return head.apply({"params": params}, f, s)
 
 
@@ -24,7 +24,7 @@ def run(fusion: Fusion, f: jax.Array, s: jax.Array, params: object = None) -> ja
 def test_one_logit_an_image_and_gradients_to_every_parameter(fusion: Fusion) -> None:
     f, s = inputs()
     assert run(fusion, f, s).shape == (5,)
-    params = init_params(Head(fusion=fusion, hidden=8), jax.random.key(1), WIDTH, 3)
+    params = init_params(DetectorConfig(fusion=fusion, hidden=8), jax.random.key(1), WIDTH, 3)
     # the last layer of MLP_δ starts at zero and blocks the gradient of the first for one step
     params = jax.tree.map(lambda x: x + 0.1, params)
     grads = jax.grad(lambda p: (run(fusion, f, s, p) ** 2).sum())(params)
@@ -38,14 +38,14 @@ def test_additive_fusion_starts_as_the_global_feature_alone() -> None:
 
 
 def test_gate_starts_near_the_global_feature() -> None:
-    params = init_params(Head(fusion="gate", hidden=8), jax.random.key(1), WIDTH, 3)
+    params = init_params(DetectorConfig(fusion="gate", hidden=8), jax.random.key(1), WIDTH, 3)
     gates = jax.nn.sigmoid(params["gate"]["bias"])
     assert float(gates.min()) > 0.85
 
 
 @pytest.mark.parametrize(("fusion", "ignores"), [("global", 1), ("lcas", 0)])
 def test_single_pathways_ignore_the_other(fusion: Fusion, ignores: int) -> None:
-    params = init_params(Head(fusion=fusion, hidden=8), jax.random.key(1), WIDTH, 3)
+    params = init_params(DetectorConfig(fusion=fusion, hidden=8), jax.random.key(1), WIDTH, 3)
     params = jax.tree.map(lambda x: x + 0.1, params)
     one, two = list(inputs(0)), list(inputs(1))
     mixed = list(one)
@@ -58,7 +58,7 @@ def test_single_pathways_ignore_the_other(fusion: Fusion, ignores: int) -> None:
 
 def test_logit_fusion_is_the_sum_of_its_pathways() -> None:
     f, s = inputs()
-    params = init_params(Head(fusion="logit", hidden=8), jax.random.key(1), WIDTH, 3)
+    params = init_params(DetectorConfig(fusion="logit", hidden=8), jax.random.key(1), WIDTH, 3)
     params = jax.tree.map(lambda x: x + 0.1, params)
     none_f, none_s = jnp.zeros_like(f), jnp.zeros_like(s)
     both = run("logit", f, s, params) + run("logit", none_f, none_s, params)
@@ -92,7 +92,7 @@ def test_impossible_detectors_are_refused_by_name(fields: dict, message: str) ->
 
 
 def test_head_state_holds_no_more_than_head_and_normalizer() -> None:
-    params = init_params(Head(hidden=8), jax.random.key(1), WIDTH, 3)
+    params = init_params(DetectorConfig(hidden=8), jax.random.key(1), WIDTH, 3)
     normalizer = Normalizer(*(jnp.zeros(n) for n in (WIDTH, WIDTH, 3, 3)))
     count = sum(x.size for x in jax.tree.leaves(HeadState(params, normalizer)))
     mlp = (3 + 1) * 8 + (8 + 1) * WIDTH

@@ -291,3 +291,23 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     (cache / "cinemae_jax").write_text("in the way")
     assert len(catalog.scan(tree)) == 24
     assert "is not kept" in caplog.text
+
+
+def test_the_cache_keeps_what_was_used_last(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "KEPT", 3)
+    roots = [tree / "a", tree / "b", tree / "a/i", tree / "b/i", tree]
+    folder = cache / "cinemae_jax/index"
+    for now, root in enumerate(roots[:4]):
+        catalog.scan(root)
+        os.utime(folder / index.cache_file(root).name, (now, now))
+    (folder / "killed.partial").touch()
+    os.utime(folder / "killed.partial", (9, 9))
+    catalog.scan(roots[1])  # used again: now the newest
+    catalog.scan(roots[4])
+    kept = {index.cache_file(root) for root in (roots[1], roots[4])} | {folder / "killed.partial"}
+    assert set(folder.iterdir()) == kept
+    monkeypatch.setattr(index, "KEPT", 2)
+    catalog.scan(roots[0])
+    assert set(folder.iterdir()) == {index.cache_file(root) for root in (roots[0], roots[4])}

@@ -13,12 +13,13 @@ import pyarrow.csv
 import pytest
 from ml_collections import ConfigDict
 
-from cinemae_jax import cli, evaluate, settings, trained, weights
+from cinemae_jax import banking, cli, evaluate, settings, trained, weights
 from cinemae_jax import train as train_module
 from cinemae_jax.checkpoint import CheckpointError
 from cinemae_jax.data import genimage
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.distributed import Replicas
+from cinemae_jax.features import Extractor, OnlineSet
 from cinemae_jax.model.detector import Backbone, random_backbone
 from cinemae_jax.settings import Settings
 from configs import sd14
@@ -70,6 +71,7 @@ def results(workdir: Path) -> list[dict]:
 def test_a_run_learns_and_leaves_everything_it_promises(finished: Path) -> None:
     written = {path.name for path in finished.iterdir()}
     assert written == {
+        "bank",
         "checkpoints",
         "metrics.jsonl",
         "eval.json",
@@ -94,7 +96,7 @@ def test_scores_do_not_depend_on_batch_or_devices(
     config: Settings, finished: Path, tmp_path: Path
 ) -> None:
     detector = trained.load(finished, backbone=config.backbone)
-    images = train_module.read_data(config).test
+    images = banking.read_data(config).test
     tables = []
     for batch_size, count in ((16, 8), (28, 1), (3, 1)):
         sized = dataclasses.replace(
@@ -102,11 +104,10 @@ def test_scores_do_not_depend_on_batch_or_devices(
             eval=dataclasses.replace(detector.settings.eval, batch_size=batch_size),
         )
         bad = BadImages(tmp_path / "bad_images.csv")
+        replicas = Replicas(tuple(jax.devices()[:count]))
+        online = OnlineSet(images, Extractor(sized, detector.backbone, replicas))
         table = evaluate.score(
-            dataclasses.replace(detector, settings=sized),
-            images,
-            bad,
-            Replicas(tuple(jax.devices()[:count])),
+            dataclasses.replace(detector, settings=sized), online, bad, replicas
         )
         assert not bad.listed
         tables.append(table["logit"].to_numpy())
@@ -199,7 +200,7 @@ def test_other_training_images_do_not_resume(
 ) -> None:
     root = write_data_set(tmp_path, train=23)
     data = dataclasses.replace(config.data, root=str(root))
-    with pytest.raises(CheckpointError, match="another run: train_images was"):
+    with pytest.raises(CheckpointError, match="another run: held_out_images was .*train_images was"):
         train_module.train(dataclasses.replace(config, data=data), finished)
 
 
@@ -221,7 +222,11 @@ def test_an_encoder_alone_needs_runs_without_masks(
     with pytest.raises(weights.BackboneError, match=r"encoder.safetensors has no decoder, and"):
         train_module.train(config, tmp_path / "run")
     without = dataclasses.replace(config.detector, num_runs=0, fusion="global")
-    train_module.train(dataclasses.replace(config, detector=without), tmp_path / "run")
+    config = dataclasses.replace(config, detector=without)
+    with pytest.raises(weights.BackboneError, match=r"config.features.num_runs is 8"):
+        train_module.train(config, tmp_path / "run")
+    none = dataclasses.replace(config.features, num_runs=0)
+    train_module.train(dataclasses.replace(config, features=none), tmp_path / "run")
     assert len(results(tmp_path / "run")) == 3
 
 
@@ -249,7 +254,7 @@ def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
 ) -> None:
     root = write_data_set(tmp_path / "data")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
-    data = train_module.read_data(config)
+    data = banking.read_data(config)
     learned, held_out = (
         part.table["path"][0].as_py().split("imagenet_ai_test/")[1]
         for part in (data.train, data.validation)

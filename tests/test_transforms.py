@@ -11,6 +11,7 @@ from PIL import Image
 
 from cinemae_jax.data import catalog, loader
 from cinemae_jax.data.decode import MAX_PIXELS, decode, encode_png
+from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import (
     Augment,
     Crop,
@@ -247,7 +248,7 @@ def test_augmentation_is_blind_to_labels(data_set: Path) -> None:
     plain = dataclasses.replace(transform, augment=Augment())
 
     def stream(source: loader.Images, how: Crop) -> list[loader.Batch]:
-        return list(loader.train_batches(source, how, size=32, batch_size=16, epochs=1, seed=3))
+        return list(loader.train_batches(source, how, Order(len(source), 16, 1, 3), seed=3))
 
     changed = 0
     batches = (stream(images, transform), stream(swapped, transform), stream(images, plain))

@@ -7,7 +7,9 @@ each class, or folders of photographs.  ``Catalog.explain`` says what was taken 
 import collections
 import dataclasses
 import hashlib
+import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pyarrow.compute as pc
 
 from cinemae_jax.data import index, layouts, lists, records
 from cinemae_jax.data.layouts import CLASS_FOLDERS as CLASS_FOLDERS
-from cinemae_jax.data.layouts import EXPECTED, Group
+from cinemae_jax.data.layouts import EXPECTED, PAIR, Group
 from cinemae_jax.data.layouts import SPLIT_FOLDERS as SPLIT_FOLDERS
 from cinemae_jax.data.lists import read_quarantine as read_quarantine
 from cinemae_jax.data.records import AI, CLASS_NAMES, NATURE, CatalogError
@@ -25,6 +27,11 @@ from cinemae_jax.data.records import SCHEMA as SCHEMA
 from cinemae_jax.data.records import example_id as example_id
 
 QUARANTINED = "quarantined"
+
+_PAIR = re.compile("(?:nature|ai|generator)=")
+_COMMA = re.compile(f",(?={_PAIR.pattern})")
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +137,31 @@ class Catalog:
         skipped.update({QUARANTINED: len(self.table) - len(kept)})
         return dataclasses.replace(self, table=kept, skipped=dict(+skipped))
 
+    def without_listed(self, file: str | os.PathLike[str]) -> "Catalog":
+        """All but the images of a quarantine list (``read_quarantine``).
+
+        Listed images that are not there, for example since they were deleted, are warned of.
+
+        Raises:
+          CatalogError: if the file is no such list, or names images of which none is there.
+        """
+        paths = read_quarantine(file)
+        table = self.table["path"]
+        there = table.filter(pc.is_in(table, value_set=pa.array(paths, pa.string())))
+        lost = sorted(set(paths) - set(there.to_pylist()))
+        if lost and len(lost) == len(set(paths)):
+            raise CatalogError(
+                f"{file} lists {len(lost)} images to leave out, and none is in {self.root}, for "
+                f"example {lost[0]}: its paths must be relative to that root; if all of them have "
+                "been deleted, name no list"
+            )
+        if lost:
+            _LOG.warning(
+                "%d of %d images of %s are not in %s, for example %s",
+                *(len(lost), len(set(paths)), file, self.root, lost[0]),
+            )
+        return self.without(paths)
+
     def describe(self) -> str:
         """One phrase a generator and split: what is there."""
         counts = self._counts()
@@ -158,19 +190,24 @@ def scan(root: str | os.PathLike[str], *, cache: bool = True) -> Catalog:
     """Reads a labelled data set: a folder, or a list of images.
 
     Args:
-      root: folder in a known layout (``layouts``), or a .csv or .parquet list (``lists``).
+      root: folder in a known layout (``layouts``), a .csv or .parquet list (``lists``), or two
+        folders of any name: ``nature=DIR,ai=DIR`` (``class_folders``), to which ``,generator=NAME``
+        may be added.
       cache: keep the listing of a folder, and use one whose folders have not changed (``index``).
 
     Raises:
       CatalogError: if the root is missing, holds no images, or is not laid out in a known way.
     """
+    if _PAIR.match(os.fspath(root)) and not os.path.exists(root):  # noqa: PTH110
+        return class_folders(**_pair(os.fspath(root)), cache=cache)
     root = Path(root)
     if root.suffix.lower() in lists.SUFFIXES and root.is_file():
         table, sources = lists.read_list(root)
         return Catalog(root.parent, table, {}, sources)
     if not root.is_dir():
         raise CatalogError(
-            f"data root {root} is not a folder, nor a list ({' or '.join(lists.SUFFIXES)})"
+            f"data root {root} is not a folder, nor a list ({' or '.join(lists.SUFFIXES)}), nor "
+            f"two folders as {PAIR}"
         )
     listing = index.listing(root, cache=cache)
     if not len(listing):
@@ -181,37 +218,45 @@ def scan(root: str | os.PathLike[str], *, cache: bool = True) -> Catalog:
     return Catalog(root, table, listing.skipped, sources)
 
 
+def _pair(root: str) -> dict[str, str]:
+    """Arguments of ``class_folders``; names of folders may hold commas."""
+    named = [field.split("=", 1) for field in _COMMA.split(root)]
+    fields = {name: value for name, value in named if value}
+    if not {"nature", "ai"} <= fields.keys() or len(fields) < len(named):
+        raise CatalogError(f"data root {root}: name one folder a class, as in {PAIR}")
+    return fields
+
+
 def class_folders(
     *,
     nature: str | os.PathLike[str],
     ai: str | os.PathLike[str],
     generator: str = "",
-    split: str = "val",
     cache: bool = True,
 ) -> Catalog:
     """Two folders of any name, each with the images of one class, at any depth.
 
-    Paths are whole ones.  The example id is that of ``nature/<path in the folder>`` or
-    ``ai/<path in the folder>``, the same wherever the folders lie.
+    Folders ``train``, ``val`` or ``test`` directly in them name the split; without such, all
+    images are ``val``.  Paths are whole ones.  The example id is that of
+    ``nature/<path in the folder>`` or ``ai/<path in the folder>``, the same wherever the folders
+    lie.
 
     Args:
       nature, ai: folders.
       generator: name of what made the images; '' takes the name of the ``ai`` folder.
-      split: ``train`` or ``val``.
       cache: as in ``scan``.
 
     Raises:
-      CatalogError: if a folder is missing, holds no images or class folders, or lies in the other.
+      CatalogError: if a folder is missing, holds no images or class folders, lies in the other, or
+        has images inside and outside of split folders.
     """
     folders = [Path(os.path.abspath(folder)) for folder in (nature, ai)]  # noqa: PTH100
     real = [Path(os.path.realpath(folder)) for folder in folders]
     if real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0]):
         raise CatalogError(f"{nature} and {ai} lie in each other: give one folder a class")
-    if split not in SPLIT_FOLDERS.values():
-        raise CatalogError(f"split {split!r} is none of train, val")
     generator = generator or records.printable(folders[AI].name)
     parts = [
-        _one_class(folder, label, generator, split, name=CLASS_NAMES[label], cache=cache)
+        _one_class(folder, label, generator, "", name=CLASS_NAMES[label], cache=cache)
         for label, folder in enumerate(folders)
     ]
     for folder, part in zip(folders, parts, strict=True):
@@ -240,7 +285,11 @@ def photographs(roots: Sequence[str | os.PathLike[str]], *, cache: bool = True) 
 def _one_class(
     folder: Path, label: int, generator: str, split: str, *, name: str, cache: bool
 ) -> Catalog:
-    """All images below a folder; ids are those of their paths in a folder called ``name``."""
+    """All images below a folder; ids are those of their paths in a folder called ``name``.
+
+    Args:
+      split: '' for what the folders say.
+    """
     if not folder.is_dir():
         raise CatalogError(f"{folder} is not a folder")
     if records.printable(str(folder)) != str(folder):
@@ -249,14 +298,16 @@ def _one_class(
     count, paths = len(listing), listing.images["path"]
     if not count:
         raise CatalogError(f"no images under {folder}")
+    splits = records.repeated(split, count) if split else layouts.splits(listing, folder)
     table = records.build(
         pc.binary_join_element_wise(str(folder).rstrip("/"), paths, "/"),
         np.full(count, label, np.int8),
         records.repeated(generator, count),
-        records.repeated(split, count),
+        splits,
         records.example_ids(f"{name}/{path}" for path in paths.to_pylist()),
     )
-    return Catalog(Path("/"), table, listing.skipped, {(generator, split, label): f"{folder}/**"})
+    sources = {(generator, s, label): f"{folder}/**" for s in splits.dictionary.to_pylist()}
+    return Catalog(Path("/"), table, listing.skipped, sources)
 
 
 def _joined(parts: Sequence[Catalog]) -> Catalog:

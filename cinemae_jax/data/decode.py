@@ -5,12 +5,15 @@ be shown beside the file's name.
 """
 
 import io
-from collections.abc import Callable
+import stat
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+MAX_BYTES = 1 << 30
+"""A larger file is not even read: no picture within the other limits needs as much."""
 MAX_PIXELS = 80_000_000
 """Above this an image is refused before it is decoded; Pillow's own bomb limit is at 89 million."""
 MAX_ASPECT = 32
@@ -31,12 +34,36 @@ TILE_TAGS = (322, 323)  # of TIFF: width and height
 
 RGB = UInt8[np.ndarray, "h w 3"]
 
-Transform = Callable[[bytes, np.random.Generator], RGB]
-"""Bytes to an array of fixed size; all chance comes from the generator."""
+
+EMPTY, TRUNCATED, DAMAGED, NO_IMAGE = "empty", "truncated", "damaged", "not an image"
+TOO_LARGE, TOO_SMALL, TOO_NARROW = "too large", "too small", "too narrow"
+UNSUPPORTED = "unsupported pixels"
 
 
 class DecodeError(ValueError):
-    """An image that cannot be scored; the message is the reason, without the file's name."""
+    """An image that cannot be scored; the message is fit to be shown beside the file's name.
+
+    Attributes:
+      reason: one of the constants above, EMPTY to UNSUPPORTED.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+      OSError: if it cannot be read, or is no regular file (a pipe would be waited for for ever).
+      DecodeError: if it is larger than ``MAX_BYTES``.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a regular file")
+    _check_bytes(status.st_size)
+    return path.read_bytes()
 
 
 def decode(data: bytes) -> Image.Image:
@@ -48,10 +75,34 @@ def decode(data: bytes) -> Image.Image:
     Raises:
       DecodeError: if the bytes are empty, no image, damaged, too large or too small.
     """
+    return to_pixels(open_header(data))
+
+
+def open_header(data: bytes) -> Image.Image:
+    """The first half of ``decode``: what the head of a file says, before any pixel is decoded.
+
+    Raises:
+      DecodeError: if there is no head that can be understood.
+    """
     if not data:
-        raise DecodeError("empty file")
+        raise DecodeError("empty file", EMPTY)
+    _check_bytes(len(data))
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:
+        raise _failure(error) from error
+
+
+def to_pixels(image: Image.Image) -> Image.Image:
+    """The second half of ``decode``.
+
+    Args:
+      image: of ``open_header``; is used up.
+
+    Raises:
+      DecodeError: if the image is too large, too small or damaged.
+    """
+    try:
         _check_size(image.size)
         _check_tiles(image)
         # No JPEG `draft` here: shrinking in the DCT and then resizing is not what the crop policies
@@ -62,14 +113,21 @@ def decode(data: bytes) -> Image.Image:
         return _upright(_to_rgb(image), _orientation(image))
     except DecodeError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DecodeError(f"too large to decode: {error}") from error
-    except UnidentifiedImageError as error:
-        raise DecodeError("not an image, or of an unsupported format") from error
-    except MemoryError as error:
-        raise DecodeError("out of memory while decoding") from error
-    except Exception as error:  # Pillow's codecs raise almost anything on damaged input
-        raise DecodeError(f"damaged image ({type(error).__name__}: {error})") from error
+    except Exception as error:
+        raise _failure(error) from error
+
+
+def _failure(error: Exception) -> DecodeError:
+    """What Pillow meant: its codecs raise almost anything on damaged input."""
+    match error:
+        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
+            return DecodeError(f"too large to decode: {error}", TOO_LARGE)
+        case UnidentifiedImageError():
+            return DecodeError("not an image, or of an unsupported format", NO_IMAGE)
+        case MemoryError():
+            return DecodeError("out of memory while decoding", TOO_LARGE)
+    reason = TRUNCATED if "truncated" in str(error).lower() else DAMAGED
+    return DecodeError(f"damaged image ({type(error).__name__}: {error})", reason)
 
 
 def encode_png(array: RGB) -> bytes:
@@ -79,14 +137,22 @@ def encode_png(array: RGB) -> bytes:
     return buffer.getvalue()
 
 
+def _check_bytes(count: int) -> None:
+    if count > MAX_BYTES:
+        raise DecodeError(f"too large: {count:,} bytes are above {MAX_BYTES:,}", TOO_LARGE)
+
+
 def _check_size(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise DecodeError(f"too large: {width} x {height} is above {MAX_PIXELS:,} pixels")
-    if min(size) < MIN_SIDE:
-        raise DecodeError(f"too small: {width} x {height} has a side below {MIN_SIDE} pixels")
-    if max(size) > MAX_ASPECT * min(size):
-        raise DecodeError(f"too narrow: {width} x {height} has sides of above {MAX_ASPECT} to 1")
+        fault, reason = f"is above {MAX_PIXELS:,} pixels", TOO_LARGE
+    elif min(size) < MIN_SIDE:
+        fault, reason = f"has a side below {MIN_SIDE} pixels", TOO_SMALL
+    elif max(size) > MAX_ASPECT * min(size):
+        fault, reason = f"has sides of above {MAX_ASPECT} to 1", TOO_NARROW
+    else:
+        return
+    raise DecodeError(f"{reason}: {width} x {height} {fault}", reason)
 
 
 def _check_tiles(image: Image.Image) -> None:
@@ -94,7 +160,8 @@ def _check_tiles(image: Image.Image) -> None:
     tags = getattr(image, "tag_v2", {})
     width, height = (tags.get(tag, 0) for tag in TILE_TAGS)
     if width * height > MAX_PIXELS:
-        raise DecodeError(f"too large: a tile of {width} x {height} is above {MAX_PIXELS:,} pixels")
+        fault = f"a tile of {width} x {height} is above {MAX_PIXELS:,} pixels"
+        raise DecodeError(f"too large: {fault}", TOO_LARGE)
 
 
 # --- modes --------------------------------------------------------------------------------------
@@ -102,7 +169,7 @@ def _check_tiles(image: Image.Image) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise DecodeError("32-bit pixels have no stated range")
+        raise DecodeError("32-bit pixels have no stated range", UNSUPPORTED)
     if image.mode.startswith("I;16"):
         image = _to_8_bits(image)
     if image.has_transparency_data:

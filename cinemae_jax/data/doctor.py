@@ -4,10 +4,11 @@ Comes in: a folder.  Goes out: a table of facts, one row a file (facts.py), of w
 says what is wrong with the set.
 """
 
+import contextlib
 import dataclasses
 import os
+import queue
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from cinemae_jax.data import catalog, facts
+from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import Catalog, CatalogError
+from cinemae_jax.data.examiner import Examiner
 
 CHUNK = 32  # files a task of a worker
 UNLABELLED = "unlabelled"
@@ -71,15 +73,15 @@ class Examination:
 
 
 def examine(root: str | os.PathLike[str], *, workers: int | None = None) -> Examination:
-    """Opens every image of a data set, in threads: Pillow decodes and hashlib hashes outside the
-    interpreter's lock, and on two cores processes were not faster (benchmarks/bench_doctor.py).
+    """Opens every image of a data set, in processes of its own (``examiner``).
 
     Args:
       root: a folder in any layout of the catalog; in another one its images are unlabelled.
-      workers: threads; by default one a core.
+      workers: processes; by default one a core.
 
     Raises:
       CatalogError: if there are no images.
+      OSError: if a process cannot be started.
     """
     found, layout = _find(root)
     names = found.table["path"]
@@ -118,8 +120,14 @@ def _find(root: str | os.PathLike[str]) -> tuple[Catalog, str]:
 
 
 def _examine_all(root: Path, names: pa.ChunkedArray, workers: int) -> pa.Table:
+    idle: queue.SimpleQueue[Examiner] = queue.SimpleQueue()
+
     def work(start: int) -> pa.RecordBatch:
-        some = [facts.examine(root / name) for name in names.slice(start, CHUNK).to_pylist()]
+        examiner = idle.get()
+        try:
+            some = examiner.examine([root / name for name in names.slice(start, CHUNK).to_pylist()])
+        finally:
+            idle.put(examiner)
         return pa.RecordBatch.from_pylist([vars(one) for one in some], schema=FACTS_SCHEMA)
 
     def batches(pool: ThreadPoolExecutor) -> Iterator[pa.RecordBatch]:
@@ -128,6 +136,7 @@ def _examine_all(root: Path, names: pa.ChunkedArray, workers: int) -> pa.Table:
                 bar.update(len(batch))
                 yield batch
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("ignore")  # of Pillow on odd files, through the progress bar
+    with contextlib.ExitStack() as examiners, ThreadPoolExecutor(workers) as pool:
+        for _ in range(workers):
+            idle.put(examiners.enter_context(Examiner()))
         return pa.Table.from_batches(batches(pool), schema=FACTS_SCHEMA)

@@ -1,34 +1,40 @@
 """Facts of one image file: what it really is, and whether the loader will be able to read it.
 
-Comes in: a path.  Goes out: ``Facts``, whatever the file holds.  The verdict is that of
-``decode.decode``, which the loader calls too; the header is read once more for what a decoded
-image no longer tells (format, mode, frames, quantisation tables), and so this module needs Pillow.
+Comes in: a path.  Goes out: ``Facts``, whatever the file holds.  The file is opened and decoded as
+by ``decode.decode``, which the loader calls; between its two halves the header is asked for what a
+decoded image no longer tells (format, mode, quantisation tables), and so this module needs Pillow.
 """
 
 import dataclasses
 import functools
 import hashlib
-import io
-import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from cinemae_jax.data.decode import FORMATS, MAX_ASPECT, MAX_PIXELS, MIN_SIDE, DecodeError, decode
+from cinemae_jax.data import decode
+from cinemae_jax.data.decode import (
+    DAMAGED,
+    EMPTY,
+    NO_IMAGE,
+    TOO_LARGE,
+    TOO_NARROW,
+    TOO_SMALL,
+    TRUNCATED,
+    UNSUPPORTED,
+    DecodeError,
+)
 
-MAX_BYTES = 1 << 30
-"""A larger file is not read: no picture within the decoder's limits needs as much."""
 MAX_ERROR = 200  # characters kept of a message
 
-EMPTY, TRUNCATED, DAMAGED, NO_IMAGE = "empty", "truncated", "damaged", "not an image"
-TOO_LARGE, TOO_SMALL, TOO_NARROW = "too large", "too small", "too narrow"
-UNSUPPORTED, NO_ACCESS = "unsupported pixels", "no access"
+NO_ACCESS, CRASH, TOO_SLOW = "no access", "crashes the decoder", "takes too long"
 REASONS = (
     *(EMPTY, TRUNCATED, DAMAGED, NO_IMAGE, UNSUPPORTED, NO_ACCESS),
-    *(TOO_LARGE, TOO_SMALL, TOO_NARROW),
+    *(TOO_LARGE, TOO_SMALL, TOO_NARROW, CRASH, TOO_SLOW),
 )
-"""Why a file is unreadable, in one or two words; ``Facts.error`` has the detail."""
+"""Why a file is unreadable, in one to three words; ``Facts.error`` has the detail."""
 
 SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # JPEG with more pictures behind it; BMP without a head
 
@@ -39,7 +45,7 @@ class Facts:
 
     Attributes:
       reason: one of ``REASONS``, or empty if the loader can read the file.
-      error: the decoder's own words.
+      error: the decoder's own words; of a readable file, what is wrong behind its first frame.
       num_bytes: size of the file.
       sha256: of its bytes; empty if they could not be read.
       format: of the content, in Pillow's words: JPEG, PNG, WEBP.
@@ -70,15 +76,11 @@ class Facts:
 def examine(path: Path) -> Facts:
     """Reads and decodes one file; raises nothing, whatever the file is."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for for ever
-            return Facts(NO_ACCESS, "not a regular file")
-        if status.st_size > MAX_BYTES:
-            error = f"file of {status.st_size:,} bytes is above {MAX_BYTES:,}: not read"
-            return Facts(TOO_LARGE, error, num_bytes=status.st_size)
-        data = path.read_bytes()
+        data = decode.read_file(path)
     except OSError as error:
         return Facts(NO_ACCESS, (error.strerror or str(error))[:MAX_ERROR])
+    except DecodeError as failure:  # of its size: not read
+        return Facts(failure.reason, str(failure), num_bytes=path.stat().st_size)
     return examine_bytes(data, suffix=path.suffix)
 
 
@@ -89,58 +91,30 @@ def examine_bytes(data: bytes, *, suffix: str) -> Facts:
       data: all of it.
       suffix: of its name, with the dot, in any case.
     """
-    facts = dataclasses.replace(
-        _header(data, suffix), num_bytes=len(data), sha256=hashlib.sha256(data).digest()
-    )
+    known: dict[str, Any] = {"num_bytes": len(data), "sha256": hashlib.sha256(data).digest()}
     try:
-        width, height = decode(data).size
+        image = decode.open_header(data)
+        known |= _header(image, suffix)
+        width, height = decode.to_pixels(image).size
     except DecodeError as failure:
-        reason = facts.reason or _reason(facts, failure)
-        return dataclasses.replace(facts, reason=reason, error=str(failure)[:MAX_ERROR])
-    return dataclasses.replace(facts, reason="", width=width, height=height)
+        return Facts(failure.reason, str(failure)[:MAX_ERROR], **known)
+    known |= {"width": width, "height": height}
+    return Facts(**known, **_frames(image))
 
 
-def _header(data: bytes, suffix: str) -> Facts:
-    """What the head of a file says; its ``reason`` stands if the file cannot be decoded."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return Facts(TOO_LARGE)
-    except UnidentifiedImageError:
-        return Facts(NO_IMAGE if data else EMPTY)
-    except Exception as error:  # plugins raise almost anything on damaged heads
-        return Facts(_damage(error))
-    with image:
-        format_ = SAME_FORMAT.get(image.format or "", image.format or "")
-        return Facts(
-            format=format_,
-            wrong_extension=format_ != format_of_suffix(suffix.lower()),
-            mode=image.mode,
-            deep=_is_deep(image),
-            alpha=image.has_transparency_data,
-            animated=_is_animated(image),
-            width=image.width,
-            height=image.height,
-            quality=_jpeg_quality(image) if format_ == "JPEG" else None,
-        )
-
-
-def _reason(facts: Facts, failure: DecodeError) -> str:
-    """Why a file with a sound head was refused: for what it is, or for what a codec met in it."""
-    if failure.__cause__ is None:
-        sides = facts.width, facts.height
-        if facts.width * facts.height > MAX_PIXELS:
-            return TOO_LARGE
-        if min(sides) < MIN_SIDE:
-            return TOO_SMALL
-        return TOO_NARROW if max(sides) > MAX_ASPECT * min(sides) else UNSUPPORTED
-    if isinstance(failure.__cause__, MemoryError):
-        return TOO_LARGE
-    return _damage(failure)
-
-
-def _damage(error: Exception) -> str:
-    return TRUNCATED if "truncated" in str(error).lower() else DAMAGED
+def _header(image: Image.Image, suffix: str) -> dict[str, Any]:
+    """Fields of ``Facts`` that the head of a file tells."""
+    format_ = SAME_FORMAT.get(image.format or "", image.format or "")
+    return {
+        "format": format_,
+        "wrong_extension": format_ != format_of_suffix(suffix.lower()),
+        "mode": image.mode,
+        "deep": _is_deep(image),
+        "alpha": image.has_transparency_data,
+        "width": image.width,
+        "height": image.height,
+        "quality": _jpeg_quality(image) if format_ == "JPEG" else None,
+    }
 
 
 @functools.cache
@@ -159,13 +133,15 @@ def _is_deep(image: Image.Image) -> bool:
     return any(";16" in layout and layout != "BGR;16" for layout in layouts)  # not 5-6-5 bits
 
 
-def _is_animated(image: Image.Image) -> bool:
+def _frames(image: Image.Image) -> dict[str, Any]:
+    """What follows the first frame, which is the one that is scored."""
     if image.format == "MPO":  # a photograph with a preview or a second view behind it
-        return False
+        return {"animated": False}
     try:
-        return bool(getattr(image, "is_animated", False))
-    except Exception:  # something follows the first frame, and it is damaged
-        return True
+        return {"animated": bool(getattr(image, "is_animated", False))}
+    except Exception as error:  # something follows, and it is damaged
+        text = f"behind the first frame: {type(error).__name__}: {error}"
+        return {"animated": True, "error": text[:MAX_ERROR]}
 
 
 # --- JPEG quality -------------------------------------------------------------------------------

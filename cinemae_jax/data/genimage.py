@@ -14,6 +14,7 @@ import functools
 import importlib
 import itertools
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -46,6 +47,7 @@ from cinemae_jax.data.tfds_records import (
 )
 
 OK, USAGE = 0, 2  # exit codes
+_LOG = logging.getLogger(__name__)
 
 # fmt: off
 GENERATORS = (
@@ -151,10 +153,15 @@ class _ShardWriter(ExampleWriter):
 
 
 def _shards(root: Path, table: pa.Table) -> list[pa.Table]:
-    sizes = [Path(root, name).stat().st_size for name in table["path"].to_pylist()]
+    sizes = _sizes(root, table)
     count = min(-(-sum(sizes) // SHARD_BYTES) or 1, len(sizes))
     ends = [len(sizes) * shard // count for shard in range(count + 1)]
     return [table.slice(a, b - a) for a, b in itertools.pairwise(ends)]
+
+
+def _sizes(root: Path, table: pa.Table) -> list[int]:
+    """Bytes of each file."""
+    return [Path(root, name).stat().st_size for name in table["path"].to_pylist()]
 
 
 def _examples(root: Path, table: pa.Table, bar: tqdm) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -185,13 +192,18 @@ def _header(path: Path) -> tuple[int, int, str]:
         try:
             with Image.open(file, formats=FORMATS) as image:
                 return (*image.size, image.format or "")
-        except Exception:  # Pillow's plugins raise almost anything on damaged heads
+        except Exception as error:  # Pillow's plugins raise almost anything on damaged heads
+            _LOG.warning("%s is kept, with a head that is damaged: %s", path, error)
             return 0, 0, ""
 
 
 def _write_index(path: epath.Path, images: Catalog) -> None:
-    facts = json.dumps({"root": str(images.root.absolute()), "skipped": images.skipped})
-    table = images.table.replace_schema_metadata({INDEX_FACTS: facts})
+    facts = {
+        "root": str(images.root.absolute()),
+        "skipped": images.skipped,
+        "num_bytes": sum(_sizes(images.root, images.table)),
+    }
+    table = images.table.replace_schema_metadata({INDEX_FACTS: json.dumps(facts)})
     with path.open("wb") as file:
         pq.write_table(table, file, compression="zstd")
 
@@ -218,6 +230,13 @@ def build(manual_dir: PathLike, data_dir: PathLike, generator: str) -> epath.Pat
         raise CatalogError(
             f"{builder.data_dir} was built from other images ({built.describe()}) than "
             f"{manual_dir} holds now ({images.describe()}): delete it, or use another --data-dir"
+        )
+    with (builder.data_path / INDEX).open("rb") as file:
+        before = json.loads(pq.read_schema(file).metadata[INDEX_FACTS])["num_bytes"]
+    if before != (now := sum(_sizes(images.root, images.table))):
+        raise CatalogError(
+            f"{builder.data_dir} was built from files of {before:,} bytes, and those in "
+            f"{manual_dir} have {now:,}: some were replaced; delete it, or use another --data-dir"
         )
     open_sources(builder.data_path, built.table)
     return builder.data_path

@@ -1,9 +1,11 @@
 """The listing of a data set, kept from one run to the next in the user's cache folder.
 
 A warm start looks at the time stamps of the folders and lists none of them.  The file lies in
-``$XDG_CACHE_HOME/cinemae_jax/index``, or below ``~/.cache``; never inside the data set.
+``$XDG_CACHE_HOME/cinemae_jax/index``, or below ``~/.cache``; never inside the data set.  The
+listings that were used last are kept.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,6 +27,9 @@ VERSION = [1, sorted(EXTENSIONS)]
 TICK_NS = 100_000_000
 COARSE_TICK_NS = 2_500_000_000
 """Longest step of a file system's clock; coarse where its stamps are whole seconds."""
+
+KEPT = 64
+"""Files that the cache holds: those that were used last."""
 
 _FACTS = b"cinemae_jax"
 _LOG = logging.getLogger(__name__)
@@ -97,7 +102,11 @@ def _read(file: Path, root: Path) -> Listing | None:
         _LOG.warning("%s is damaged and will be made anew (%s)", file, e)
         return None
     fresh = all(walk.stamp(os.path.join(root, p)) == s for p, s in stamps.items())  # noqa: PTH118
-    return found if fresh else None
+    if not fresh:
+        return None
+    with contextlib.suppress(OSError):  # the cache may be another's
+        os.utime(file)  # used last: _prune
+    return found
 
 
 def _write(file: Path, root: Path, found: Listing) -> None:
@@ -109,13 +118,31 @@ def _write(file: Path, root: Path, found: Listing) -> None:
         "stamps": found.stamps,
     }
     table = found.images.replace_schema_metadata({_FACTS: json.dumps(facts)})
+    partial = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:  # of this process alone
-            partial = Path(scratch, file.name)
-            pq.write_table(
-                table, partial, compression="zstd", use_dictionary=False, write_page_checksum=True
-            )
-            os.replace(partial, file)
+        handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")  # ours alone
+        os.close(handle)
+        pq.write_table(
+            table, partial, compression="zstd", use_dictionary=False, write_page_checksum=True
+        )
+        os.replace(partial, file)
+        _prune(file.parent)
     except OSError as error:
         _LOG.warning("the listing of %s is not kept: %s", root, error)
+        if partial:
+            Path(partial).unlink(missing_ok=True)
+
+
+def _prune(folder: Path) -> None:
+    """Drops all but ``KEPT`` files, and so what killed processes have left too.
+
+    Others may do so at the same time, or have a file open: it stays theirs.
+    """
+    with os.scandir(folder) as entries:
+        ages = []
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                ages.append((entry.stat().st_mtime_ns, entry.path))
+    for _, path in sorted(ages, reverse=True)[KEPT:]:
+        Path(path).unlink(missing_ok=True)

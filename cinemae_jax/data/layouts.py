@@ -9,7 +9,7 @@ does the lack of one), the topmost other folder the generator.  That covers GenI
 import collections
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,18 @@ from cinemae_jax.data.walk import Listing
 CONVENTIONS = ({"nature", "ai"}, {"0_real", "1_fake"})
 CLASS_FOLDERS = {"nature": NATURE, "0_real": NATURE, "ai": AI, "1_fake": AI}
 SPLIT_FOLDERS = {"train": "train", "val": "val", "test": "val"}
+DEFAULT_SPLIT = "val"
 
 Group = tuple[str, str, int]
 """Generator, split and label."""
 
+PAIR = "nature=DIR,ai=DIR"
+"""How two folders of any name are given as one root."""
+
 EXPECTED = (
     "expected <generator>/<inner>/{train,val}/{ai,nature}/ (GenImage; generator, inner and split "
-    "may lack), the same with 0_real and 1_fake, or a CSV or Parquet list with columns path and "
-    "label"
+    "may lack), the same with 0_real and 1_fake, a CSV or Parquet list with columns path and "
+    f"label, or two folders of any name as {PAIR}"
 )
 SHOWN = 3  # folders named in a message
 
@@ -99,6 +103,29 @@ def refuse_class_folders(paths: pa.ChunkedArray, folder: Path) -> None:
             f"{folder} is given as the folder of one class, and holds class folders, for example "
             f"in {paths.filter(inside)[0]}: give the folder of one class, or scan the whole"
         )
+
+
+def splits(listing: Listing, folder: Path) -> pa.DictionaryArray:
+    """The split of every image by the topmost folder that it is in; ``val`` if none names one.
+
+    Raises:
+      CatalogError: if only some images are in split folders, or in ``val`` and ``test``.
+    """
+    owners = listing.images["folder"].to_numpy()
+    tops = [path.partition("/")[0] for path in listing.folders]
+    used = {tops[i] if tops[i] in SPLIT_FOLDERS else "" for i in np.unique(owners)}
+    if fault := _split_fault(used):
+        raise CatalogError(f"{folder} {fault}: move them into folders train and val, or into none")
+    return _taken([SPLIT_FOLDERS.get(top, DEFAULT_SPLIT) for top in tops], owners)
+
+
+def _split_fault(used: Collection[str]) -> str:
+    """What is wrong with names of split folders that occur together; '' stands for none."""
+    if {"val", "test"} <= set(used):
+        return "has folders val and test, and test would count as val"
+    if "" in used and len(used) > 1:
+        return f"has images inside and outside of {' and '.join(sorted({*used} - {''}))}"
+    return ""
 
 
 def _taken(values: Sequence[str], rows: np.ndarray) -> pa.DictionaryArray:
@@ -171,7 +198,7 @@ def _place(folder: str, root_name: str) -> Place:
 
 
 def _default_split(root_name: str) -> str:
-    return SPLIT_FOLDERS.get(root_name, "val")
+    return SPLIT_FOLDERS.get(root_name, DEFAULT_SPLIT)
 
 
 def _refuse_contradictions(places: Sequence[Place], counts: Sequence[int], root: Path) -> None:
@@ -182,14 +209,10 @@ def _refuse_contradictions(places: Sequence[Place], counts: Sequence[int], root:
         met[place] = met.get(place, 0) + count
     for generator, met in by_generator.items():
         classes = {place.class_folder for place in met}
-        splits = {place.split_folder for place in met}
+        fault = _split_fault({place.split_folder for place in met})
         if not any(classes <= names for names in CONVENTIONS):
             fault = f"mixes two conventions of class folders ({', '.join(sorted(classes))})"
-        elif {"val", "test"} <= splits:
-            fault = "has folders val and test, and test would count as val"
-        elif "" in splits and len(splits) > 1:
-            fault = f"has images inside and outside of {' and '.join(sorted(splits - {''}))}"
-        else:
+        elif not fault:
             continue
         seen: collections.Counter[str] = collections.Counter()
         for place, count in met.items():

@@ -15,12 +15,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from cinemae_jax.data import records
-from cinemae_jax.data.layouts import SPLIT_FOLDERS, Group
+from cinemae_jax.data.layouts import DEFAULT_SPLIT, SPLIT_FOLDERS, Group
 from cinemae_jax.data.records import AI, NATURE, CatalogError
 
 LABELS = {"0": NATURE, "nature": NATURE, "real": NATURE, "1": AI, "ai": AI, "fake": AI}
 SUFFIXES = (".csv", ".parquet")
-DEFAULT_SPLIT = "val"
 CHECKED = 100  # paths of a list that are looked for
 
 _UNTIDY = r"(^|/)\.{0,2}(/|$)"  # absolute, or with empty, '.' or '..' parts

@@ -14,13 +14,16 @@ import grain
 import numpy as np
 
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.decode import DecodeError, Transform
+from cinemae_jax.data.decode import DecodeError, open_header, read_file
+from cinemae_jax.data.order import Order
+from cinemae_jax.data.transforms import Transform
 
 Batch = dict[str, np.ndarray]
 """Leading axis B (of this host), in every entry:
 
-image (B, S, S, 3) uint8; label int32; example_id uint32 (the low half of the catalog's, for keys);
-epoch int32; row int64 (of the catalog, -1 for padding); valid bool; error str.
+image (B, *transform.shape) uint8; label int32; example_id uint32 (the low half of the catalog's,
+for keys); epoch int32; row int64 (of the catalog, -1 for padding); valid bool; error str; and of
+the file, as its head has them: format str, width and height int32, pixels, 0 if unknown.
 """
 
 MAX_ERROR = 200  # characters kept of a reason
@@ -39,7 +42,8 @@ class Images:
     """Random access to the undecoded images of a data set.
 
     Attributes:
-      read: row to the bytes of its file; raises OSError if there are none.
+      read: row to the bytes of its file; raises OSError if there are none, and DecodeError if
+        they are too many.
       labels: (N,) int32.
       example_ids: (N,) uint64.
     """
@@ -51,16 +55,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"row": row}
-
 
 def from_catalog(catalog: Catalog) -> Images:
     """The files of a catalog."""
     names = catalog.table["path"]
 
     def read(row: int) -> bytes:
-        return Path(catalog.root, names[row].as_py()).read_bytes()
+        return read_file(Path(catalog.root, names[row].as_py()))
 
     ids = catalog.table["example_id"].to_numpy()
     return Images(read, catalog.labels.astype(np.int32), ids)
@@ -69,75 +70,71 @@ def from_catalog(catalog: Catalog) -> Images:
 def train_batches(
     images: Images,
     transform: Transform,
+    order: Order,
     *,
-    size: int,
-    batch_size: int,
-    epochs: int,
     seed: int,
     start_step: int = 0,
     host: Host = Host(),
     num_threads: int = 4,
+    num_views: int = 0,
 ) -> Iterator[Batch]:
-    """Shuffled batches over all epochs, from ``start_step`` on.
-
-    Epochs follow each other without a gap, so that no image is ever dropped; only the last
-    incomplete batch of the whole run is.  The length is ``num_steps``.
+    """The shuffled batches of all epochs of a run, from ``start_step`` on.
 
     Args:
       images: what to read.
-      transform: decodes; its random generator is seeded by (seed, epoch, example id).
-      size: side of the decoded images, pixels.
-      batch_size: global, over all hosts.
-      epochs: passes over the images.
-      seed: of order and augmentation.
+      transform: decodes; its random generator is seeded by (seed, view, example id).
+      order: which image comes when, and how many a batch has.
+      seed: of augmentation.
       start_step: number of steps already taken; the stream is a function of it alone.
       host: which part of each batch to read.
       num_threads: decoding threads.
-    """
-    _check_divides(batch_size, host)
-    stream = grain.MapDataset.source(images).seed(seed).shuffle().repeat(epochs)
-    length = len(images)
-
-    def at_epoch(position: int, record: dict[str, Any]) -> dict[str, Any]:
-        return record | {"epoch": position // length}
-
-    stream = stream.map_with_index(at_epoch)[host.index :: host.count]
-    stream = stream.map(_reader(images, transform, size, seed))
-    stream = stream.batch(batch_size // host.count, drop_remainder=True)
-    return _iterate(stream[start_step : num_steps(length, epochs, batch_size)], num_threads)
-
-
-def num_steps(num_images: int, epochs: int, batch_size: int) -> int:
-    """Optimiser steps of a run.
+      num_views: V, augmented views an image; epoch e shows view e mod V.  0: every epoch another.
 
     Raises:
-      ValueError: if there is not one full batch.
+      ValueError: if the hosts cannot share a batch.
     """
-    steps = num_images * epochs // batch_size
-    if steps == 0:
-        raise ValueError(
-            f"batch_size {batch_size} is above {num_images} images x {epochs} epochs: no step "
-            "would be taken"
-        )
-    return steps
+    _check_divides(order.batch_size, host)
+
+    def record(position: int) -> dict[str, int]:
+        row, epoch = order[position]
+        return {"row": row, "epoch": epoch, "view": epoch % num_views if num_views else epoch}
+
+    examples = order.num_steps * order.batch_size
+    stream = grain.MapDataset.range(examples)[host.index :: host.count]
+    stream = stream.map(record).map(_reader(images, transform, seed))
+    return _iterate(stream.batch(order.batch_size // host.count)[start_step:], num_threads)
 
 
 def eval_batches(
     images: Images,
     transform: Transform,
     *,
-    size: int,
     batch_size: int,
     seed: int = 0,
     host: Host = Host(),
     num_threads: int = 4,
+    num_views: int = 1,
+    rows: range | None = None,
 ) -> Iterator[Batch]:
-    """All images once, in order; the last batch is padded with examples that are not valid."""
+    """Every view of every image once, in order; examples that pad the last batch are not valid.
+
+    Args:
+      images, transform, batch_size, host, num_threads: as in ``train_batches``.
+      seed: of augmentation, if the transform has any.
+      num_views: V; the views of an image follow each other.
+      rows: of the images to read; None means all.
+    """
     _check_divides(batch_size, host)
-    padded = -(-len(images) // batch_size) * batch_size
-    rows = grain.MapDataset.range(padded)[host.index :: host.count]
-    stream = rows.map(lambda row: {"row": row if row < len(images) else -1, "epoch": 0})
-    stream = stream.map(_reader(images, transform, size, seed))
+    rows = range(len(images)) if rows is None else rows
+    wanted = len(rows) * num_views
+
+    def record(position: int) -> dict[str, int]:
+        row = rows[position // num_views] if position < wanted else -1
+        return {"row": row, "epoch": 0, "view": position % num_views}
+
+    padded = -(-wanted // batch_size) * batch_size
+    stream = grain.MapDataset.range(padded)[host.index :: host.count]
+    stream = stream.map(record).map(_reader(images, transform, seed))
     return _iterate(stream.batch(batch_size // host.count), num_threads)
 
 
@@ -152,24 +149,30 @@ def _check_divides(batch_size: int, host: Host) -> None:
 
 
 def _reader(
-    images: Images, transform: Transform, size: int, seed: int
+    images: Images, transform: Transform, seed: int
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def read(record: dict[str, Any]) -> dict[str, Any]:
-        row, epoch = record["row"], record["epoch"]
-        pixels, error, label, example_id = np.zeros((size, size, 3), np.uint8), "", 0, 0
+        row, view = record["row"], record["view"]
+        pixels, error, label, example_id = np.zeros(transform.shape, np.uint8), "", 0, 0
+        kind, width, height = "", 0, 0
         if row >= 0:
             label, example_id = int(images.labels[row]), int(images.example_ids[row])
             try:
                 data = images.read(row)
-                pixels = transform(data, np.random.default_rng([seed, epoch, example_id]))
+                header = open_header(data)
+                kind, (width, height) = header.format or "", header.size
+                pixels = transform(data, np.random.default_rng([seed, view, example_id]))
             except (DecodeError, OSError) as failure:
                 error = str(failure)[:MAX_ERROR] or type(failure).__name__
         return {
             "image": pixels,
             "label": np.int32(label),
             "example_id": np.uint32(example_id & 0xFFFFFFFF),
-            "epoch": np.int32(epoch),
+            "epoch": np.int32(record["epoch"]),
             "row": np.int64(row),
+            "format": np.str_(kind),
+            "width": np.int32(width),
+            "height": np.int32(height),
             "valid": np.bool_(row >= 0 and not error),
             "error": np.str_(error),
         }

@@ -9,6 +9,7 @@ chance comes from the generator, which the loader seeds by (seed, epoch, example
 import dataclasses
 import io
 import math
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -174,6 +175,21 @@ def recompress(image: Image.Image, quality: int) -> Image.Image:
 # --- transforms: bytes to arrays ----------------------------------------------------------------
 
 
+class Transform(Protocol):
+    """Bytes of a file to pixels."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of every result."""
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:
+        """uint8 of that shape; all chance comes from the generator.
+
+        Raises:
+          DecodeError: if the image cannot be scored.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class Crop:
     """A square crop, after an optional resize; small images are reflected at the border.
@@ -195,6 +211,11 @@ class Crop:
 
     def __post_init__(self) -> None:
         _check_resize(self.resize, self.size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of every result."""
+        return (self.size, self.size, 3)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> RGB:
         """(size, size, 3), C-contiguous."""
@@ -230,6 +251,11 @@ class MultiCrop:
         if not self.random:
             _grid(0, self.num_crops)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of every result."""
+        return (self.num_crops, self.size, self.size, 3)
+
     def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "n s s 3"]:
         """(num_crops, size, size, 3), C-contiguous."""
         image = decode(data)
@@ -247,15 +273,24 @@ class RandomResizedCrop:
       size: side of the result, pixels.
       scale: least and largest share of the image's area.
       ratio: least and largest aspect ratio (width / height) of the part, drawn log-uniformly.
+      native: share of the samples that are a random square of unresampled pixels instead.
     """
 
     size: int
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    native: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of every result."""
+        return (self.size, self.size, 3)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> RGB:
         """(size, size, 3), C-contiguous."""
         image = decode(data)
+        if self.native and rng.random() < self.native:
+            return _maybe_flip(crop(image, self.size, rng=rng), rng)
         box = self._box(image.size, rng)
         image = image.resize((self.size, self.size), BICUBIC, box=box)
         return _maybe_flip(np.asarray(image), rng)

@@ -19,41 +19,85 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cinemae_jax.evaluation import metrics
+from cinemae_jax.evaluation.bootstrap import ECE_BINS
 from cinemae_jax.evaluation.metrics import METRICS, Estimate, Row
 from cinemae_jax.evaluation.plots import plots
 
-TITLES = {
-    "accuracy": "accuracy",
-    "nature_accuracy": "nature right",
-    "ai_accuracy": "ai right",
-    "ap": "AP",
-    "auc": "AUC",
+TABLES = {
+    "accuracy at probability 0.5, and ranking": {
+        "accuracy": "accuracy",
+        "nature_accuracy": "nature right",
+        "ai_accuracy": "ai right",
+        "ap": "AP",
+        "auc": "AUC",
+    },
+    "at the calibrated threshold": {
+        "accuracy_calibrated": "accuracy",
+        "nature_accuracy_calibrated": "nature right",
+        "ai_accuracy_calibrated": "ai right",
+    },
+    "at a rate of false alarms, and calibration": {
+        "tpr_at_fpr_1": "found at 1 %",
+        "tpr_at_fpr_5": "found at 5 %",
+        "ece": "ECE",
+        "brier": "Brier",
+    },
 }
+"""Of each table: metric and column title.  All numbers are per cent."""
+WITH_INTERVAL = ("accuracy", "auc", "accuracy_calibrated")  # on the terminal
 PACKAGES = ("cinemae_jax", "jax", "flax", "optax", "numpy", "pillow", "scikit-learn")
 TEXT_WIDTH = 160  # columns at most; the table takes what it needs
 NAME_WIDTH = 28  # longer generator names are cut
 
 
 def as_text(rows: Sequence[Row], confidence: float) -> str:
-    """The table as plain text: per cent, with the intervals of accuracy and AUC."""
-    table = Table(
-        title=f"accuracy at probability 0.5; [{confidence:.0%} bootstrap interval]", box=SIMPLE
-    )
+    """The tables as plain text: per cent, with the intervals of accuracy and AUC."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=TEXT_WIDTH, color_system=None)
+    for title, columns in shown(rows).items():
+        console.print(_table(rows, f"{title}; [{confidence:.0%} bootstrap interval]", columns))
+    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    return "\n".join([*lines, *worst_in_words(rows), *undefined(rows)])
+
+
+def _table(rows: Sequence[Row], title: str, columns: Mapping[str, str]) -> Table:
+    table = Table(title=title, box=SIMPLE)
     table.add_column("generator", no_wrap=True, max_width=NAME_WIDTH)
-    for name in ("nature", "ai", "unread", *TITLES.values()):
+    for name in ("nature", "ai", "unread", *columns.values()):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        if row.name == "mean":
+        if row is rows[-1]:
             table.add_section()
-        cells = [format_value(row.metrics[m]) for m in TITLES]
-        for i, name in enumerate(TITLES):
-            if name in ("accuracy", "auc"):
+        cells = [format_value(row.metrics[m]) for m in columns]
+        for i, name in enumerate(columns):
+            if name in WITH_INTERVAL:
                 cells[i] = f"{cells[i]} {format_interval(row.metrics[name])}".strip()
         table.add_row(row.name, str(row.nature), str(row.ai), str(row.bad), *map(escape, cells))
-    buffer = io.StringIO()
-    Console(file=buffer, width=TEXT_WIDTH, color_system=None).print(table)
-    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
-    return "\n".join([*lines, *undefined(rows)])
+    return table
+
+
+def shown(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """``TABLES``; that of the calibrated threshold only if there is one."""
+    return {
+        title: columns
+        for title, columns in TABLES.items()
+        if "accuracy_calibrated" not in columns
+        or any(not math.isnan(row.metrics["accuracy_calibrated"].value) for row in rows)
+    }
+
+
+def worst_in_words(rows: Sequence[Row]) -> list[str]:
+    """One sentence: the generator with the lowest accuracy, and that with the lowest AUC."""
+    found = metrics.worst(rows)
+    said = [
+        f"{name} {format_value(found[metric].metrics[metric])} "
+        f"{format_interval(found[metric].metrics[metric])}".strip()
+        + f" ({found[metric].name})"
+        for metric, name in (("accuracy", "accuracy"), ("auc", "AUC"))
+        if metric in found
+    ]
+    return [f"Worst generator: {'; '.join(said)}."] if said else []
 
 
 def undefined(rows: Sequence[Row]) -> list[str]:
@@ -61,7 +105,7 @@ def undefined(rows: Sequence[Row]) -> list[str]:
     return [
         f"No mean: {row.name} has {row.nature} readable nature and {row.ai} readable ai images."
         for row in rows
-        if row.name != "mean" and math.isnan(row.metrics["auc"].value)
+        if row is not rows[-1] and math.isnan(row.metrics["auc"].value)
     ]
 
 
@@ -88,7 +132,8 @@ def write(workdir: Path, rows: Sequence[Row], scores: pa.Table, facts: Mapping[s
     """
     workdir.mkdir(parents=True, exist_ok=True)
     facts = {**facts, "command": " ".join(sys.argv), "versions": versions()}
-    result = {"results": [_as_json(row) for row in rows], **facts}
+    worst = {metric: row.name for metric, row in metrics.worst(rows).items()}
+    result = {"results": [_as_json(row) for row in rows], "worst_generator": worst, **facts}
     (workdir / "eval.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     pyarrow.csv.write_csv(
         pa.Table.from_pylist([_as_record(row) for row in rows]), workdir / "eval.csv"
@@ -108,7 +153,9 @@ def as_html(rows: Sequence[Row], scores: pa.Table, facts: Mapping[str, Any]) -> 
     environment.filters |= {"value": format_value, "interval": format_interval}
     return environment.get_template("report.html.j2").render(
         rows=rows,
-        titles=TITLES,
+        tables=shown(rows),
+        worst=worst_in_words(rows),
+        ece_bins=ECE_BINS,
         plots=plots(scores),
         undefined=undefined(rows),
         facts=facts,

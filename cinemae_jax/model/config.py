@@ -14,8 +14,10 @@ LOGARITHMIC_SCORES = ("conditional_nll", "relative")
 """Scores that can be negative: their statistics enter the head as they are, not as log1p."""
 
 Sensitivity = Literal["run", "patch"]
-STATISTICS = ("variability", "mean_anomaly", "perturbation_sensitivity")
+Statistic = Literal["variability", "mean_anomaly", "perturbation_sensitivity"]
+STATISTICS: tuple[str, ...] = get_args(Statistic)
 """s1, s2, s3."""
+Anomaly = Literal["statistics", "bands"]
 Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 Pooling = Literal["cls", "mean"]
@@ -129,13 +131,19 @@ class DetectorConfig:
 
     Attributes:
       num_runs: K, masking runs an image; 0 leaves the encoder alone (fusion ``global``).
+      anomaly: what the head reads of the masked patches: ``statistics`` of one score (METHOD 4), or
+        energies and errors by frequency ``bands`` (``model.bands``), for which score, λ, statistics
+        and sensitivity mean nothing.
       mask_ratio: r, share of patches masked.
       pooling: f_global is the CLS token (``cls``) or the mean of the patch tokens (``mean``).
       score: LCAS variant, one of ``SCORES``.
       mismatch_weight: λ.
+      learn_mismatch_weight: optimise λ with the head, from ``mismatch_weight`` on.
+      statistics: which of ``STATISTICS`` the head reads; all three in the paper.
       sensitivity: how s3 is formed, ``run`` or ``patch``.
       fusion: one of ``FUSIONS``.
-      hidden: hidden width of MLP_δ.
+      hidden: hidden width of MLP_δ; 0 makes it linear.
+      clip: largest standardised value, either way, of what MLP_δ reads; 0 for no limit.
       dtype: of the backbone's activations; LCAS and head are float32 always.
       uniform_variance: variance within a patch, ImageNet-normalised pixels, below which it counts
         as uniform; 1e-3 is a standard deviation of about 2 grey levels.
@@ -146,19 +154,24 @@ class DetectorConfig:
     """
 
     num_runs: int = 2
+    anomaly: Anomaly = "statistics"
     mask_ratio: float = 0.75
     pooling: Pooling = "cls"
     score: Score = "deviation_plus_mismatch"
     mismatch_weight: float = 1.0
+    learn_mismatch_weight: bool = False
+    statistics: tuple[Statistic, ...] = ("variability", "mean_anomaly", "perturbation_sensitivity")
     sensitivity: Sensitivity = "run"
     fusion: Fusion = "additive"
     hidden: int = 256
+    clip: float = 0.0
     dtype: Dtype = "float32"
     uniform_variance: float = 1e-3
     low_context_share: float = 0.5
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
+            "anomaly": get_args(Anomaly),
             "pooling": get_args(Pooling),
             "score": SCORES,
             "sensitivity": get_args(Sensitivity),
@@ -174,14 +187,21 @@ class DetectorConfig:
             ("mask_ratio", 0.0, 1.0),
             ("mismatch_weight", 0.0, float("inf")),
             ("uniform_variance", 0.0, float("inf")),
+            ("clip", 0.0, float("inf")),
             ("low_context_share", 0.0, 1.0),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(
                     f"detector.{name} must lie in [{low:g}, {high:g}], is {getattr(self, name)}"
                 )
-        if self.hidden < 1:
-            raise ValueError(f"detector.hidden must be positive, is {self.hidden}")
+        if not self.statistics or not set(self.statistics) <= set(STATISTICS):
+            raise ValueError(
+                f"detector.statistics is {self.statistics}: use some of {', '.join(STATISTICS)}"
+            )
+        if self.learn_mismatch_weight and self.mismatch_weight <= 0:
+            raise ValueError("detector.learn_mismatch_weight starts at mismatch_weight: above 0")
+        if self.hidden < 0:
+            raise ValueError(f"detector.hidden must be 0 or more, is {self.hidden}")
         if self.num_runs < 0:
             raise ValueError(f"detector.num_runs must be 0 or more, is {self.num_runs}")
         if self.num_runs == 0 and self.fusion != "global":

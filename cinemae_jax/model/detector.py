@@ -1,10 +1,12 @@
 """The detector on arrays: frozen features on one side, the trained head on the other.
 
-``extract_features`` is the stop_gradient boundary: nothing before it is ever differentiated or
-optimised, nothing after it looks at an image.
+``extract_features`` is the stop_gradient boundary: nothing before it is ever optimised, nothing
+after it looks at an image.  ``pixel_features`` is the same computation without the boundary towards
+the pixels, for who asks how the score changes with the image (``evaluation.attacks``).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from cinemae_jax.model import lcas, masking
+from cinemae_jax.model import bands, lcas, masking
 from cinemae_jax.model.config import (
     CHANNELS,
     LOGARITHMIC_SCORES,
@@ -21,7 +23,7 @@ from cinemae_jax.model.config import (
     DetectorConfig,
     MAEConfig,
 )
-from cinemae_jax.model.head import HeadState, head_of
+from cinemae_jax.model.head import HeadState, head_of, learned_weight
 from cinemae_jax.model.mae import (
     MAE,
     initial_variables,
@@ -53,12 +55,23 @@ class Features:
     Attributes:
       f_global: (B, D) float32.
       terms: the LCAS terms, (B, K, M) float32.
-      masked: (B, K, M) int32, ids of the scored patches.
+      masked: (B, K, M) int32, ids of the scored patches; None where nothing asks for them.
+      uniform_share: (B,) float32, share of nearly uniform patches, by which images are flagged.
     """
 
     f_global: Any
     terms: lcas.Terms
     masked: Any
+    uniform_share: Any = None
+
+
+BEFORE_THE_HEAD = ("mask_ratio", "pooling", "anomaly", "dtype", "uniform_variance")
+"""Fields of ``DetectorConfig`` that features depend on."""
+
+Reconstruct = Callable[
+    [Float[Array, "b h w 3"], Int[Array, "b n"], Int[Array, "b m"]], Float[Array, "b m d"]
+]
+"""Normalised pixels, visible and masked ids to predictions of the masked patches (target space)."""
 
 
 def extract_features(
@@ -67,6 +80,7 @@ def extract_features(
     keys: Key[Array, " b"],
     runs: Int[Array, "b k"],
     config: DetectorConfig,
+    reconstruct: Reconstruct | None = None,
 ) -> Features:
     """One unmasked encoder pass and K masked runs, vmapped over K, of every image.
 
@@ -76,19 +90,33 @@ def extract_features(
       keys: one an example (``masking.example_keys``).
       runs: the numbers of the runs wanted of each example; 0 … K-1 in evaluation, other ones in
         every epoch of training.
-      config: static.
+      config: static; of it ``BEFORE_THE_HEAD`` counts.
+      reconstruct: stands in for the backbone's own reconstruction, as a control.
 
     Raises:
       ValueError: if the images are not of the backbone's size.
     """
-    mae_config = backbone.config
-    size = mae_config.image_size
+    size = backbone.config.image_size
     if images.shape[1:] != (size, size, 3):
         raise ValueError(f"images are {images.shape[1:]}, the backbone takes {(size, size, 3)}")
+    pixels = normalize_images(images)
+    return jax.lax.stop_gradient(pixel_features(backbone, pixels, keys, runs, config, reconstruct))
+
+
+def pixel_features(
+    backbone: Backbone,
+    pixels: Float[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    runs: Int[Array, "b k"],
+    config: DetectorConfig,
+    reconstruct: Reconstruct | None = None,
+) -> Features:
+    """``extract_features`` of ImageNet-normalised pixels, differentiable in them alone."""
+    mae_config = backbone.config
     model = MAE(mae_config, jnp.dtype(config.dtype))
     variables = {"params": jax.lax.stop_gradient(jax.tree.map(jnp.asarray, backbone.params))}
-    pixels = normalize_images(images)
-    target = to_target(patchify(pixels, mae_config.patch_size), mae_config.target)
+    patches = patchify(pixels, mae_config.patch_size)
+    target = to_target(patches, mae_config.target)
     num_visible = mae_config.num_visible(config.mask_ratio)
 
     tokens = model.apply(variables, pixels, method="encode")
@@ -101,43 +129,71 @@ def extract_features(
     visible = jax.vmap(all_ids)(keys, runs)  # (B, K, N_vis)
     masked = masking.masked_ids(visible, mae_config.num_patches)  # (B, K, M)
 
-    def one_run(vis: Int[Array, "b n"], mask: Int[Array, "b m"]) -> lcas.Terms:
-        predictions = model.apply(variables, pixels, vis, mask)
-        return jax.vmap(lcas.run_terms)(target, predictions, vis, mask)
+    predict = functools.partial(model.apply, variables) if reconstruct is None else reconstruct
 
-    if config.num_runs:
+    def one_run(vis: Int[Array, "b n"], mask: Int[Array, "b m"]) -> lcas.Terms:
+        predictions = predict(pixels, vis, mask)
+        terms = jax.vmap(lcas.run_terms)(target, predictions, vis, mask)
+        if config.anomaly == "bands":
+            truth = jax.vmap(lambda patches, ids: patches[ids])(target, mask)
+            terms = terms.replace(bands=jax.vmap(bands.band_statistics)(truth, predictions))
+        return terms
+
+    if runs.shape[1]:
         terms = jax.vmap(one_run, in_axes=1, out_axes=1)(visible, masked)
     else:  # nothing to trace: an encoder-only backbone has no decoder
-        none = jnp.zeros((len(images), 0, mae_config.num_patches - num_visible))
-        terms = lcas.Terms(none, none, none, none, jnp.zeros((len(images), 0, CHANNELS)))
-    features = Features(f_global, terms, masked)
-    return jax.lax.stop_gradient(features)
+        none = jnp.zeros((len(pixels), 0, mae_config.num_patches - num_visible))
+        terms = lcas.Terms(none, none, none, none, jnp.zeros((len(pixels), 0, CHANNELS)))
+    uniform = jax.vmap(lambda p: lcas.uniform_share(p, config.uniform_variance))(patches)
+    return Features(f_global, terms, masked, uniform)
 
 
-def statistics(features: Features, config: DetectorConfig, num_patches: int) -> Float[Array, "b 3"]:
-    """s1–s3 of every image as the head sees them before standardisation.
+def statistics(
+    features: Features,
+    config: DetectorConfig,
+    num_patches: int,
+    mismatch_weight: float | Float[Array, ""] | None = None,
+) -> Float[Array, "b s"]:
+    """The configured statistics of every image as the head sees them before standardisation.
 
-    log1p is taken where the score cannot be negative (METHOD 4); zeros when K = 0.
+    log1p is taken where the score cannot be negative (METHOD 4); zeros when K = 0.  Statistics by
+    frequency band are means over the runs.
+
+    Args:
+      features: of a batch.
+      config: static.
+      num_patches: L.
+      mismatch_weight: λ, where it is learned; None takes the configured one.
     """
     if config.num_runs == 0:
-        return jnp.zeros((len(features.f_global), len(STATISTICS)))
-    scores = lcas.score(features.terms, config.score, config.mismatch_weight)
+        return jnp.zeros((len(features.f_global), len(config.statistics)))
+    if config.anomaly == "bands":
+        return features.terms.bands.mean(axis=1)
+    weight = config.mismatch_weight if mismatch_weight is None else mismatch_weight
+    scores = lcas.score(features.terms, config.score, weight)
 
-    def one(score: Float[Array, "k m"], masked: Int[Array, "k m"]) -> Float[Array, " 3"]:
+    def one(score: Float[Array, "k m"], masked: Int[Array, "k m"] | None) -> Float[Array, " 3"]:
         return lcas.summarize(
             score, sensitivity=config.sensitivity, masked=masked, num_patches=num_patches
         )
 
     stats = jax.vmap(one)(scores, features.masked)
+    stats = stats[:, np.array([STATISTICS.index(name) for name in config.statistics])]
     return stats if config.score in LOGARITHMIC_SCORES else jnp.log1p(stats)
+
+
+def num_statistics(config: DetectorConfig, model: MAEConfig) -> int:
+    """Number of values that ``statistics`` gives of an image."""
+    has_bands = config.anomaly == "bands" and config.num_runs
+    return bands.num_bands(model) if has_bands else len(config.statistics)
 
 
 def logits(
     head: HeadState, features: Features, config: DetectorConfig, num_patches: int
-) -> Float[Array, " b"]:
-    """Logit of "AI-generated" for every image, float32."""
-    stats = statistics(features, config, num_patches)
-    return head_logits(head, features.f_global, stats, config)
+) -> tuple[Float[Array, " b"], Float[Array, "b s"]]:
+    """Logit of "AI-generated" for every image, float32, and the statistics it rests on."""
+    stats = statistics(features, config, num_patches, learned_weight(head.params))
+    return head_logits(head, features.f_global, stats, config), stats
 
 
 def head_logits(
@@ -148,6 +204,8 @@ def head_logits(
 ) -> Float[Array, " b"]:
     """The head alone, on global features and statistics that were formed already."""
     f, s = head.normalizer(f_global, stats)
+    if config.clip:
+        s = jnp.clip(s, -config.clip, config.clip)
     return head_of(config).apply({"params": head.params}, f, s)
 
 

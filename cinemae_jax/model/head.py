@@ -41,14 +41,17 @@ class Normalizer:
 
 
 class AnomalyMLP(nn.Module):
-    """MLP_δ: Dense → GELU → Dense; the last layer starts at zero, so fusion starts at f_global."""
+    """MLP_δ: Dense → GELU → Dense; the last layer starts at zero, so fusion starts at f_global.
+
+    Without a hidden layer (``hidden`` 0) it is that last layer alone.
+    """
 
     hidden: int
     width: int
 
     @nn.compact
     def __call__(self, stats: Float[Array, "b s"]) -> Float[Array, "b w"]:
-        y = jax.nn.gelu(_Dense(self.hidden)(stats), approximate=False)
+        y = jax.nn.gelu(_Dense(self.hidden)(stats), approximate=False) if self.hidden else stats
         return _Dense(self.width, kernel_init=nn.initializers.zeros)(y)
 
 
@@ -58,7 +61,7 @@ class Head(nn.Module):
     Attributes:
       fusion: ``additive``, ``concat`` or ``gate`` of the paper; ``logit`` joins two separate
         pathways only at the logit; ``global`` and ``lcas`` are one pathway alone.
-      hidden: width of MLP_δ's hidden layer.
+      hidden: width of MLP_δ's hidden layer; 0 makes it linear, and ``lcas`` a linear classifier.
     """
 
     fusion: Fusion = "additive"
@@ -78,6 +81,8 @@ class Head(nn.Module):
             by_content = _Dense(1, name=GLOBAL_PATHWAY)(f_global)
             by_anomaly = AnomalyMLP(self.hidden, 1, name="mlp")(stats)
             return (by_content + by_anomaly)[:, 0]
+        if self.fusion == "lcas" and not self.hidden:  # linear all the way
+            return AnomalyMLP(0, 1, name="mlp")(stats)[:, 0]
         if self.fusion == "global":
             fused = f_global
         else:
@@ -113,9 +118,22 @@ class HeadState:
     normalizer: Normalizer
 
 
-def init_params(head: Head, key: Array, width: int, num_stats: int) -> Any:
-    """Fresh head parameters for global features of the given width."""
-    return head.init(key, jnp.zeros((1, width)), jnp.zeros((1, num_stats)))["params"]
+LOG_MISMATCH_WEIGHT = "log_mismatch_weight"
+"""Name of the parameter log λ, where λ is learned: so λ stays positive."""
+
+
+def init_params(config: DetectorConfig, key: Array, width: int, num_stats: int) -> Any:
+    """Fresh head parameters for global features of a width and a number of statistics."""
+    inputs = jnp.zeros((1, width)), jnp.zeros((1, num_stats))
+    params = head_of(config).init(key, *inputs)["params"]
+    if config.learn_mismatch_weight:
+        params = params | {LOG_MISMATCH_WEIGHT: jnp.log(jnp.float32(config.mismatch_weight))}
+    return params
+
+
+def learned_weight(params: Any) -> Float[Array, ""] | None:
+    """λ, if it is one of the parameters."""
+    return jnp.exp(params[LOG_MISMATCH_WEIGHT]) if LOG_MISMATCH_WEIGHT in params else None
 
 
 def head_of(config: DetectorConfig) -> Head:

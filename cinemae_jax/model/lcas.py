@@ -14,6 +14,15 @@ from cinemae_jax.model.config import SCORES, Score, Sensitivity
 
 EPS = 1e-6
 
+TERMS_OF: dict[str, tuple[str, ...]] = {
+    "deviation_plus_mismatch": ("deviation", "mismatch"),
+    "reconstruction_deviation": ("reconstruction_deviation", "mismatch"),
+    "mismatch": ("mismatch",),
+    "conditional_nll": ("mismatch", "context_variance"),
+    "relative": ("mismatch", "patch_variance"),
+}
+"""What each score is made of; the other terms of ``Terms`` may be None."""
+
 
 @struct.dataclass
 class Terms:
@@ -27,6 +36,7 @@ class Terms:
       mismatch: R, mean squared error of the reconstruction.
       patch_variance: V, of the true patch's own values.
       context_variance: σ² of the visible pixels of each channel, one axis C in place of M.
+      bands: statistics by frequency band (``bands.band_statistics``) in place of M, where wanted.
     """
 
     deviation: Any
@@ -34,6 +44,7 @@ class Terms:
     mismatch: Any
     patch_variance: Any
     context_variance: Any
+    bands: Any = None
 
 
 def context_stats(

@@ -83,8 +83,79 @@ def sincos_position_table(width: int, grid: int) -> Float[np.ndarray, "n width"]
     return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
 
 
-LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
-"""Two passes, as torch does: E[x²] - E[x]² loses its digits where a token's mean is large."""
+LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False, dtype=jnp.float32)
+"""Two passes, as torch does: E[x²] - E[x]² loses its digits where a token's mean is large.
+
+Float32 whatever the model's dtype, as GELU and the softmax are: the products next to them round.
+"""
+
+
+def _product(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "..."]:
+    """Product over one axis of each, accumulated and returned in float32."""
+    axes = ((contract[0],), (contract[1],))
+    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def affine(
+    x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"]
+) -> Float[Array, "*batch o"]:
+    """x · kernel + bias in the dtype of ``x``, accumulated in float32.
+
+    XLA's own derivative of a product lets the CPU compiler recompute what went before, transposed,
+    for the kernel's gradient; the one below asks for that gradient as it is laid out in memory
+    (docs/performance.md).
+    """
+    shift = bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+    return (_product(x, kernel, (x.ndim - 1, 0)) + shift).astype(x.dtype)
+
+
+def _affine_forward(
+    x: Array, kernel: Array, bias: Array
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    return affine(x, kernel, bias), (x, kernel, bias)
+
+
+def _affine_backward(
+    saved: tuple[Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, Array]:
+    x, kernel, bias = saved
+    rows, flat = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+    to_x = _product(gradient, kernel, (gradient.ndim - 1, 1)).astype(x.dtype)
+    to_kernel = _product(flat, rows, (0, 0)).astype(kernel.dtype)
+    return to_x, to_kernel, rows.sum(axis=0, dtype=jnp.float32).astype(bias.dtype)
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+class Dense(nn.Module):
+    """``affine`` with parameters of its own, float32, named as in ``flax.linen.Dense``."""
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        return affine(x.astype(self.dtype), kernel.astype(self.dtype), bias)
+
+
+def attend(
+    q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], v: Float[Array, "b n h d"]
+) -> Float[Array, "b n h d"]:
+    """softmax(q kᵀ / √d) v; scores and sums are float32, the operands keep their dtype.
+
+    Divides by the softmax's sum after the product with ``v``: d values a query instead of n.
+    """
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = product("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    mixed = product("bhqk,bkhd->bhqd", weights.astype(v.dtype), v)
+    return (mixed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype).swapaxes(1, 2)
 
 
 class Attention(nn.Module):
@@ -96,11 +167,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
         b, n, width = x.shape
-        xavier = nn.initializers.xavier_uniform()
-        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=xavier, name="qkv")(x)
+        qkv = Dense(3 * width, self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads), 2, 0)
-        out = jax.nn.dot_product_attention(q, k, v).reshape(b, n, width)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=xavier, name="out")(out)
+        return Dense(width, self.dtype, name="out")(attend(q, k, v).reshape(b, n, width))
 
 
 class Block(nn.Module):
@@ -113,15 +182,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
         width = x.shape[-1]
-        xavier = nn.initializers.xavier_uniform()
-        y = LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="norm1")(x)
+        y = LayerNorm(epsilon=self.layer_norm_eps, name="norm1")(x)
         x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
-        y = LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="norm2")(x)
-        y = nn.Dense(4 * width, dtype=self.dtype, kernel_init=xavier, name="fc1")(y)
-        y = nn.Dense(width, dtype=self.dtype, kernel_init=xavier, name="fc2")(
-            jax.nn.gelu(y, approximate=False)
+        y = LayerNorm(epsilon=self.layer_norm_eps, name="norm2")(x)
+        y = Dense(4 * width, self.dtype, name="fc1")(y)
+        return x + Dense(width, self.dtype, name="fc2")(
+            jax.nn.gelu(y.astype(jnp.float32), approximate=False)
         )
-        return x + y
 
 
 class MAE(nn.Module):
@@ -138,7 +205,7 @@ class MAE(nn.Module):
     def setup(self) -> None:
         c, dtype = self.config, self.dtype
         grid = c.image_size // c.patch_size
-        xavier, normal = nn.initializers.xavier_uniform(), nn.initializers.normal(0.02)
+        normal = nn.initializers.normal(0.02)
 
         def table(width: int) -> Any:
             return lambda _: jnp.asarray(sincos_position_table(width, grid))[None]
@@ -148,19 +215,19 @@ class MAE(nn.Module):
                 Block(heads, c.layer_norm_eps, dtype, name=f"{prefix}_{i}") for i in range(depth)
             ]
 
-        self.patch_embed = nn.Dense(c.width, dtype=dtype, kernel_init=xavier)
+        self.patch_embed = Dense(c.width, dtype)
         self.cls_token = self.param("cls_token", normal, (1, 1, c.width))
         self.pos_embed = self.param("pos_embed", table(c.width))
         self.encoder_blocks = blocks("encoder", c.depth, c.num_heads)
-        self.encoder_norm = LayerNorm(epsilon=c.layer_norm_eps, dtype=dtype)
+        self.encoder_norm = LayerNorm(epsilon=c.layer_norm_eps)
         if c.has_decoder:
             w = c.decoder_width
-            self.decoder_embed = nn.Dense(w, dtype=dtype, kernel_init=xavier)
+            self.decoder_embed = Dense(w, dtype)
             self.mask_token = self.param("mask_token", normal, (1, 1, w))
             self.decoder_pos_embed = self.param("decoder_pos_embed", table(w))
             self.decoder_blocks = blocks("decoder", c.decoder_depth, c.decoder_num_heads)
-            self.decoder_norm = LayerNorm(epsilon=c.layer_norm_eps, dtype=dtype)
-            self.decoder_pred = nn.Dense(c.patch_dim, dtype=dtype, kernel_init=xavier)
+            self.decoder_norm = LayerNorm(epsilon=c.layer_norm_eps)
+            self.decoder_pred = Dense(c.patch_dim, dtype)
 
     def encode(
         self, images: Float[Array, "b h w 3"], visible: Int[Array, "b n"] | None = None

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+DRAW = 0x7FFFFFFF
+"""Folded into an example's key for the choice of runs: no run has this number."""
+
 
 def from_noise(noise: Float[Array, "*batch l"], num_visible: int) -> Int[Array, "*batch n"]:
     """Ids of the ``num_visible`` patches with the smallest noise (stable order, as in MAE)."""
@@ -38,6 +41,36 @@ def visible_ids(
 ) -> Int[Array, "k n"]:
     """Visible patch ids of runs 0 … K-1 of one example, int32."""
     return run_ids(key, jnp.arange(num_runs), num_patches, num_visible)
+
+
+def draw_runs(
+    keys: Key[Array, " b"],
+    epoch: Int[Array, " b"],
+    *,
+    num_runs: int,
+    num_stored: int,
+    num_seeds: int = 1,
+) -> Int[Array, "b s k"]:
+    """The masking runs that each head sees of each example in an epoch of training.
+
+    Args:
+      keys: one an example (``example_keys``).
+      epoch: of each example.
+      num_runs: K.
+      num_stored: R, runs to choose from: K different ones of 0 … R-1 are drawn for every example,
+        epoch and seed.  0 takes runs that were never used before.
+      num_seeds: S, heads trained at once; the draws of head s are the same whatever S.
+    """
+    seeds = jnp.arange(num_seeds)
+    if not num_stored:
+        first = (epoch[:, None] * num_seeds + seeds) * num_runs
+        return first[:, :, None] + jnp.arange(num_runs)
+
+    def one(key: Key[Array, ""], e: Int[Array, ""], seed: Int[Array, ""]) -> Int[Array, " k"]:
+        draw = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, DRAW), seed), e)
+        return from_noise(jax.random.uniform(draw, (num_stored,)), num_runs)
+
+    return jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))(keys, epoch, seeds)
 
 
 def masked_ids(visible: Int[Array, "*batch n"], num_patches: int) -> Int[Array, "*batch m"]:

@@ -1,0 +1,191 @@
+"""Training from a bank of GenImage's SD v1.4 size against the floor of its arithmetic and memory.
+
+    python benchmarks/bench_bank.py [--images 324000] [--epochs 2] [--seeds 1,5]
+
+Makes random features of ViT-L/16 (1,024 global values, 8 runs of 147 patches) in memory, 4.4 GB at
+full size, and runs the training of ``cinemae_jax.train`` on them, checkpoints and validation
+included.  The floor is the larger of two times: the head's matrix products at the rate of a large
+product measured here, and the bytes of the features at the bandwidth of a copy measured here.
+Also writes and reads one part of a bank, for bytes an image and seconds.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+
+from cinemae_jax import bank, settings, trained
+from cinemae_jax import train as train_module
+from cinemae_jax.bank import Recipe, Stored
+from cinemae_jax.checkpoint import Checkpoints
+from cinemae_jax.data import records
+from cinemae_jax.data.bad import BadImages
+from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.distributed import Replicas
+from cinemae_jax.features import BankedSet, Sets
+from cinemae_jax.model.config import MAEConfig, vit_large
+from cinemae_jax.model.detector import Backbone
+from cinemae_jax.settings import Settings
+from configs import sd14
+
+HELD_OUT = 2048
+NUM_RUNS = 8
+
+
+def catalog_of(count: int) -> Catalog:
+    paths = [f"{i:07d}.png" for i in range(count)]
+    table = records.build(
+        pa.array(paths),
+        (np.arange(count) % 2).astype(np.int8),
+        records.repeated("sd14", count),
+        records.repeated("train", count),
+        records.example_ids(paths),
+    )
+    return Catalog(Path(), table, {})
+
+
+def random_features(count: int, model: MAEConfig) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    masked = model.num_patches - model.num_visible(0.75)
+    return {
+        "f_global": rng.standard_normal((count, 1, model.width), np.float32),
+        "uniform_share": rng.random((count, 1), np.float32),
+        **{
+            name: rng.random((count, 1, NUM_RUNS, masked), np.float32)
+            for name in ("deviation", "mismatch")
+        },
+    }
+
+
+def banked(count: int, config: Settings, model: MAEConfig) -> BankedSet:
+    stored = Stored(random_features(count, model), np.full(count, ""))
+    return BankedSet(catalog_of(count), stored, config, model, Replicas())
+
+
+def seconds_of_training(config: Settings, sets: Sets, model: MAEConfig) -> float:
+    """Of all epochs, compilation of the first step included."""
+    backbone = Backbone({}, model, "random")
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder)
+        with Checkpoints(workdir / "checkpoints", best=trained.validation_score) as checkpoints:
+            images = sets.train.images, sets.validation.images
+            metadata = trained.metadata(config, backbone, *images)
+            bad = BadImages(workdir / "bad.csv")
+            begin = time.perf_counter()
+            train_module.fit(
+                config, sets, backbone, workdir, Replicas(), bad, checkpoints, metadata
+            )
+            return time.perf_counter() - begin
+
+
+def matmul_rate() -> float:
+    """FLOP/s of a product of 2048 x 2048."""
+    a = jnp.ones((2048, 2048))
+    product = jax.jit(lambda x: x @ x)
+    product(a).block_until_ready()
+    times = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        product(a).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return 2 * 2048**3 / float(np.median(times))
+
+
+def copy_rate() -> float:
+    """Bytes/s of a copy of 1 GB, counted once."""
+    source = np.ones(1 << 28, np.float32)
+    target = np.empty_like(source)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - begin)
+    return source.nbytes / float(np.median(times))
+
+
+def head_flops(model: MAEConfig, hidden: int, statistics: int = 3) -> int:
+    """Of one image and step: forward, and the two products of the backward pass."""
+    return 3 * 2 * (statistics * hidden + hidden * model.width + model.width)
+
+
+def one_part(model: MAEConfig) -> dict[str, float]:
+    """Bytes an image on disk, and images a second written and read."""
+    count, images = 2048, catalog_of(2048)
+    stored = random_features(count, model)
+    stored |= {name: stored["mismatch"] for name in bank.TERMS if name not in stored}
+    stored["context_variance"] = np.ones((count, 1, NUM_RUNS, 3), np.float32)
+    facts = {"width": [512] * count, "height": [512] * count, "format": ["PNG"] * count}
+    facts["error"] = [""] * count
+    recipe = Recipe("", "", {}, 0, NUM_RUNS, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        (part,) = bank.plan(Path(folder), count, count)
+        begin = time.perf_counter()
+        flat = {k: v.reshape(count, -1) for k, v in stored.items()}
+        bank.write(part, recipe, images, facts, flat)
+        written = time.perf_counter() - begin
+        begin = time.perf_counter()
+        columns = ("f_global", "uniform_share", "deviation", "mismatch")
+        bank.read([part], images, columns, num_views=1, num_runs=NUM_RUNS, memory=1e12)
+        read = time.perf_counter() - begin
+        return {
+            "bytes_an_image": part.path.stat().st_size / count,
+            "images_written_a_second": count / written,
+            "images_read_a_second": count / read,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=324_000)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", default="1,5", help="numbers of heads, each timed")
+    options = parser.parse_args()
+    model, raw = vit_large(), sd14.get_config()
+    raw.data.root, raw.train.epochs, raw.train.checkpoint_every = "x", options.epochs, 10**9
+    config = settings.read(raw.to_dict(), Settings)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    print(json.dumps({k: round(v, 1) for k, v in one_part(model).items()}))
+    rates = matmul_rate(), copy_rate()
+    train, held = banked(options.images, config, model), banked(HELD_OUT, config, model)
+    seen = options.images * options.epochs
+    terms = 2 * config.detector.num_runs * train.stored.columns["mismatch"].shape[-1]
+    for num_seeds in map(int, options.seeds.split(",")):
+        seeded = dataclasses.replace(config, num_seeds=num_seeds)
+        sets = Sets(*(dataclasses.replace(s, config=seeded) for s in (train, held, held)))
+        taken = seconds_of_training(seeded, sets, model)
+        arithmetic = seen * num_seeds * head_flops(model, config.detector.hidden) / rates[0]
+        memory = seen * 4 * (model.width + num_seeds * terms) / rates[1]
+        floor = max(arithmetic, memory)
+        print(
+            json.dumps(
+                {
+                    "heads": num_seeds,
+                    "images": options.images,
+                    "epochs": options.epochs,
+                    "seconds": round(taken, 1),
+                    "images_a_second": round(seen / taken),
+                    "floor_seconds": round(floor, 1),
+                    "arithmetic_seconds": round(arithmetic, 1),
+                    "memory_seconds": round(memory, 1),
+                    "ratio": round(taken / floor, 2),
+                    "load": round(os.getloadavg()[0], 1),
+                }
+            ),
+            flush=True,
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak {peak:.1f} GiB; matmul {rates[0] / 1e9:.0f} GFLOP/s, copy {rates[1] / 1e9:.1f} GB/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Fills banks of features and opens them, or the backbone itself, as the sets of a run."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from cinemae_jax import bank, cli, steps
+from cinemae_jax.bank import Part, Recipe
+from cinemae_jax.data.bad import BadImages
+from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.transforms import Transform
+from cinemae_jax.distributed import Replicas, merge
+from cinemae_jax.features import BankedSet, Extractor, Featured, OnlineSet, Sets
+from cinemae_jax.model.detector import BEFORE_THE_HEAD, Backbone
+from cinemae_jax.settings import Settings
+
+BANK = "bank"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The images of a run: learned from, validated on, tested on."""
+
+    train: Catalog
+    validation: Catalog
+    test: Catalog
+
+
+def read_data(config: Settings) -> Data:
+    """Scans the data set and splits it; test images never take part in any choice."""
+    everything = config.data.scan()
+    cli.say(everything.explain())
+    cli.report_skipped(everything)
+    learned = everything.select(generators=config.data.train_generators, split="train")
+    train, validation = learned.hold_out(config.data.holdout)
+    train.require_both_classes("the training split")
+    validation.require_both_classes(f"its held-out part ({config.data.holdout:.0%})")
+    test = everything.select(generators=config.data.test_generators or None, split="val")
+    return Data(train, validation, test)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bank:
+    """A bank of some images on disk.
+
+    Attributes:
+      images: in the order of the rows.
+      transform: that makes their pixels.
+      num_calls: times that it is applied to each image; a grid of crops is one time.
+      recipe: of the features.
+      parts: files.
+    """
+
+    images: Catalog
+    transform: Transform
+    num_calls: int
+    recipe: Recipe
+    parts: Sequence[Part]
+
+    def missing(self) -> list[Part]:
+        """Parts that are still to be extracted; ``bank.missing`` has the errors."""
+        return bank.missing(self.parts, self.recipe, self.images)
+
+
+def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> dict[str, Bank]:
+    """The banks of a run, by the names of the parts of its data."""
+    folder = Path(config.features.bank) if config.features.bank else workdir / BANK
+    size = backbone.config.image_size
+    scored = config.data.eval_transform(size)
+    learned = config.data.train_transform(size)
+
+    def one(name: str, images: Catalog, transform: Transform, num_calls: int) -> Bank:
+        recipe = Recipe(
+            backbone_sha256=backbone.sha256,
+            transform=repr(transform),
+            detector={field: getattr(config.detector, field) for field in BEFORE_THE_HEAD},
+            seed=config.features.seed,
+            num_runs=config.features.num_runs,
+            num_views=num_calls * math.prod(transform.shape[:-3]),
+        )
+        parts = bank.plan(folder / name, len(images), config.features.shard_images)
+        return Bank(images, transform, num_calls, recipe, parts)
+
+    return {
+        "train": one("train", data.train, learned, config.features.num_views),
+        "validation": one("validation", data.validation, scored, 1),
+        "test": one("test", data.test, scored, 1),
+    }
+
+
+def open_sets(
+    config: Settings,
+    data: Data,
+    backbone: Backbone,
+    workdir: Path,
+    replicas: Replicas,
+    bad: BadImages,
+) -> Sets:
+    """The images of a run as its config wants their features; extracts what a bank still lacks.
+
+    Args:
+      config: of the run.
+      data: its images.
+      backbone: frozen.
+      workdir: of the run, where its bank lies unless the config names another folder.
+      replicas: devices.
+      bad: takes note of the images that cannot be read.
+
+    Raises:
+      bank.BankError: if there is a bank that cannot be used.
+    """
+    if config.features.source == "online":
+        extractor = Extractor(config, backbone, replicas)
+        parts = (getattr(data, field.name) for field in dataclasses.fields(data))
+        return Sets(*(OnlineSet(images, extractor) for images in parts))
+    made = banks(config, data, backbone, workdir)
+    fill(made, config, backbone, replicas, bad)
+    columns = ("f_global", "uniform_share", *steps.needed_terms(config.detector))
+
+    def banked(one: Bank) -> BankedSet:
+        stored = bank.read(
+            one.parts,
+            one.images,
+            columns,
+            num_views=one.recipe.num_views,
+            num_runs=one.recipe.num_runs,
+            memory=config.features.memory * 1e9,
+        )
+        return BankedSet(one.images, stored, config, backbone.config, replicas)
+
+    return Sets(**{name: banked(one) for name, one in made.items()})
+
+
+# --- extraction ---------------------------------------------------------------------------------
+
+
+def fill(
+    made: dict[str, Bank],
+    config: Settings,
+    backbone: Backbone,
+    replicas: Replicas,
+    bad: BadImages,
+) -> None:
+    """Extracts the parts that banks lack, each written when it is complete.
+
+    Raises:
+      bank.BankError: if there is a bank that cannot be used.
+      OSError: if a part cannot be written.
+    """
+    todo = [(name, part) for name, one in made.items() for part in one.missing()]
+    if not todo:
+        return
+    extractor = Extractor(config, backbone, replicas)
+    total = sum(len(part.rows) for _, part in todo)
+    with tqdm(total=total, desc="extract", unit="image", disable=None) as bar:
+        for name, part in todo:
+            one = made[name]
+            source = OnlineSet(one.images, extractor)
+            batches = source.storing(one.transform, one.num_calls, part.rows)
+            facts, features = _collect(batches, one, part, bad, bar)
+            bank.write(part, one.recipe, one.images, facts, features)
+    size = sum(bank.num_bytes(one.parts) for one in made.values())
+    images = sum(len(one.images) for one in made.values())
+    folder = todo[0][1].path.parent.parent
+    cli.say(f"bank      {folder}: {images} images, {size / 1e6:,.1f} MB")
+
+
+def _collect(
+    batches: Iterable[Featured], one: Bank, part: Part, bad: BadImages, bar: tqdm
+) -> tuple[dict[str, list], dict[str, np.ndarray]]:
+    """File facts and features of the rows of a part."""
+    facts: dict[str, list] = {name: [] for name in ("width", "height", "format", "error")}
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in one.recipe.columns
+    }
+    for batch, features in _ahead(batches):
+        bad.note(one.images, batch)
+        first = slice(0, None, one.num_calls)  # views share a file
+        for name, values in facts.items():
+            values.extend(batch[name][first].tolist())
+        merged = merge(features)
+        for name, values in columns.items():
+            values.append(getattr(merged.terms if name in bank.TERMS else merged, name))
+        bar.update((batch["row"][first] >= 0).sum())
+    rows = len(part.rows)
+    views = rows * one.recipe.num_views
+    return (
+        {name: values[:rows] for name, values in facts.items()},
+        {name: np.concatenate(v)[:views].reshape(rows, -1) for name, v in columns.items()},
+    )
+
+
+def _ahead(batches: Iterable[Featured]) -> Iterator[Featured]:
+    """The same batches, each handed out when the next one is under way on the devices."""
+    pending: Featured | None = None
+    for batch in batches:
+        if pending is not None:
+            yield pending
+        pending = batch
+    if pending is not None:
+        yield pending

@@ -1,0 +1,51 @@
+"""One pass of the frozen backbone over the images of a run: its feature bank.
+
+    python -m cinemae_jax.extract --config configs/sd14.py --workdir runs/sd14 \\
+        --config.data.root=/data/GenImage --config.backbone=mae_visualize_vit_large.safetensors
+
+Writes Parquet files, one row an image, to <workdir>/bank or ``config.features.bank``: what
+``train`` would extract by itself.  Stopped and called again, it goes on with the next file.
+"""
+
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cinemae_jax import banking, cli, settings, trained
+from cinemae_jax.data.bad import BadImage, BadImages
+from cinemae_jax.distributed import Replicas
+from cinemae_jax.settings import Settings
+
+
+def extract(config: Settings, workdir: Path, replicas: Replicas | None = None) -> list[BadImage]:
+    """Fills the bank of a run.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      replicas: devices; None means all.
+
+    Returns:
+      The images that could not be read: they are rows with a reason.
+    """
+    replicas = replicas or Replicas()
+    replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
+    data = banking.read_data(config)
+    backbone = trained.load_backbone(config)
+    cli.say(f"backbone  {trained.describe(backbone)}")
+    bad = BadImages(workdir / cli.BAD_IMAGES)
+    banking.fill(banking.banks(config, data, backbone, workdir), config, backbone, replicas, bad)
+    cli.report_bad_images(workdir, bad.listed)
+    return bad.listed
+
+
+def main(argv: list[str] | None = None) -> int:
+    def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
+        return extract(settings.read(config.to_dict(), Settings), workdir)
+
+    return cli.run_config(sys.argv if argv is None else argv, job, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""Images to features of the frozen backbone, as training and evaluation take them.
+
+Two kinds of set with the same methods: ``OnlineSet`` runs the backbone on every batch,
+``BankedSet`` reads what it said once (``bank``).  Both yield batches and the same ``Features``.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cinemae_jax import steps
+from cinemae_jax.bank import Stored
+from cinemae_jax.data import loader
+from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.loader import Batch
+from cinemae_jax.data.order import Order
+from cinemae_jax.data.transforms import Transform
+from cinemae_jax.distributed import Replicas
+from cinemae_jax.model import lcas, masking
+from cinemae_jax.model.config import MAEConfig
+from cinemae_jax.model.detector import Backbone, Features
+from cinemae_jax.settings import Settings
+
+Featured = tuple[Batch, Features]
+"""A batch of this host and its features on the devices, (local devices, B / local devices, ...).
+
+Of the batch, ``row``, ``label``, ``valid`` and ``error`` are there whatever the kind of set."""
+
+
+class FeatureSet(Protocol):
+    """Some images and where their features come from."""
+
+    @property
+    def images(self) -> Catalog:
+        """What ``row`` counts."""
+
+    def training(self, order: Order, start_step: int) -> Iterable[Featured]:
+        """Shuffled batches with the drawn runs of all seeds: terms are (B, S·K, M)."""
+
+    def scoring(self) -> Iterable[Featured]:
+        """All images once, in order, runs 0 … K-1: n crops make n rows of features an image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """The images of a run: learned from, validated on, tested on."""
+
+    train: FeatureSet
+    validation: FeatureSet
+    test: FeatureSet
+
+
+# --- online -------------------------------------------------------------------------------------
+
+
+class Extractor:
+    """The frozen backbone on all devices: placed once, compiled once for each kind of use."""
+
+    def __init__(self, config: Settings, backbone: Backbone, replicas: Replicas) -> None:
+        """
+        Args:
+          config: of the run.
+          backbone: frozen.
+          replicas: devices that share every batch.
+        """
+        self.config, self.model, self.replicas = config, backbone.config, replicas
+        self._frozen = replicas.replicate((backbone, mask_key(config)))
+
+    @functools.cached_property
+    def training(self) -> Any:
+        """Extraction of the runs that an epoch of training draws."""
+        num_runs, stored = self.config.detector.num_runs, self.config.features.num_runs
+        return self._compiled(steps.drawn_runs(num_runs, stored, self.config.num_seeds))
+
+    @functools.cached_property
+    def scoring(self) -> Any:
+        """Extraction of the runs that a score rests on."""
+        return self._compiled(steps.first_runs(self.config.detector.num_runs))
+
+    @functools.cached_property
+    def storing(self) -> Any:
+        """Extraction of the runs that a bank holds."""
+        return self._compiled(steps.first_runs(self.config.features.num_runs))
+
+    def _compiled(self, runs: steps.Runs) -> Any:
+        extract = steps.make_extract(self.config.detector, runs)
+        return self.replicas.pmap_map(extract, replicated=2)
+
+    def __call__(self, extract: Any, batches: Iterable[Batch]) -> Iterator[Featured]:
+        """Features of batches; several crops of an image become rows that follow each other."""
+        for batch in batches:
+            crops = math.prod(batch["image"].shape[1:-3])
+            sent = {name: np.repeat(batch[name], crops, axis=0) for name in ("example_id", "epoch")}
+            sent["image"] = batch["image"].reshape(-1, *batch["image"].shape[-3:])
+            yield batch, extract(*self._frozen, self.replicas.split(sent))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineSet:
+    """Some images, decoded and sent through the backbone whenever they are asked for."""
+
+    images: Catalog
+    extractor: Extractor
+
+    def training(self, order: Order, start_step: int) -> Iterator[Featured]:
+        config = self.extractor.config
+        batches = loader.train_batches(
+            config.data.images(self.images),
+            config.data.train_transform(self.extractor.model.image_size),
+            order,
+            seed=config.features.seed,
+            start_step=start_step,
+            host=self.extractor.replicas.host,
+            num_threads=config.data.num_threads,
+            num_views=config.features.num_views,
+        )
+        return self.extractor(self.extractor.training, batches)
+
+    def scoring(self) -> Iterator[Featured]:
+        config = self.extractor.config
+        transform = config.data.eval_transform(self.extractor.model.image_size)
+        batches = self.views(transform, 1, range(len(self.images)), config.eval.batch_size)
+        return self.extractor(self.extractor.scoring, batches)
+
+    def storing(self, transform: Transform, num_views: int, rows: range) -> Iterator[Featured]:
+        """All views of some rows, with the R runs that a bank holds."""
+        batch_size = self.extractor.config.features.batch_size
+        batches = self.views(transform, num_views, rows, batch_size)
+        return self.extractor(self.extractor.storing, batches)
+
+    def views(
+        self, transform: Transform, num_views: int, rows: range, batch_size: int
+    ) -> Iterator[Batch]:
+        """The views of some rows one after the other (``loader.eval_batches``)."""
+        config = self.extractor.config
+        return loader.eval_batches(
+            config.data.images(self.images),
+            transform,
+            batch_size=batch_size,
+            seed=config.features.seed,
+            host=self.extractor.replicas.host,
+            num_threads=config.data.num_threads,
+            num_views=num_views,
+            rows=rows,
+        )
+
+
+def mask_key(config: Settings) -> jax.Array:
+    """The base key of all masks of a run."""
+    return jax.random.key(config.features.seed)
+
+
+# --- from a bank --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BankedSet:
+    """Some images whose features were stored.
+
+    Attributes:
+      images: in the order of ``stored``.
+      stored: their features.
+      config: of the run.
+      model: architecture of the backbone.
+      replicas: devices that share every batch.
+    """
+
+    images: Catalog
+    stored: Stored
+    config: Settings
+    model: MAEConfig
+    replicas: Replicas
+
+    def training(self, order: Order, start_step: int) -> Iterator[Featured]:
+        host = self.replicas.host
+        for step in range(start_step, order.num_steps):
+            rows, epochs = (part[host.index :: host.count] for part in order.batch(step))
+            runs = np.empty((len(rows), self.config.num_seeds * self.config.detector.num_runs), int)
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                runs[here] = self._drawn(int(epoch))[rows[here]]
+            views = (epochs % self.config.features.num_views)[:, None]
+            yield self._batch(rows), self._features(rows[:, None], views, runs[:, None])
+
+    def scoring(self) -> Iterator[Featured]:
+        size, host = self.config.eval.batch_size, self.replicas.host
+        views = np.arange(self.stored.num_views)
+        runs = np.arange(self.config.detector.num_runs)
+        for start in range(0, len(self.images), size):
+            rows = np.arange(start, start + size)[host.index :: host.count]
+            rows = np.where(rows < len(self.images), rows, -1)
+            taken = self._features(rows[:, None], views[None], runs[None, None])
+            yield self._batch(rows), taken
+
+    def _features(self, rows: np.ndarray, views: np.ndarray, runs: np.ndarray) -> Features:
+        """Of rows (B, 1), views (B or 1, V) and runs (B or 1, V or 1, r): B·V rows of features."""
+
+        def flat(column: np.ndarray) -> np.ndarray:
+            return column.reshape(-1, *column.shape[2:])
+
+        columns = self.stored.columns
+        names = [field.name for field in dataclasses.fields(lcas.Terms)]
+        by_run = rows[..., None], views[..., None], runs
+        terms = {n: flat(columns[n][by_run]) if n in columns else None for n in names}
+        masked = None
+        if self.config.detector.sensitivity == "patch":
+            at, _, run = np.broadcast_arrays(*by_run)
+            masked = flat(self._masked(at, run))
+        features = Features(
+            flat(columns["f_global"][rows, views]),
+            lcas.Terms(**terms),
+            masked,
+            flat(columns["uniform_share"][rows, views]),
+        )
+        return self.replicas.split(features)
+
+    def _batch(self, rows: np.ndarray) -> Batch:
+        errors = np.where(rows < 0, "", self.stored.errors[rows])
+        return {
+            "row": rows,
+            "label": np.where(rows < 0, 0, self.images.labels[rows]).astype(np.int32),
+            "valid": (rows >= 0) & (errors == ""),
+            "error": errors,
+        }
+
+    @functools.cached_property
+    def _keys(self) -> jax.Array:
+        ids = self.images.table["example_id"].to_numpy().astype(np.uint32)  # the low half
+        return masking.example_keys(mask_key(self.config), jnp.asarray(ids))
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - a batch may straddle two epochs
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """(N, S·K): the runs of every image in an epoch."""
+        num_runs, stored = self.config.detector.num_runs, self.config.features.num_runs
+        draw = steps.drawn_runs(num_runs, stored, self.config.num_seeds)
+        return np.asarray(jax.jit(draw)(self._keys, jnp.full(len(self.images), epoch)))
+
+    def _masked(self, rows: np.ndarray, runs: np.ndarray) -> np.ndarray:
+        """Ids of the masked patches, (..., M), which a bank does not hold: they follow by key."""
+        length = self.model.num_patches
+        visible = self.model.num_visible(self.config.detector.mask_ratio)
+        keys = self._keys[rows.reshape(-1)]
+        masked = _masked_ids(keys, jnp.asarray(runs.reshape(-1)), length, visible)
+        return np.asarray(masked).reshape(*rows.shape, -1)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _masked_ids(keys: jax.Array, runs: jax.Array, length: int, num_visible: int) -> jax.Array:
+    visible = jax.vmap(lambda key, run: masking.run_ids(key, run[None], length, num_visible)[0])
+    return masking.masked_ids(visible(keys, runs), length)
