@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH ?= torch==2.13.0
 DEMO := runs/demo
 
-.PHONY: demo test parity lint format demo-images goldens clean
+.PHONY: demo test parity bench lint format demo-images goldens clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.package
@@ -20,6 +20,10 @@ test: $(VENV)/.test
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -m parity $(ARGS)
+
+# Times the backbone beside PyTorch; minutes, and only meaningful on a quiet machine.
+bench: $(VENV)/.parity
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -184,7 +184,8 @@ def main() -> None:
             flush=True,
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak {peak:.1f} GiB; matmul {rates[0] / 1e9:.0f} GFLOP/s, copy {rates[1] / 1e9:.1f} GB/s")
+    matmul, copy = (rate / 1e9 for rate in rates)
+    print(f"peak {peak:.1f} GiB; matmul {matmul:.0f} GFLOP/s, copy {copy:.1f} GB/s")
 
 
 if __name__ == "__main__":

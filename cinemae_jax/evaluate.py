@@ -3,10 +3,11 @@
     python -m cinemae_jax.evaluate --config configs/sd14.py --workdir runs/sd14 \\
         --config.data.root=/data/GenImage
 
-Reads the best checkpoint of --workdir.  Of the config only ``data.root``, ``data.source``,
-``data.quarantine``, ``data.test_generators``, ``data.num_threads`` and ``eval`` count, and
-``backbone`` where that file exists: everything else is part of the trained detector.  Writes
-eval.json, eval.csv, scores.csv, report.html and, where there were any, bad_images.csv.
+Reads the best checkpoint of --workdir, or ``eval.detector`` if one is named.  Of the config only
+``data.root``, ``data.source``, ``data.quarantine``, ``data.test_generators``, ``data.num_threads``
+and ``eval`` count, and ``backbone`` where that file exists: everything else is part of the trained
+detector.  Writes eval.json, eval.csv, scores.csv, report.html, report.md, receipt.json (for
+``cinemae verify``) and, where there were any, bad_images.csv.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
-from cinemae_jax import cli, settings, trained
+from cinemae_jax import bundle, cli, distributed, hardest, receipt, settings, trained
 from cinemae_jax.data.bad import BadImage, BadImages, count_by_class
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.evaluation import metrics, report
@@ -60,7 +61,7 @@ def score(
         for row, error in zip(rows, batch["error"], strict=True):
             if error:
                 errors[int(row)] = str(error)
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "logit": logit[:, 0],
         "probability": 1 / (1 + np.exp(-logit[:, 0].astype(np.float64))),
         **{name: stats[:, i] for i, name in enumerate(names)},
@@ -82,13 +83,29 @@ def evaluate(
     bad: BadImages,
     replicas: Replicas | None = None,
 ) -> None:
-    """Scores, measures, writes the results and prints the table."""
+    """Scores the images on all hosts; the first one measures and writes the results."""
     replicas = replicas or Replicas()
     config = detector.settings
     replicas.check_batch_size(config.eval.batch_size, "config.eval.batch_size")
     bad.forget(images.images)
     calibration = detector.calibration()
     table = with_verdicts(score(detector, images, bad, replicas), calibration)
+    if replicas.host.index == 0:
+        write_results(detector, table, calibration, images, workdir, bad, replicas)
+    distributed.barrier("the report is written")
+
+
+def write_results(
+    detector: TrainedDetector,
+    table: pa.Table,
+    calibration: Calibration,
+    images: FeatureSet,
+    workdir: Path,
+    bad: BadImages,
+    replicas: Replicas,
+) -> None:
+    """Measures a table of scores, writes the results and prints the table."""
+    config = detector.settings
     rows = metrics.evaluate(
         *measured(table),
         bootstrap=config.eval.bootstrap,
@@ -100,6 +117,7 @@ def evaluate(
     facts = {
         "backbone": trained.describe(detector.backbone),
         "backbone_sha256": detector.backbone.sha256,
+        "head_sha256": receipt.head_sha256(detector.heads),
         "checkpoint_step": detector.step,
         "calibration": calibration.to_dict(),
         "over_seeds": by_seed,
@@ -108,9 +126,14 @@ def evaluate(
         "left_out": images.images.skipped,
         "bad_images": count_by_class(bad.of(images.images)),
         "low_context_images": pc.sum(table["low_context"]).as_py() or 0,
+        "receipt": str(workdir / receipt.FILE),
         "settings": dataclasses.asdict(config),
     }
-    report.write(workdir, rows, table, facts)
+    workdir.mkdir(parents=True, exist_ok=True)
+    proof = receipt.of(detector, images, table, replicas, report.command())
+    receipt.write(workdir / receipt.FILE, proof)
+    shown = hardest.find(detector, images.images, table)
+    report.write(workdir, rows, table, facts, shown)
     cli.say(report.as_text(rows, config.eval.confidence))
     cli.say("\n".join(calibration.in_words()))
     if by_seed:
@@ -183,8 +206,11 @@ def over_seeds(
 
 
 def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> list[BadImage]:
-    """Evaluates the best checkpoint of ``workdir`` on the config's data; returns unread images."""
-    detector = trained.load(workdir, backbone=config.backbone)
+    """Evaluates a detector on the config's data; returns the images that could not be read."""
+    if config.eval.detector:
+        detector = bundle.load(config.eval.detector).detector
+    else:
+        detector = trained.load(workdir, backbone=config.backbone)
     data = dataclasses.replace(
         detector.settings.data,
         root=config.data.root,
@@ -198,10 +224,14 @@ def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> li
     cli.say(everything.explain())
     cli.report_skipped(everything)
     images = everything.select(generators=data.test_generators or None, split="val")
-    bad = BadImages(workdir / cli.BAD_IMAGES)
     replicas = replicas or Replicas()
+    bad = BadImages(workdir / cli.BAD_IMAGES, replicas.host)
+    distributed.require_equal(
+        {"detector": [detector.backbone.sha256, detector.step], "test_images": images.fingerprint}
+    )
     once = OnlineSet(images, Extractor(used, detector.backbone, replicas))
     evaluate(dataclasses.replace(detector, settings=used), once, workdir, bad, replicas)
+    cli.share_bad_images(bad)
     cli.report_bad_images(workdir, bad.of(images))
     return bad.of(images)
 

@@ -34,17 +34,17 @@ Of the batch, ``row``, ``label``, ``valid`` and ``error`` are there whatever the
 
 
 class FeatureSet(Protocol):
-    """Some images and where their features come from."""
+    """Some images and where their features come from; n crops of an image make n rows."""
 
     @property
     def images(self) -> Catalog:
         """What ``row`` counts."""
 
     def training(self, order: Order, start_step: int) -> Iterable[Featured]:
-        """Shuffled batches with the drawn runs of all seeds: terms are (B, S·K, M)."""
+        """Shuffled batches with the drawn runs of all seeds: terms are (B·n, S·K, M)."""
 
     def scoring(self) -> Iterable[Featured]:
-        """All images once, in order, runs 0 … K-1: n crops make n rows of features an image."""
+        """All images once, in order, runs 0 … K-1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,9 @@ class BankedSet:
             for epoch in np.unique(epochs):
                 here = epochs == epoch
                 runs[here] = self._drawn(int(epoch))[rows[here]]
-            views = (epochs % self.config.features.num_views)[:, None]
+            crops = self.config.data.num_crops
+            first = (epochs % self.config.features.num_views)[:, None] * crops
+            views = first + np.arange(crops)[None]
             yield self._batch(rows), self._features(rows[:, None], views, runs[:, None])
 
     def scoring(self) -> Iterator[Featured]:

@@ -11,10 +11,23 @@ from collections.abc import Sequence
 from cinemae_jax import __version__
 
 COMMANDS = {
+    "audit": "what a detector's accuracy on a data set is worth",
+    "bundle": "trained detector in one file, to be passed on",
     "convert": "published MAE checkpoint to a frozen backbone",
     "doctor": "opens every image of a data set and says what is wrong with it",
+    "export": "detector as a StableHLO program for other software",
+    "predict": "how likely pictures are AI-generated",
+    "verify": "scores an evaluation's images again and compares with its receipt",
 }
-MODULES = {"convert": "weights_convert.__main__", "doctor": "cinemae_jax.doctor"}
+MODULES = {
+    "audit": "cinemae_jax.audit",
+    "bundle": "cinemae_jax.share",
+    "convert": "weights_convert.__main__",
+    "doctor": "cinemae_jax.doctor",
+    "export": "cinemae_jax.share",
+    "predict": "cinemae_jax.predict",
+    "verify": "cinemae_jax.verify",
+}
 """Where ``main(argv)`` of each command is, its name first in argv; imported when it is called."""
 
 

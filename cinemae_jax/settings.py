@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Images, from_catalog
-from cinemae_jax.data.transforms import Augment, Crop, MultiCrop
+from cinemae_jax.data.transforms import Augment, MultiCrop
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class DataSettings:
       test_generators: whose ``val`` split is scored; empty means all.
       holdout: share of the training images kept for validation, picked by their ids.
       resize: shorter side before cropping, pixels; 0 keeps native pixels.
-      num_crops: crops of an image in evaluation, whose logits are averaged: 1 is the centre crop,
+      num_crops: crops of an image, whose logits are averaged; in evaluation 1 is the centre crop,
         other squares (4, 9, ...) a grid from corner to corner.
       random_crop, flip, augment: of training images, of both classes alike.
       num_threads: decoding threads.
@@ -86,9 +86,10 @@ class DataSettings:
         """Crops at fixed places: the same for every image, every time."""
         return MultiCrop(size, self.num_crops, resize=self.resize)
 
-    def train_transform(self, size: int) -> Crop:
-        return Crop(
+    def train_transform(self, size: int) -> MultiCrop:
+        return MultiCrop(
             size,
+            self.num_crops,
             resize=self.resize,
             random=self.random_crop,
             flip=self.flip,
@@ -188,6 +189,8 @@ class EvalSettings:
     """How results are measured.
 
     Attributes:
+      detector: what ``evaluate`` scores with: the folder of a run, a file of `cinemae bundle`, or
+        the name of a bundled one; empty for the run in its workdir.
       batch_size: images at a time, over all devices.
       bootstrap: resamples of every interval; 0 for none.
       confidence: of the intervals, for example 0.95.
@@ -196,6 +199,7 @@ class EvalSettings:
       fnr: share of AI images, at most, that a verdict may call nature.
     """
 
+    detector: str
     batch_size: int
     bootstrap: int
     confidence: float

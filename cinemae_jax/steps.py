@@ -5,6 +5,7 @@ arrays, straight away (online) or through a bank.  Heads of several seeds have a
 every parameter and are trained and scored together, by vmap.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,8 @@ class Labelled:
     """Features of a batch, and what the head is to make of them.
 
     Attributes:
-      features: of B examples; in training with the runs of all seeds, (B, S·K, M).
+      features: of B examples, n crops of one in n rows; in training with the runs of all seeds,
+        (B·n, S·K, M).
       label: (B,), 1 for AI.
       valid: (B,), False where there is no image.
     """
@@ -72,7 +74,7 @@ class Scores:
 
 def first_runs(count: int) -> Runs:
     """Runs 0 … count-1 of every example: evaluation, and what a bank stores."""
-    return lambda keys, epoch: jnp.broadcast_to(jnp.arange(count), (len(keys), count))
+    return lambda keys, epoch: jnp.broadcast_to(jnp.arange(count), (*keys.shape, count))
 
 
 def drawn_runs(num_runs: int, num_stored: int, num_seeds: int) -> Runs:
@@ -150,7 +152,8 @@ def make_head_step(
         per_device = jnp.maximum(jax.lax.pmean(valid.sum(), AXIS), 1e-9)
 
         def loss_of(params: Any, normalizer: Normalizer, features: Features) -> Float[Array, ""]:
-            logit, _ = logits(HeadState(params, normalizer), features, config, num_patches)
+            rows, _ = logits(HeadState(params, normalizer), features, config, num_patches)
+            logit = rows.reshape(len(batch.label), -1).mean(axis=1)  # over crops
             return (binary_cross_entropy(logit, batch.label) * valid).sum() / per_device
 
         def gradient(head: HeadState, features: Features) -> tuple[Float[Array, ""], Any]:
@@ -212,7 +215,7 @@ def per_head(
             return leaf.reshape(len(leaf), num_seeds, leaf.shape[1] // num_seeds, *leaf.shape[2:])
 
         def one(head: Any, terms: lcas.Terms, masked: Any) -> Any:
-            return function(head, features.replace(terms=terms, masked=masked))
+            return function(head, dataclasses.replace(features, terms=terms, masked=masked))
 
         runs = jax.tree.map(apart, (features.terms, features.masked))
         return jax.vmap(one, in_axes=(0, 1, 1), out_axes=out_axes)(heads, *runs)

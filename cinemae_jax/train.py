@@ -5,8 +5,8 @@
 
 Features come from a bank, which is extracted first where it is missing, or from the backbone in
 every step (``config.features.source``).  Called again with the same --workdir, it goes on where it
-was stopped.  Leaves checkpoints (best and last), metrics.jsonl, bad_images.csv where there were
-any, and what evaluate writes.
+was stopped, on as many hosts and devices as there are then.  Leaves checkpoints (best and last),
+metrics.jsonl, bad_images.csv where there were any, and what evaluate writes.
 """
 
 import math
@@ -19,8 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cinemae_jax import banking, cli, evaluate, optim, settings, steps, trained
-from cinemae_jax.checkpoint import Checkpoints
+from cinemae_jax import (
+    banking,
+    cli,
+    distributed,
+    evaluate,
+    optim,
+    preemption,
+    settings,
+    steps,
+    trained,
+)
+from cinemae_jax.checkpoint import Checkpoints, Interrupted
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.order import Order
 from cinemae_jax.distributed import Replicas, merge
@@ -28,6 +38,7 @@ from cinemae_jax.evaluation import metrics
 from cinemae_jax.features import FeatureSet, Sets
 from cinemae_jax.model.detector import Backbone
 from cinemae_jax.model.head import HeadState, Normalizer
+from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import Settings
 from cinemae_jax.trained import HeldOut
 
@@ -51,16 +62,18 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
     backbone = trained.load_backbone(config)
     cli.say(f"backbone  {trained.describe(backbone)}")
     cli.say(f"train     {data.train.describe()}; held out {len(data.validation)}")
-    bad = BadImages(workdir / cli.BAD_IMAGES)
+    bad = BadImages(workdir / cli.BAD_IMAGES, replicas.host)
     with Checkpoints(workdir / "checkpoints", best=trained.validation_score) as checkpoints:
         metadata = trained.metadata(config, backbone, data.train, data.validation)
+        distributed.require_equal(metadata | {"test_images": data.test.fingerprint})
         trained.require_resumable(checkpoints, metadata, backbone)
-        if not checkpoints.latest:
+        if not (checkpoints.latest or Interrupted(checkpoints).step):
             bad.forget()
         sets = banking.open_sets(config, data, backbone, workdir, replicas, bad)
         fit(config, sets, backbone, workdir, replicas, bad, checkpoints, metadata)
     best = trained.load(workdir, which="best", backbone=config.backbone)
     evaluate.evaluate(best, sets.test, workdir, bad, replicas)
+    cli.share_bad_images(bad)
     cli.report_bad_images(workdir, bad.listed)
     return bad.listed
 
@@ -75,7 +88,11 @@ def fit(
     checkpoints: Checkpoints,
     metadata: dict[str, Any],
 ) -> None:
-    """Optimises the heads; every epoch ends with a validated checkpoint."""
+    """Optimises the heads; every epoch ends with a validated checkpoint.
+
+    Raises:
+      Preempted: when the run was told to stop; its state is saved beside the checkpoints.
+    """
     images = sets.train.images
     order = Order(len(images), config.train.batch_size, config.train.epochs, config.seed)
     num_steps, num_patches = order.num_steps, backbone.config.num_patches
@@ -87,9 +104,12 @@ def fit(
     )
     heads = trained.head_template(config, backbone)
     state = steps.TrainState(heads.params, jax.vmap(tx.init)(heads.params))
-    start = checkpoints.latest or 0
+    interrupted = Interrupted(checkpoints)
+    start, saved, losses = interrupted.resume(
+        {"head": heads, "opt_state": state.opt_state},
+        lambda before: trained.require_same_run(before, metadata, checkpoints.folder),
+    )
     if start:
-        saved = checkpoints.restore(start, {"head": heads, "opt_state": state.opt_state})
         heads, state = saved["head"], steps.TrainState(saved["head"].params, saved["opt_state"])
         cli.say(f"resumed   at step {start} of {num_steps}")
     else:
@@ -102,28 +122,24 @@ def fit(
         steps.make_head_step(config.detector, tx, num_patches), replicated=2, donate=(0,)
     )
     scorer = trained.Scorer(config.detector, num_patches, replicas)
-    losses: list[Any] = []
-    batches = sets.train.training(order, start)
-    for step, (batch, features) in cli.progress(batches, start, num_steps, "train"):
-        bad.note(images, batch)
-        labels = replicas.shard(batch, ("label", "valid"))
-        state, loss = step_fn(state, normalizer, steps.Labelled(features, **labels))
-        losses.append(loss)
-        epoch_ends = order.ends_epoch(step)
-        if not epoch_ends and step % config.train.checkpoint_every:
-            continue
+    step = start
+
+    def at_checkpoint(step: int) -> bool:
+        return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
+
+    def record() -> None:
+        """Validates, logs and saves the state after ``step``."""
         values = {
             "epoch": step * config.train.batch_size / len(images),
             "loss": float(np.mean(jax.device_get(losses))),
             "learning_rate": float(schedule(step)),
         }
         cli.require_finite(values["loss"], step, "config.train.learning_rate")
-        losses = []
-        heads = HeadState(state.params, heads.normalizer)
+        trained_heads = HeadState(state.params, heads.normalizer)
         validated = {"validation_loss": math.inf}  # never the best checkpoint
         held_out = HeldOut.unknown(len(sets.validation.images), config.num_seeds)
-        if epoch_ends:
-            held_out = score_held_out(heads, sets.validation, scorer, bad)
+        if order.ends_epoch(step):
+            held_out = score_held_out(trained_heads, sets.validation, scorer, bad)
             validated = validate(held_out)
             values |= validated
             cli.say(
@@ -131,8 +147,25 @@ def fit(
                 f"{validated['validation_loss']:.4f}  AUC {validated['validation_auc']:.3f}"
             )
         log.write(step, **values)
-        saved = {"head": heads, "opt_state": state.opt_state, "held_out": held_out}
-        checkpoints.save(step, saved, metadata, validated)
+        items = {"head": trained_heads, "opt_state": state.opt_state, "held_out": held_out}
+        checkpoints.save(step, items, metadata, validated)
+        losses.clear()
+
+    try:
+        if losses and at_checkpoint(step):  # stopped while it was validated
+            record()
+        batches = sets.train.training(order, start)
+        for step, (batch, features) in cli.progress(batches, start, num_steps, "train"):
+            bad.note(images, batch)
+            labels = replicas.shard(batch, ("label", "valid"))
+            state, loss = step_fn(state, normalizer, steps.Labelled(features, **labels))
+            losses.append(loss)
+            if at_checkpoint(step):
+                record()
+    except Preempted as stop:
+        items = {"head": HeadState(state.params, heads.normalizer), "opt_state": state.opt_state}
+        interrupted.save(step, items, metadata, losses)
+        raise Preempted(f"at step {step} of {num_steps}") from stop
 
 
 def fit_normalizer(
@@ -152,17 +185,21 @@ def fit_normalizer(
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     count = 0
     for batch, features in images.training(order, 0):
-        f_global, stats = merge(head_inputs(params, features))
-        seen.append((f_global[batch["valid"]], stats[batch["valid"]]))
-        count += len(batch["valid"])
+        preemption.check()
+        inputs = merge(head_inputs(params, features))
+        f_global, stats = (x.reshape(len(batch["row"]), -1, *x.shape[1:]) for x in inputs)
+        f_global, stats, valid = replicas.gather((f_global, stats, batch["valid"]))
+        seen.append((f_global[valid], stats[valid]))
+        count += len(valid)
         if count >= wanted:
             break
     f_global, stats = (np.concatenate(part).astype(np.float64) for part in zip(*seen, strict=True))
     if not len(f_global):
         raise ValueError(f"none of the first {count} training images could be read")
-    moments = [f_global.mean(0), f_global.std(0)]
+    images_and_crops = (0, 1)
+    moments = [f_global.mean(images_and_crops), f_global.std(images_and_crops)]
     same = [np.broadcast_to(m, (config.num_seeds, *m.shape)) for m in moments]
-    moments = [*same, stats.mean(0), stats.std(0)]
+    moments = [*same, stats.mean(images_and_crops), stats.std(images_and_crops)]
     return Normalizer(*(jnp.asarray(m, jnp.float32) for m in moments))
 
 
@@ -171,7 +208,7 @@ def score_held_out(
 ) -> HeldOut:
     """Scores of the held-out images of the training generators by all heads."""
     found = HeldOut.unknown(len(held_out.images), len(jax.tree.leaves(heads)[0]))
-    for batch, scores in scorer(heads, held_out.scoring()):
+    for batch, scores in scorer(heads, preemption.checked(held_out.scoring())):
         bad.note(held_out.images, batch)
         rows = batch["row"][batch["valid"]]
         found.logit[rows] = scores.logit[batch["valid"]]

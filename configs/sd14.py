@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     config.data.test_generators = ()  # all that have a val split
     config.data.holdout = 0.05  # share of the training images kept for validation
     config.data.resize = 256  # pixels, shorter side before cropping; 0 keeps native pixels
-    config.data.num_crops = 1  # of test images, averaged: 1, 4, 9, ...
+    config.data.num_crops = 1  # of an image, their logits averaged: 1, 4, 9, ...
     config.data.random_crop = True  # of training images
     config.data.flip = True  # of training images
     config.data.augment = ConfigDict()  # of training images, both classes alike; off in the paper
@@ -58,6 +58,8 @@ def get_config() -> ConfigDict:
     config.data.augment.jpeg_quality = (60, 100)
     config.data.augment.resize_probability = 0.0
     config.data.augment.resize_scale = (0.5, 1.0)
+    config.data.augment.short_probability = 0.0
+    config.data.augment.short_side = (256, 256)  # pixels
     config.data.num_threads = 16  # decoding
 
     config.features = ConfigDict()
@@ -81,6 +83,7 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 500  # steps
 
     config.eval = ConfigDict()
+    config.eval.detector = ""  # that evaluate scores with: folder, file or 'tiny'; '' for workdir's
     config.eval.batch_size = 256  # images, over all devices
     config.eval.bootstrap = 1000  # resamples
     config.eval.confidence = 0.95

@@ -179,3 +179,10 @@ def test_unknown_names_are_refused(case: dict[str, np.ndarray]) -> None:
         lcas.score(terms_of(case), "x", 1.0)  # type: ignore[arg-type]
     with pytest.raises((ValueError, TypeError), match="x"):
         lcas.summarize(jnp.ones((2, 2)), sensitivity="x")  # type: ignore[arg-type]
+
+
+def test_statistics_without_spread_have_a_finite_gradient() -> None:
+    """One run has no spread over runs, a uniform image none at all; λ is learned through both."""
+    for scores in (jnp.arange(1.0, 7.0)[None], jnp.ones((2, 5))):
+        gradient = jax.grad(lambda s: lcas.summarize(s).sum())(scores)
+        assert np.isfinite(gradient).all()

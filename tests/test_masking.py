@@ -54,3 +54,29 @@ def test_every_patch_is_visible_equally_often() -> None:
     share = np.bincount(visible.reshape(-1), minlength=L) / 2000
     # binomial: standard deviation sqrt(p (1 - p) / n) = 0.0097; 4.5 of them for 20 patches
     assert np.abs(share - N / L).max() < 4.5 * np.sqrt(0.25 * 0.75 / 2000)
+
+
+def draws(epochs: int, **options: int) -> np.ndarray:
+    """(epochs, B, S, K)."""
+    keys = masking.example_keys(jax.random.key(0), jnp.arange(5, dtype=jnp.uint32))
+    return np.stack([masking.draw_runs(keys, jnp.full(5, e), **options) for e in range(epochs)])
+
+
+def test_an_epoch_draws_different_runs_out_of_the_stored_ones() -> None:
+    drawn = draws(40, num_runs=3, num_stored=5, num_seeds=2)
+    assert drawn.shape == (40, 5, 2, 3)
+    assert all(len(set(runs)) == 3 for runs in drawn.reshape(-1, 3))
+    for example in range(5):  # over the epochs, every stored run has its turn
+        assert set(drawn[:, example].reshape(-1)) == set(range(5))
+    assert (drawn[:, :, 0] != drawn[:, :, 1]).any()  # every head draws for itself
+
+
+def test_the_draws_of_a_head_do_not_depend_on_the_number_of_heads() -> None:
+    one, three = (draws(4, num_runs=2, num_stored=8, num_seeds=s) for s in (1, 3))
+    np.testing.assert_array_equal(one[:, :, 0], three[:, :, 0])
+
+
+def test_without_stored_runs_none_is_used_twice() -> None:
+    drawn = draws(6, num_runs=2, num_stored=0, num_seeds=3)
+    for example in range(5):
+        assert len(set(drawn[:, example].reshape(-1))) == 6 * 2 * 3

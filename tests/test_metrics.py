@@ -339,7 +339,7 @@ def test_files_say_the_same_as_the_rows(tmp_path: Path) -> None:
     assert report.format_value(rows[0].metrics["auc"]) in page
     assert report.format_interval(rows[0].metrics["auc"]) in page
     assert "<script>" not in page
-    assert page.count("data:image/svg+xml;base64,") == 3
+    assert page.count("<svg ") == 7
 
 
 def test_a_report_without_a_single_readable_image_is_still_written(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_a_report_without_a_single_readable_image_is_still_written(tmp_path: Pat
     unread = pa.array(["damaged"] * 60, pa.string())
     table = table.set_column(table.schema.get_field_index("error"), "error", unread)
     report.write(tmp_path, rows, table, FACTS)
-    assert "data:image/svg" not in (tmp_path / "report.html").read_text()
+    assert "<svg" not in (tmp_path / "report.html").read_text()
 
 
 def test_an_undefined_mean_names_its_generator() -> None:

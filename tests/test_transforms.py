@@ -257,3 +257,43 @@ def test_augmentation_is_blind_to_labels(data_set: Path) -> None:
         assert (one["label"] != two["label"]).all()
         changed += (one["image"] != three["image"]).any(axis=(1, 2, 3)).sum()
     assert changed > 20  # of 48
+
+
+def picture(width: int, height: int) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return encode_png(pixels)
+
+
+def test_several_crops_are_mirrored_alike() -> None:
+    plain = MultiCrop(16, 4, random=True)
+    mirrored = dataclasses.replace(plain, flip=True)
+    seen = set()
+    for seed in range(8):
+        one, two = (t(picture(60, 40), np.random.default_rng(seed)) for t in (plain, mirrored))
+        same, flipped = (one == two).all(), (one == two[:, :, ::-1]).all()
+        assert same != flipped
+        seen.add(bool(flipped))
+    assert seen == {True, False}
+
+
+def test_the_shorter_side_is_brought_to_one_drawn_from_a_range() -> None:
+    augment = Augment(short_probability=1.0, short_side=(20, 24))
+    sizes = {
+        min(augment(decode(picture(90, 40)), np.random.default_rng(seed)).size)
+        for seed in range(40)
+    }
+    assert sizes == {20, 21, 22, 23, 24}
+
+
+@pytest.mark.parametrize("native", [0.0, 0.5, 1.0])
+def test_a_share_of_pretraining_samples_is_not_resampled(native: float) -> None:
+    """A native crop holds only values of the picture, here two of them."""
+    pixels = np.random.default_rng(0).choice(np.array([10, 240], np.uint8), (64, 64, 1))
+    data = encode_png(np.repeat(pixels, 3, axis=2))
+    transform = RandomResizedCrop(16, native=native)
+    untouched = [
+        set(np.unique(transform(data, np.random.default_rng(seed)))) <= {10, 240}
+        for seed in range(60)
+    ]
+    assert abs(np.mean(untouched) - native) < 0.25
+    assert (np.mean(untouched) == native) or native == 0.5

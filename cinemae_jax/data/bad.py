@@ -1,4 +1,7 @@
-"""Images that could not be read: named and counted in a file that outlives a killed run."""
+"""Images that could not be read: named and counted in a file that outlives a killed run.
+
+Every host of a run has a file of its own, until the first one takes them all over.
+"""
 
 import collections
 import dataclasses
@@ -10,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.loader import Batch
+from cinemae_jax.data.loader import Batch, Host
 
 CLASS_NAMES = ("nature", "ai")
 
@@ -32,16 +35,40 @@ class BadImages:
     A resumed run goes on with the list that it finds, so nothing is forgotten in between.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, host: Host | None = None) -> None:
+        """
+        Args:
+          path: of the list; that of host h > 0 lies beside it, as bad_images.h.csv.
+          host: which of several writes here; None if there is one.
+        """
+        self._path, self._host = path, host or Host()
         self._found: dict[str, BadImage] = {}
-        if path.is_file():
-            strings = pyarrow.csv.ConvertOptions(
-                column_types={f.name: pa.string() for f in dataclasses.fields(BadImage)},
-                strings_can_be_null=False,
-            )
-            for row in pyarrow.csv.read_csv(path, convert_options=strings).to_pylist():
-                self._found[row["path"]] = BadImage(**row)
+        strings = pyarrow.csv.ConvertOptions(
+            column_types={f.name: pa.string() for f in dataclasses.fields(BadImage)},
+            strings_can_be_null=False,
+        )
+        for file in (path, *self._of_others()):
+            if file.is_file():
+                for row in pyarrow.csv.read_csv(file, convert_options=strings).to_pylist():
+                    self._found[row["path"]] = BadImage(**row)
+
+    def _of_others(self) -> list[Path]:
+        """Files of the hosts after the first, of however many there were."""
+        return sorted(self._path.parent.glob(f"{self._path.stem}.[0-9]*{self._path.suffix}"))
+
+    def _own(self) -> Path:
+        number = f".{self._host.index}" if self._host.index else ""
+        return self._path.with_name(f"{self._path.stem}{number}{self._path.suffix}")
+
+    def add(self, images: Iterable[BadImage]) -> None:
+        """Takes over what other hosts have met."""
+        self._found |= {image.path: image for image in images}
+        self._write()
+
+    def tidy(self) -> None:
+        """Removes the files of other hosts; called on the first, which has taken them over."""
+        for file in self._of_others():
+            file.unlink(missing_ok=True)
 
     def note(self, images: Catalog, batch: Batch) -> None:
         """Remembers the examples of a batch of ``images`` that have an error."""
@@ -70,6 +97,8 @@ class BadImages:
             for image in self.of(images):
                 del self._found[image.path]
         self._write()
+        if self._host.count == 1:
+            self.tidy()  # after an earlier run on more hosts
 
     def of(self, images: Catalog) -> list[BadImage]:
         """The bad ones among some images, sorted by path."""
@@ -84,14 +113,15 @@ class BadImages:
         return [self._found[path] for path in sorted(self._found)]
 
     def _write(self) -> None:
+        own = self._own()
         if not self._found:
-            self._path.unlink(missing_ok=True)
+            own.unlink(missing_ok=True)
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(self._path.name + ".partial")
+        own.parent.mkdir(parents=True, exist_ok=True)
+        partial = own.with_name(own.name + ".partial")
         rows = [dataclasses.asdict(image) for image in self.listed]
         pyarrow.csv.write_csv(pa.Table.from_pylist(rows), partial)
-        os.replace(partial, self._path)
+        os.replace(partial, own)
 
 
 def count_by_class(bad: Iterable[BadImage]) -> dict[str, int]:

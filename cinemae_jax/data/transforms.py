@@ -126,15 +126,19 @@ class Augment:
       jpeg_quality: least and greatest quality, 1 to 100, drawn uniformly.
       resize_probability: of a bicubic resize of the whole image, its aspect kept.
       resize_scale: least and greatest factor of its sides, drawn uniformly.
+      short_probability: of a bicubic resize to a shorter side, after the other one.
+      short_side: least and greatest, pixels, drawn uniformly.
     """
 
     jpeg_probability: float = 0.0
     jpeg_quality: tuple[int, int] = (60, 100)
     resize_probability: float = 0.0
     resize_scale: tuple[float, float] = (0.5, 1.0)
+    short_probability: float = 0.0
+    short_side: tuple[int, int] = (256, 256)
 
     def __post_init__(self) -> None:
-        for name in ("jpeg_probability", "resize_probability"):
+        for name in ("jpeg_probability", "resize_probability", "short_probability"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"augment.{name} must be between 0 and 1, is {value}")
@@ -142,16 +146,22 @@ class Augment:
             raise ValueError(f"augment.jpeg_quality must rise in [1, 100], is {self.jpeg_quality}")
         if not 0 < self.resize_scale[0] <= self.resize_scale[1] < math.inf:
             raise ValueError(f"augment.resize_scale must rise above 0, is {self.resize_scale}")
+        if not 1 <= self.short_side[0] <= self.short_side[1]:
+            raise ValueError(f"augment.short_side must rise from 1, is {self.short_side}")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Draws the same numbers whatever the outcome; none where both probabilities are 0."""
-        if not self.jpeg_probability and not self.resize_probability:
+        """Draws the same numbers whatever the outcome; none where all probabilities are 0."""
+        wanted = self.resize_probability, self.jpeg_probability, self.short_probability
+        if not any(wanted):
             return image
-        resized, compressed = rng.random(2) < (self.resize_probability, self.jpeg_probability)
+        resized, compressed, shortened = rng.random(3) < wanted
         scale = rng.uniform(*self.resize_scale)
         quality = int(rng.integers(*self.jpeg_quality, endpoint=True))
+        side = int(rng.integers(*self.short_side, endpoint=True))
         if resized:
             image = rescale(image, scale)
+        if shortened:
+            image = resize_short(image, side)
         return recompress(image, quality) if compressed else image
 
 
@@ -237,12 +247,16 @@ class MultiCrop:
       num_crops: n; a square number unless random.
       resize: shorter side to bring the image to first (bicubic); 0 keeps native pixels.
       random: place the crops at random instead of on a grid from corner to corner.
+      flip: mirror half of the images, all crops of one alike.
+      augment: what is done to the image before all this.
     """
 
     size: int
     num_crops: int = 4
     resize: int = 0
     random: bool = False
+    flip: bool = False
+    augment: Augment = Augment()
 
     def __post_init__(self) -> None:
         _check_resize(self.resize, self.size)
@@ -258,11 +272,14 @@ class MultiCrop:
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "n s s 3"]:
         """(num_crops, size, size, 3), C-contiguous."""
-        image = decode(data)
+        image = self.augment(decode(data), rng)
         if self.resize:
             image = resize_short(image, self.resize)
         place = rng if self.random else None
-        return multi_crop(image, self.size, num_crops=self.num_crops, rng=place)
+        crops = multi_crop(image, self.size, num_crops=self.num_crops, rng=place)
+        if self.flip and rng.random() < 0.5:
+            crops = np.ascontiguousarray(crops[:, :, ::-1])
+        return crops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ after it looks at an image.  ``pixel_features`` is the same computation without 
 the pixels, for who asks how the score changes with the image (``evaluation.attacks``).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -136,7 +137,8 @@ def pixel_features(
         terms = jax.vmap(lcas.run_terms)(target, predictions, vis, mask)
         if config.anomaly == "bands":
             truth = jax.vmap(lambda patches, ids: patches[ids])(target, mask)
-            terms = terms.replace(bands=jax.vmap(bands.band_statistics)(truth, predictions))
+            by_band = jax.vmap(bands.band_statistics)(truth, predictions)
+            terms = dataclasses.replace(terms, bands=by_band)
         return terms
 
     if runs.shape[1]:

@@ -159,14 +159,21 @@ def summarize(
     """
     scores = lcas.astype(jnp.float32)
     if sensitivity == "run":
-        s3 = scores.mean(axis=1).std()
+        s3 = _deviation(scores.mean(axis=1))
     elif sensitivity == "patch":
         if masked is None or num_patches is None:
             raise ValueError("sensitivity 'patch' needs masked and num_patches")
         s3 = _patch_sensitivity(scores, masked, num_patches)
     else:
         raise ValueError(f"unknown sensitivity {sensitivity!r}: use 'run' or 'patch'")
-    return jnp.stack([scores.std(), scores.mean(), s3])
+    return jnp.stack([_deviation(scores), scores.mean(), s3])
+
+
+def _deviation(values: Float[Array, "..."]) -> Float[Array, ""]:
+    """Standard deviation whose gradient is 0, not infinite, where there is none."""
+    variance = values.var()
+    varies = variance > 0
+    return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
 
 
 def _patch_sensitivity(

@@ -63,8 +63,8 @@ def draw_runs(
     """
     seeds = jnp.arange(num_seeds)
     if not num_stored:
-        first = (epoch[:, None] * num_seeds + seeds) * num_runs
-        return first[:, :, None] + jnp.arange(num_runs)
+        first = (epoch[:, None] * num_seeds + seeds[None]) * num_runs
+        return first[:, :, None] + jnp.arange(num_runs)[None, None]
 
     def one(key: Key[Array, ""], e: Int[Array, ""], seed: Int[Array, ""]) -> Int[Array, " k"]:
         draw = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, DRAW), seed), e)

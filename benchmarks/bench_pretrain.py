@@ -1,0 +1,131 @@
+"""MAE pre-training steps: images a second beside the same model and optimiser in PyTorch.
+
+    python -m benchmarks.bench_pretrain [--batch 64] [--rounds 5] [--dtypes float32 bfloat16]
+        [--json out.json]
+
+The model and the optimiser are those of configs/pretrain_tiny.py; images are random.  PyTorch,
+where it can be imported, runs transformers' ViTMAE, for bfloat16 under autocast.
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure
+from cinemae_jax import optim, pretrain
+from cinemae_jax.distributed import Replicas
+from cinemae_jax.model.config import MAEConfig
+from cinemae_jax.model.detector import random_backbone
+from cinemae_jax.model.mae import MAE
+from configs import pretrain_tiny
+
+PEAK, STEPS = 1e-4, 1000
+
+
+def jax_run(settings: Any, batch: int, dtype: str) -> Any:
+    """One step as ``cinemae_jax.pretrain`` takes it, on all local devices."""
+    config, replicas = MAEConfig(**settings.model), Replicas()
+    tx = optim.adamw(
+        optim.warmup_cosine(PEAK, STEPS, settings.warmup),
+        weight_decay=settings.weight_decay,
+        b2=settings.b2,
+    )
+    params = random_backbone(config).params
+    state = replicas.replicate(pretrain.TrainState(params, tx.init(params)))
+    key = replicas.replicate(jax.random.key(0))
+    step = replicas.pmap_step(
+        pretrain.make_step(MAE(config, jnp.dtype(dtype)), tx, settings.mask_ratio),
+        replicated=2,
+        donate=(0,),
+    )
+    size = config.image_size
+    arrays = {
+        "image": np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8),
+        "example_id": np.arange(batch, dtype=np.uint32),
+        "epoch": np.zeros(batch, np.int32),
+        "valid": np.ones(batch, bool),
+    }
+    placed = replicas.shard(arrays, pretrain.INPUTS)
+
+    def run() -> None:
+        nonlocal state
+        state, loss = step(state, key, placed)
+        loss.block_until_ready()
+
+    return run
+
+
+def torch_run(settings: Any, batch: int, dtype: str) -> Any:
+    """One step of transformers' ViTMAE with torch's AdamW."""
+    import torch
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    c = MAEConfig(**settings.model)
+    model = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            image_size=c.image_size,
+            patch_size=c.patch_size,
+            hidden_size=c.width,
+            num_hidden_layers=c.depth,
+            num_attention_heads=c.num_heads,
+            intermediate_size=4 * c.width,
+            decoder_hidden_size=c.decoder_width,
+            decoder_num_hidden_layers=c.decoder_depth,
+            decoder_num_attention_heads=c.decoder_num_heads,
+            decoder_intermediate_size=4 * c.decoder_width,
+            layer_norm_eps=c.layer_norm_eps,
+            mask_ratio=settings.mask_ratio,
+            norm_pix_loss=c.target == "norm_pix",
+        )
+    ).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=PEAK, betas=(0.9, settings.b2), weight_decay=settings.weight_decay
+    )
+    images = torch.randint(0, 256, (batch, c.image_size, c.image_size, 3), dtype=torch.uint8)
+    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+
+    def run() -> None:
+        pixels = ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(pixels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return run
+
+
+def bench(batch: int, rounds: int, dtypes: list[str]) -> dict[str, Any]:
+    """Runs the comparison and prints it."""
+    settings = pretrain_tiny.get_config()
+    contenders: dict[str, tuple[float, Any]] = {}
+    for dtype in dtypes:
+        contenders[f"jax {dtype}"] = (batch, jax_run(settings, batch, dtype))
+        if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+            contenders[f"torch {dtype}"] = (batch, torch_run(settings, batch, dtype))
+    rows = measure.compare(contenders, baseline=f"jax {dtypes[0]}", rounds=rounds)
+    title = f"MAE pre-training step, pretrain_tiny, batch {batch}"
+    measure.show(title, "image", rows)
+    return {"title": title, "rows": measure.as_json(rows)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--json", type=Path)
+    o = parser.parse_args(argv)
+    result = bench(o.batch, o.rounds, o.dtypes)
+    if o.json:
+        measure.write(o.json, {"machine": measure.machine(), "pretrain": result})
+
+
+if __name__ == "__main__":
+    main()

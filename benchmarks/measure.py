@@ -1,0 +1,132 @@
+"""Alternating repetitions, medians, ratios and the machine's name, for all benchmarks of a suite.
+
+A noisy machine slows every contender alike, so contenders take turns and are compared within a
+round; the ratio reported is the median over rounds, beside the lowest and the highest.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Run = Callable[[], Any]
+"""One repetition; returns only when its result is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One contender: work units a second and a CPU second, and how it stands to the baseline.
+
+    Attributes:
+      name: of the contender.
+      rate: median over rounds, in the unit of the suite, per second of wall clock.
+      lowest, highest: of the rounds.
+      rate_cpu: the same per second of this process's CPU time, which other jobs disturb less.
+      ratio: median over rounds of rate / the baseline's rate in the same round.
+      ratio_lowest, ratio_highest: of the rounds.
+    """
+
+    name: str
+    rate: float
+    lowest: float
+    highest: float
+    rate_cpu: float
+    ratio: float
+    ratio_lowest: float
+    ratio_highest: float
+
+
+def compare(
+    runs: Mapping[str, tuple[float, Run]], *, baseline: str, rounds: int, cpu_time: bool = True
+) -> list[Row]:
+    """Times contenders in turn, once a round, after one untimed repetition each.
+
+    Args:
+      runs: name → (work of one repetition, in units; the repetition).
+      baseline: name of the one that ratios refer to.
+      rounds: timed repetitions.
+      cpu_time: False where the work is done in another process; ``rate_cpu`` is then NaN.
+    """
+    for _, run in runs.values():
+        run()
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, (work, run) in runs.items():
+            begin, begin_cpu = time.perf_counter(), time.process_time()
+            run()
+            wall[name].append(work / (time.perf_counter() - begin))
+            cpu[name].append(work / max(time.process_time() - begin_cpu, 1e-9))
+    rows = []
+    for name, rates in wall.items():
+        ratios = [a / b for a, b in zip(rates, wall[baseline], strict=True)]
+        rows.append(
+            Row(
+                name,
+                statistics.median(rates),
+                min(rates),
+                max(rates),
+                statistics.median(cpu[name]) if cpu_time else float("nan"),
+                statistics.median(ratios),
+                min(ratios),
+                max(ratios),
+            )
+        )
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, load before the run, versions of what computes."""
+    import jax
+    import jaxlib
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg(),
+        "devices": [d.device_kind for d in jax.devices()],
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def show(title: str, unit: str, rows: list[Row]) -> None:
+    """Prints one comparison as a table."""
+    table = Table(title=title)
+    for name in ("", f"{unit}/s", "least, most", f"{unit}/CPU s", "ratio", "least, most"):
+        table.add_column(name, justify="right" if name else "left")
+    for r in rows:
+        table.add_row(
+            r.name,
+            f"{r.rate:.2f}",
+            f"{r.lowest:.2f}, {r.highest:.2f}",
+            f"{r.rate_cpu:.2f}",
+            f"{r.ratio:.2f}",
+            f"{r.ratio_lowest:.2f}, {r.ratio_highest:.2f}",
+        )
+    Console().print(table)
+
+
+def as_json(rows: list[Row]) -> list[dict[str, Any]]:
+    """Rows for ``json``; what is not a number is left out."""
+    return [{k: v for k, v in dataclasses.asdict(r).items() if v == v} for r in rows]
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Writes results, the machine among them, as indented JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,0 +1,349 @@
+"""cinemae audit ROOT: what a detector's accuracy on a data set is worth.
+
+Without a detector: how much of the task file facts and a coarse spectrum solve by themselves.
+Exit codes: 0 all done; 1 some images cannot be read, each named in the report; 2 usage.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cinemae_jax import audit_tables, retrain, trained
+from cinemae_jax.banking import Data
+from cinemae_jax.data import catalog, diagnosis, doctor, shortcuts
+from cinemae_jax.data.bad import BadImages
+from cinemae_jax.data.catalog import Catalog, CatalogError
+from cinemae_jax.data.doctor import Examination
+from cinemae_jax.data.order import Order
+from cinemae_jax.distributed import Replicas
+from cinemae_jax.evaluation import audit, controls, corruptions, probes, robustness
+from cinemae_jax.evaluation.attacks import Attack
+from cinemae_jax.evaluation.audit import Resampling, Scored
+from cinemae_jax.evaluation.robustness import Named
+from cinemae_jax.rescoring import AttackedSet, Attacker, Rescorer
+from cinemae_jax.trained import TrainedDetector
+
+OK, SOME_UNREADABLE, USAGE = 0, 1, 2
+SCHEMA_VERSION = 1
+PIPE_WIDTH = 160  # characters a line, where there is no terminal to fit
+EPSILONS = (0.0, 1.0, 2.0, 4.0, 8.0)  # grey levels of 255
+VERSIONED = ("cinemae_jax", "jax", "flax", "numpy", "pillow", "scikit-learn")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+      argv: name of the command first.
+    """
+    options = parser().parse_args(argv[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what a terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        _require_possible(options)
+        with contextlib.redirect_stdout(sys.stderr):  # progress is none of the report
+            report = run(options)
+        if options.json:
+            _write(options.json, report)
+    except (ValueError, OSError) as error:
+        print("error:", *str(error).split(), file=sys.stderr)
+        return USAGE
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    audit_tables.show(report, Console(width=width, markup=False, emoji=False, highlight=False))
+    return SOME_UNREADABLE if report["unreadable"] else OK
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(
+        prog="cinemae audit",
+        description="Says what an accuracy on a data set is worth: what files alone give away, and "
+        "what of a detector's accuracy is left under other conditions.",
+        epilog="exit codes: 0 all done, 1 some images cannot be read, 2 usage; see docs/audit.md",
+    )
+    add = arguments.add_argument
+    add("root", help="folder of the data set, or a list of images")
+    add("--detector", type=Path, metavar="D", help="workdir of a training run")
+    add("--backbone", default="", metavar="F", help="its backbone's file, if it has moved")
+    add("--json", type=Path, metavar="F", help="write the whole report here")
+    add("--images", type=_count, default=0, metavar="N", help="of each class and generator (all)")
+    add("--side", type=_count, default=256, metavar="S", help="equalised short side (256)")
+    add("--quality", type=_count, default=90, metavar="Q", help="equalised JPEG quality (90)")
+    add(
+        "--train-root", default="", metavar="ROOT", help="to train controls on (ROOT's train split)"
+    )
+    add("--train-images", type=_count, default=0, metavar="N", help="of each class, for them (all)")
+    add("--no-controls", action="store_true", help="do not train controls")
+    add("--robustness", action="store_true", help="corruptions and white-box attacks, too")
+    add("--attack-images", type=_count, default=16, metavar="N", help="of each cell (16; 0: all)")
+    add("--attack-steps", type=_count, default=10, metavar="N", help="gradient steps (10)")
+    add("--attack-draws", type=_count, default=4, metavar="N", help="mask draws a step (4)")
+    add("--bootstrap", type=_count, default=1000, metavar="N", help="resamples (1000)")
+    return arguments
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
+
+
+def _require_possible(options: argparse.Namespace) -> None:
+    """Fails before the hours of an audit, not after them."""
+    path = options.json
+    if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise ValueError(f"cannot write {path}: it needs a file name in a folder to write to")
+    if not options.detector and (options.robustness or options.train_root):
+        raise ValueError("--robustness and --train-root need a --detector")
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
+        json.dump(report, file, indent=1, allow_nan=False)
+    os.replace(partial, path)
+
+
+# --- the audit ----------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole audit, as a report that is ready for JSON.
+
+    Raises:
+      ValueError, OSError: what a user can mend.
+    """
+    started = time.perf_counter()
+    resampling = Resampling(bootstrap=options.bootstrap)
+    images = catalog.scan(options.root)
+    detector = _detector(options) if options.detector else None
+    if detector:
+        resampling = dataclasses.replace(
+            resampling, confidence=detector.settings.eval.confidence, seed=detector.settings.seed
+        )
+    examined = doctor.examine(options.root)
+    report = _files(examined, images, detector, resampling)
+    if detector:
+        with tempfile.TemporaryDirectory(prefix="cinemae-audit-") as folder:
+            bad = BadImages(Path(folder, "bad_images.csv"))
+            scored = _Audit(options, detector, images, resampling, bad)
+            report |= scored.sections()
+            report["verdict"] += scored.said
+    return _ready(
+        {
+            "schema": SCHEMA_VERSION,
+            "root": str(options.root),
+            "images": images.fingerprint,
+            "resampling": resampling,
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in VERSIONED},
+            **report,
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+    )
+
+
+def _detector(options: argparse.Namespace) -> TrainedDetector:
+    """The detector, set to read files as the audit finds them."""
+    found = trained.load(options.detector, backbone=options.backbone)
+    data = dataclasses.replace(found.settings.data, root=options.root, source="folder")
+    return dataclasses.replace(found, settings=dataclasses.replace(found.settings, data=data))
+
+
+def _files(
+    examined: Examination,
+    images: Catalog,
+    detector: TrainedDetector | None,
+    resampling: Resampling,
+) -> dict[str, Any]:
+    """What the files give away without any detector."""
+    named = detector.settings.data.train_generators if detector else ()
+    learned = [name for name in named if name in images.generators] or images.generators
+    found = probes.probe(examined, train_generators=learned, **dataclasses.asdict(resampling))
+    alone = diagnosis.find_shortcuts(examined)
+    bad = examined.unreadable.select(["path", "reason", "error"]).to_pylist()
+    return {
+        "unreadable": bad,
+        "probes": found,
+        "shortcuts": alone,
+        "verdict": [*shortcuts.in_words(alone), *audit.probes_in_words(found)],
+    }
+
+
+class _Audit:
+    """The parts of an audit that need a detector."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        detector: TrainedDetector,
+        images: Catalog,
+        resampling: Resampling,
+        bad: BadImages,
+    ) -> None:
+        self.options, self.detector, self.resampling, self.bad = options, detector, resampling, bad
+        self.replicas: Replicas = retrain.devices(detector.settings)
+        self.score = Rescorer(detector, self.replicas, bad)
+        self.calibration = detector.calibration()
+        self.everything = images
+        self.images = audit.sample(images.select(split="val"), options.images)
+        self.said: list[str] = []
+        self.data = self._training_data()
+
+    def sections(self) -> dict[str, Any]:
+        """All sections; what they say is added to ``said``."""
+        clean = self.score(self.images, audit.unchanged)
+        found = {
+            "detector": {
+                "workdir": str(self.options.detector),
+                "step": self.detector.step,
+                "backbone_sha256": self.detector.backbone.sha256,
+                "settings": self.detector.settings,
+                "calibration": self.calibration,
+            },
+            "scored": self.images.fingerprint,
+            "num_scored": len(self.images),
+            "equalised": self._equalised(clean),
+            "pushes": self._pushed(clean),
+            "controls": self._controls(),
+        }
+        return found | (self._robustness(clean) if self.options.robustness else {})
+
+    def _equalised(self, clean: Scored) -> dict[str, Any]:
+        how = {"side": self.options.side, "quality": self.options.quality}
+        found = audit.equalised(
+            self.score,
+            self.images,
+            clean,
+            **how,
+            resampling=self.resampling,
+            calibration=self.calibration,
+        )
+        self.said += audit.equalised_in_words(found, **how)
+        return how | {"comparison": found}
+
+    def _pushed(self, clean: Scored) -> dict[str, Any]:
+        found = audit.pushed(
+            self.score,
+            self.images,
+            clean,
+            resampling=self.resampling,
+            calibration=self.calibration,
+        )
+        self.said += audit.pushes_in_words(found)
+        return found
+
+    # --- controls -------------------------------------------------------------------------------
+
+    def _training_data(self) -> Data | str:
+        """What controls are trained on, or why they cannot be."""
+        options, config = self.options, self.detector.settings
+        if options.no_controls:
+            return "--no-controls was given"
+        try:
+            found = catalog.scan(options.train_root) if options.train_root else self.everything
+            learned = found.select(generators=config.data.train_generators, split="train")
+            learned = audit.sample(learned, options.train_images)
+            train, validation = learned.hold_out(config.data.holdout)
+            train.require_both_classes("the training split")
+            validation.require_both_classes("its held-out part")
+            Order(len(train), config.train.batch_size, config.train.epochs, config.seed)
+        except (CatalogError, ValueError) as error:
+            if options.train_root:
+                raise
+            return f"{error}; --train-root names other images to train on"
+        return Data(train, validation, self.images)
+
+    def _controls(self) -> dict[str, Any]:
+        if isinstance(self.data, str):
+            self.said.append(f"controls were left out: {self.data}")
+            return {"left_out": self.data}
+        retrained = retrain.Retrainer(self.detector, self.data, self.replicas, self.bad)
+        made = controls.controls(self.detector.settings.detector)
+        scored = {control.name: retrained(control) for control in made}
+        found = {
+            name: audit.compared(self.images, scored[controls.RECIPE], other, self.resampling)
+            for name, other in scored.items()
+        }
+        self.said += audit.controls_in_words(found)
+        return {
+            "train_images": self.data.train.fingerprint,
+            "num_train": len(self.data.train),
+            "inpainting_width_patches": controls.WIDTH,
+            "content_side": controls.CONTENT_SIDE,
+            "comparisons": found,
+        }
+
+    # --- robustness -----------------------------------------------------------------------------
+
+    def _robustness(self, clean: Scored) -> dict[str, Any]:
+        changed = {
+            Named(repr(one), one.family, one.strength): self.score(
+                self.images, audit.corrupting(one)
+            )
+            for one in corruptions.SUITE
+        }
+        known = self.calibration, self.resampling
+        corrupted = robustness.measure(self.images, clean, changed, *known)
+        self.said += robustness.in_words(corrupted, "corruptions")
+        attacked, undefined, victims = self._attacked()
+        self.said += robustness.in_words(attacked, "attacks")
+        if undefined:
+            self.said.append(
+                f"of {len(victims)} attacked images {undefined} had an undefined gradient in some "
+                "step, which then changed nothing: the attack on them may be too weak"
+            )
+        return {
+            "corruptions": corrupted.effects,
+            "stability": robustness.stability_rows(self.images, corrupted),
+            "attacks": {
+                "steps": self.options.attack_steps,
+                "draws": self.options.attack_draws,
+                "undefined_gradients": undefined,
+                "num_images": len(victims),
+                "effects": attacked.effects,
+                "stability": robustness.stability_rows(victims, attacked),
+            },
+        }
+
+    def _attacked(self) -> tuple[robustness.Robustness, int, Catalog]:
+        victims = audit.sample(self.images, self.options.attack_images)
+        strength = Attack(self.options.attack_steps, self.options.attack_draws)
+        attacker = Attacker(self.detector, self.replicas, strength)
+        scored = {
+            epsilon: self.score.of(AttackedSet(victims, self.score.extractor, attacker, epsilon))
+            for epsilon in EPSILONS
+        }
+        changed = {
+            Named(f"PGD ε {epsilon:g}/255", "PGD", epsilon): one
+            for epsilon, one in scored.items()
+            if epsilon
+        }
+        found = robustness.measure(victims, scored[0.0], changed, self.calibration, self.resampling)
+        return found, len(attacker.undefined), victims
+
+
+def _ready(value: Any) -> Any:
+    """For JSON: records as objects, what is undefined as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _ready(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _ready(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_ready(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

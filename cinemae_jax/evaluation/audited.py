@@ -1,0 +1,129 @@
+"""The audit of a detector, read back from its JSON file for the report.
+
+In: what ``cinemae audit --json`` wrote.  Out: the comparisons that the report shows, as rows again.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cinemae_jax.evaluation.audit import Comparison
+from cinemae_jax.evaluation.metrics import Estimate, Row
+
+FILE = "audit.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What a corruption or an attack does to the mean of the generators.
+
+    Attributes:
+      name: of the change.
+      family: changes of one kind make a curve.
+      strength: where on that curve.
+      clean, changed, difference: the mean rows.
+      flips: number of images whose calibrated verdict changes.
+    """
+
+    name: str
+    family: str
+    strength: float
+    clean: Row
+    changed: Row
+    difference: Row
+    flips: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """What the report shows of an audit.
+
+    Attributes:
+      verdict: its sentences.
+      num_scored: images that it scored.
+      side, quality: to which both classes were saved anew.
+      equalised: raw and equalised.
+      changes: corruptions and attacks; empty if it had none.
+    """
+
+    verdict: tuple[str, ...]
+    num_scored: int
+    side: int
+    quality: int
+    equalised: Comparison
+    changes: tuple[Change, ...]
+
+
+def read(path: Path, *, backbone_sha256: str, step: int) -> tuple[Audited | None, str]:
+    """The audit beside a report, and where there is none of this detector, why.
+
+    Args:
+      path: of the file.
+      backbone_sha256, step: of the detector that the report is about.
+    """
+    if not path.is_file():
+        return None, "this detector has not been audited"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "equalised" not in record:
+            return None, f"{path.name} was made without a detector"
+        detector = record["detector"]
+        if (detector["backbone_sha256"], detector["step"]) != (backbone_sha256, step):
+            return None, f"{path.name} is of another detector (step {detector['step']})"
+        return _audited(record), ""
+    except (KeyError, TypeError, ValueError) as error:
+        return None, f"{path.name} cannot be read ({type(error).__name__}: {error})"
+
+
+def _audited(record: Mapping[str, Any]) -> Audited:
+    equalised = record["equalised"]
+    effects = [*record.get("corruptions", []), *record.get("attacks", {}).get("effects", [])]
+    return Audited(
+        verdict=tuple(map(str, record["verdict"])),
+        num_scored=int(record["num_scored"]),
+        side=int(equalised["side"]),
+        quality=int(equalised["quality"]),
+        equalised=Comparison(
+            **{n: _rows(equalised["comparison"][n]) for n in ("before", "after", "difference")}
+        ),
+        changes=tuple(map(_change, effects)),
+    )
+
+
+def _change(effect: Mapping[str, Any]) -> Change:
+    change, comparison = effect["change"], effect["comparison"]
+    clean, changed, difference = (
+        _rows(comparison[name])[-1] for name in ("before", "after", "difference")
+    )
+    return Change(
+        str(change["name"]),
+        str(change["family"]),
+        float(change["strength"]),
+        clean,
+        changed,
+        difference,
+        sum(effect["flips"].values()),
+    )
+
+
+def _rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
+    return [
+        Row(
+            str(record["name"]),
+            int(record["nature"]),
+            int(record["ai"]),
+            int(record["bad"]),
+            {name: _estimate(values) for name, values in record["metrics"].items()},
+        )
+        for record in records
+    ]
+
+
+def _estimate(values: Mapping[str, float | None]) -> Estimate:
+    def known(name: str) -> float:
+        value = values[name]
+        return float("nan") if value is None else float(value)
+
+    return Estimate(known("value"), known("low"), known("high"))
