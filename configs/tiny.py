@@ -33,10 +33,11 @@ def get_config() -> ConfigDict:
     config.data.num_threads = 2
 
     config.features.num_runs = 2
-    config.features.num_views = 4
+    config.features.num_views = 2
+    config.features.batch_size = 4  # of which each has four crops
     config.features.shard_images = 128
 
-    config.train.batch_size = 128
-    config.train.epochs = 64
-    config.train.weight_decay = 0.1
+    config.train.learning_rate = 1e-2
+    config.train.epochs = 300
+    config.train.checkpoint_every = 100_000
     return config
