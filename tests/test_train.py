@@ -108,9 +108,7 @@ def test_scores_do_not_depend_on_batch_or_devices(
         bad = BadImages(tmp_path / "bad_images.csv")
         replicas = Replicas(tuple(jax.devices()[:count]))
         online = OnlineSet(images, Extractor(sized, detector.backbone, replicas))
-        table = evaluate.score(
-            dataclasses.replace(detector, settings=sized), online, bad, replicas
-        )
+        table = evaluate.score(dataclasses.replace(detector, settings=sized), online, bad, replicas)
         assert not bad.listed
         tables.append(table["logit"].to_numpy())
     np.testing.assert_allclose(tables[0], tables[1], atol=1e-4)

@@ -1,93 +1,281 @@
-"""Plots of the report, as SVG."""
+"""Figures of the report, as SVG to be put into a page: text and axes take the page's own colour.
 
-import base64
+Each is small enough for a telephone; the page sets them side by side where there is room.
+"""
+
+import dataclasses
 import io
+import itertools
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
+from matplotlib.patches import Patch
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score, roc_curve
 
+from cinemae_jax.data.records import CLASS_NAMES
+from cinemae_jax.evaluation.audited import Change
+from cinemae_jax.evaluation.bootstrap import ECE_BINS, ece_bin
 from cinemae_jax.model.config import STATISTICS
 
-CLASS_COLOURS = {"nature": "#2a7fb8", "ai": "#d1603d"}
+CLASS_COLOURS = ("#2a7fb8", "#d1603d")  # nature, ai: apart for the colour-blind, on black and white
+INK = "#010203"  # stands for the page's own text colour
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: small, and in the page's font
+    "svg.hashsalt": "cinemae",  # the same page twice is the same file
+    "savefig.transparent": True,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    **{f"{what}.color": INK for what in ("text", "xtick", "ytick")},
+    **{f"axes.{what}": INK for what in ("edgecolor", "labelcolor", "titlecolor")},
+}
+WIDTH = 4.2  # inches
+NUM_BINS = 36  # of a distribution
+QUANTILES = (0.002, 0.998)  # ends of its axis, so that one image does not flatten the others
+SCATTERED = 1500  # images of a class in a scatter plot
+STATISTIC_TITLES = {
+    "variability": "s1, variability",
+    "mean_anomaly": "s2, mean anomaly",
+    "perturbation_sensitivity": "s3, perturbation sensitivity",
+}
 
 
-def plots(scores: pa.Table) -> list[tuple[str, str]]:
-    """(title, base64 of an SVG) of every plot; none where no image could be read.
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Figures that belong together.
+
+    Attributes:
+      title: heading.
+      words: what they show.
+      figures: (what is seen, an SVG element) each.
+    """
+
+    title: str
+    words: str
+    figures: list[tuple[str, str]]
+
+
+def sections(scores: pa.Table, changes: Sequence[Change] = ()) -> list[Section]:
+    """All figures; none where no image could be read, and no LCAS where the head reads none.
 
     Args:
-      scores: as ``evaluate.score`` returns them.
+      scores: as ``evaluate.score`` returns them, with or without calibrated probabilities.
+      changes: of an audit.
     """
     valid = scores.filter(pc.is_null(scores["error"]))
     if not len(valid):
         return []
-    names = ("label", "probability", *STATISTICS)
-    columns = {name: valid[name].to_numpy() for name in names}
-    of = np.array(valid["generator"].to_pylist())
-    figures = {
-        "ROC by generator": _roc(columns, of),
-        "Probability of AI by generator": _strips(columns, of),
-        "The three LCAS statistics by class, all generators": _statistics(columns),
-    }
-    return [(title, _svg(figure)) for title, figure in figures.items()]
+    with matplotlib.rc_context(STYLE):
+        return [
+            Section(
+                title,
+                words,
+                [(alt, _svg(figure, f"f{i}{j}-")) for j, (alt, figure) in enumerate(figures)],
+            )
+            for i, (title, words, figures) in enumerate(_drawn(_Scores(valid), changes))
+        ]
 
 
-def _roc(columns: dict[str, np.ndarray], of: np.ndarray) -> Figure:
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
-    for name in sorted(set(of)):
-        y, p = columns["label"][of == name], columns["probability"][of == name]
-        if len(set(y)) == 2:
-            axes.plot(*roc_curve(y, p)[:2], label=name)
+class _Scores:
+    """Columns of the images that were read."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.label = table["label"].to_numpy()
+        self.generator = np.array(table["generator"].to_pylist())
+        self.generators = sorted(set(self.generator))
+        names = [name for name in STATISTICS if name in table.column_names]
+        self.statistics = {name: table[name].to_numpy().astype(np.float64) for name in names}
+        self.logit = table["logit"].to_numpy().astype(np.float64)
+        self.is_calibrated = "calibrated_probability" in table.column_names
+        name = "calibrated_probability" if self.is_calibrated else "probability"
+        self.probability = table[name].to_numpy()
+
+
+_Drawn = tuple[str, str, list[tuple[str, Figure]]]
+
+
+def _drawn(scores: _Scores, changes: Sequence[Change]) -> Iterator[_Drawn]:
+    kind = "calibrated probability" if scores.is_calibrated else "probability"
+    yield (
+        "How well the classes come apart",
+        "First, of each generator, the share of AI images found for every share of false alarms. "
+        f"Then whether the {kind} can be taken at its word, all generators together: on the dotted "
+        "line it can; bars are 95 % intervals, grey bars count the images. Last, the head's logit, "
+        "positive for AI: photographs above the line, AI images below it.",
+        [
+            ("ROC curve of each generator", _roc(scores)),
+            ("reliability of the probability", _reliability(scores)),
+            ("logits by generator", _lanes(scores.logit, scores, "logit")),
+        ],
+    )
+    if scores.statistics:
+        yield (
+            "LCAS by class and generator",
+            "The statistics of the local conditional anomaly scores as the head takes them, of "
+            "photographs (above the line) and of AI images (below it): the paper's figure 2. "
+            "Where the two halves mirror each other, the statistic says nothing.",
+            [
+                (STATISTIC_TITLES[name], _lanes(values, scores, STATISTIC_TITLES[name]))
+                for name, values in scores.statistics.items()
+            ]
+            + list(_scatter(scores)),
+        )
+    curves = list(_curves(changes))
+    if curves:
+        yield (
+            "Robustness",
+            "Accuracy at probability 0.5 after a change of the images, mean of generators, with "
+            "its interval; dotted: unchanged images.",
+            curves,
+        )
+
+
+# --- the figures --------------------------------------------------------------------------------
+
+
+def _roc(scores: _Scores) -> Figure:
+    figure, axes = _figure(0.85 * WIDTH + 0.17 * len(scores.generators))
+    styles = itertools.product(("-", "--", ":", "-."), matplotlib.color_sequences["tab10"])
+    for name, (style, colour) in zip(scores.generators, itertools.cycle(styles), strict=False):
+        own = scores.generator == name
+        y, z = scores.label[own], scores.logit[own]
+        if len(set(y)) == 2 and np.isfinite(z).all():
+            label = f"{_text(name)}, AUC {roc_auc_score(y, z):.3f}"
+            axes.plot(*roc_curve(y, z)[:2], style, color=colour, label=label, linewidth=1.4)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel="photographs called AI", ylabel="AI images called AI", aspect="equal")
-    _legend(axes)
-    return figure
-
-
-def _strips(columns: dict[str, np.ndarray], of: np.ndarray) -> Figure:
-    generators = sorted(set(of))
-    figure = Figure(figsize=(7, 0.6 * len(generators) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    jitter = np.random.default_rng(0)
-    for line, name in enumerate(generators):
-        for label, (kind, colour) in enumerate(CLASS_COLOURS.items()):
-            values = columns["probability"][(of == name) & (columns["label"] == label)]
-            height = line + (0.2 if label else -0.2) + jitter.uniform(-0.12, 0.12, len(values))
-            style: dict[str, Any] = {"s": 7, "alpha": 0.5, "color": colour, "linewidths": 0}
-            axes.scatter(values, height, label=kind if line == 0 else None, **style)
-    axes.axvline(0.5, color="grey", linestyle=":", linewidth=1)
-    axes.set(xlim=(-0.02, 1.02), xlabel="probability of AI")
-    axes.set(yticks=range(len(generators)), yticklabels=generators)
-    axes.invert_yaxis()
-    _legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return figure
-
-
-def _statistics(columns: dict[str, np.ndarray]) -> Figure:
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(STATISTICS)), STATISTICS, strict=True):
-        low, high = np.quantile(columns[name], [0.005, 0.995])
-        bins = np.linspace(low, high if high > low else low + 1, 31)
-        for label, (kind, colour) in enumerate(CLASS_COLOURS.items()):
-            values = columns[name][columns["label"] == label]
-            if len(values):
-                axes.hist(values, bins, density=True, alpha=0.5, color=colour, label=kind)
-        axes.set(title=name.replace("_", " "), yticks=[])
-    _legend(figure.axes[0])
-    return figure
-
-
-def _legend(axes: Axes, **options: Any) -> None:
+    axes.set(xlabel="photographs called AI", ylabel="AI images called AI")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small", frameon=False, **options)
+        figure.legend(loc="outside lower center")
+    return figure
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return base64.b64encode(buffer.getvalue()).decode()
+def _reliability(scores: _Scores) -> Figure:
+    figure = Figure(figsize=(WIDTH, WIDTH + 0.4), layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    bins = ece_bin(scores.probability)
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    for i in np.unique(bins):
+        own = bins == i
+        num_ai, total = int(scores.label[own].sum()), int(own.sum())
+        share, interval = num_ai / total, binomtest(num_ai, total).proportion_ci(method="wilson")
+        mean = scores.probability[own].mean()
+        axes.vlines(mean, interval.low, interval.high, color="#7a6bb0", linewidth=1.4)
+        axes.plot(mean, share, "o", color="#7a6bb0", markersize=4)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="share that is AI")
+    counts.bar(
+        edges[:-1], np.bincount(bins, minlength=ECE_BINS), 1 / ECE_BINS, align="edge", color="grey"
+    )
+    said = "calibrated probability" if scores.is_calibrated else "probability"
+    counts.set(xlabel=f"{said} of AI", ylabel="images")
+    return figure
+
+
+def _lanes(values: np.ndarray, scores: _Scores, title: str) -> Figure:
+    """A lane a generator: histogram of photographs above its line, of AI images below."""
+    figure, axes = _figure(0.68 * len(scores.generators) + 0.9)
+    values, known = np.where(np.isfinite(values), values, 0), np.isfinite(values)
+    low, high = np.quantile(values[known], QUANTILES) if known.any() else (0.0, 1.0)
+    edges = np.linspace(low, high if high > low else low + 1, NUM_BINS + 1)
+    for lane, name in enumerate(scores.generators):
+        for label, colour in enumerate(CLASS_COLOURS):
+            own = known & (scores.generator == name) & (scores.label == label)
+            share = np.histogram(np.clip(values[own], edges[0], edges[-1]), edges)[0]
+            height = 0.32 * share / max(1, share.max())
+            side = -1 if label == 0 else 1  # the axis points down
+            axes.stairs(lane + side * height, edges, baseline=lane, fill=True, color=colour)
+        axes.text(0.0, lane - 0.37, _text(name), transform=axes.get_yaxis_transform(), fontsize=8)
+    axes.set(xlabel=title, yticks=[], ylim=(len(scores.generators) - 0.5, -0.65))
+    axes.spines["left"].set_visible(False)
+    _class_legend(figure)
+    return figure
+
+
+def _scatter(scores: _Scores) -> Iterator[tuple[str, Figure]]:
+    """s1 against s3, if the head has both; at most ``SCATTERED`` images a class."""
+    found = scores.statistics
+    if not {"variability", "perturbation_sensitivity"} <= found.keys():
+        return
+    figure, axes = _figure(WIDTH)
+    pick = np.random.default_rng(0)
+    for label, colour in enumerate(CLASS_COLOURS):
+        rows = np.flatnonzero(scores.label == label)
+        rows = pick.permutation(rows)[:SCATTERED]
+        style: dict[str, Any] = {"s": 8, "alpha": 0.45, "color": colour, "linewidths": 0}
+        x, y = found["variability"][rows], found["perturbation_sensitivity"][rows]
+        axes.scatter(x, y, **style)
+    axes.set(xlabel=STATISTIC_TITLES["variability"])
+    axes.set(ylabel=STATISTIC_TITLES["perturbation_sensitivity"])
+    _class_legend(figure)
+    yield f"s1 and s3, at most {SCATTERED} images a class", figure
+
+
+def _curves(changes: Sequence[Change]) -> Iterator[tuple[str, Figure]]:
+    """One figure a family of changes that has more than one strength."""
+    for family in dict.fromkeys(change.family for change in changes):
+        own = sorted((c for c in changes if c.family == family), key=lambda c: c.strength)
+        if len(own) < 2:
+            continue
+        figure, axes = _figure(2.9)
+        x = [change.strength for change in own]
+        of_all = [change.changed.metrics["accuracy"] for change in own]
+        axes.fill_between(
+            x, [e.low for e in of_all], [e.high for e in of_all], color="grey", alpha=0.3, lw=0
+        )
+        axes.plot(x, [e.value for e in of_all], "o-", color="grey", markersize=4, label="accuracy")
+        for name, colour in zip(CLASS_NAMES, CLASS_COLOURS, strict=True):
+            right = [change.changed.metrics[f"{name}_accuracy"].value for change in own]
+            axes.plot(x, right, "o-", color=colour, markersize=3, lw=1, label=f"{name} right")
+        clean = own[0].clean.metrics["accuracy"].value
+        axes.axhline(clean, color="grey", linestyle=":", linewidth=1)
+        axes.set(xlabel=_text(family), ylim=(-0.02, 1.02))
+        figure.legend(loc="outside upper center", ncols=3)
+        yield f"accuracy by {family}", figure
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _class_legend(figure: Figure) -> None:
+    patches: list[Artist] = [
+        Patch(color=colour, label=name)
+        for name, colour in zip(CLASS_NAMES, CLASS_COLOURS, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside upper center", ncols=2)
+
+
+def _text(name: str) -> str:
+    """A name that Matplotlib takes as it is: no formulas, and no label that it leaves out."""
+    escaped = name.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
+# --- SVG ----------------------------------------------------------------------------------------
+
+_ID = re.compile(r'(id="|href="#|url\(#)')
+
+
+def _svg(figure: Figure, prefix: str) -> str:
+    """The <svg> element, in the page's colour; ``prefix`` sets its names apart from others'."""
+    buffer = io.StringIO()
+    with warnings.catch_warnings():  # the browser has fonts for what Matplotlib's own lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    return _ID.sub(rf"\g<1>{prefix}", text)

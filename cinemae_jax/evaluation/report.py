@@ -1,4 +1,7 @@
-"""Results for people and programs: terminal table, eval.json, eval.csv, scores.csv, report.html."""
+"""Results for people and programs: terminal table, JSON, CSV, and one page as HTML and Markdown.
+
+The pages need nothing but themselves: figures and pictures are inside.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -6,8 +9,9 @@ import io
 import json
 import math
 import platform
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cinemae_jax.evaluation import metrics
+from cinemae_jax.evaluation import audit, audited, metrics, plots, reported, summary
 from cinemae_jax.evaluation.bootstrap import ECE_BINS
 from cinemae_jax.evaluation.metrics import METRICS, Estimate, Row
-from cinemae_jax.evaluation.plots import plots
 
 TABLES = {
     "accuracy at probability 0.5, and ranking": {
@@ -121,17 +124,52 @@ def format_interval(estimate: Estimate) -> str:
     return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def write(workdir: Path, rows: Sequence[Row], scores: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Writes eval.json, eval.csv, scores.csv and report.html into ``workdir``.
+@dataclasses.dataclass(frozen=True)
+class Hard:
+    """An image that the detector got most wrong.
+
+    Attributes:
+      path: below the data root.
+      label: its class.
+      generator: whose set it is in.
+      probability: of AI, calibrated where that was possible.
+      verdict: at the calibrated thresholds.
+      is_wrong: whether it is on the wrong side of probability 0.5.
+      thumbnail, heatmap: data URIs of small JPEGs; empty where there is none.
+      note: why there is none.
+    """
+
+    path: str
+    label: str
+    generator: str
+    probability: float
+    verdict: str
+    is_wrong: bool
+    thumbnail: str
+    heatmap: str
+    note: str
+
+
+def write(
+    workdir: Path,
+    rows: Sequence[Row],
+    scores: pa.Table,
+    facts: Mapping[str, Any],
+    hardest: Sequence[Hard] = (),
+) -> None:
+    """Writes eval.json, eval.csv, scores.csv, report.html and report.md into ``workdir``.
+
+    An audit.json of the same detector that is there already becomes part of the pages.
 
     Args:
       workdir: made if it is missing.
       rows: of ``metrics.evaluate``.
       scores: one row an image, as ``evaluate.score`` returns it.
       facts: what the numbers rest on (hashes, settings, counts); JSON-able.
+      hardest: images to show.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    facts = {**facts, "command": " ".join(sys.argv), "versions": versions()}
+    facts = {**facts, "command": command(), "versions": versions()}
     worst = {metric: row.name for metric, row in metrics.worst(rows).items()}
     result = {"results": [_as_json(row) for row in rows], "worst_generator": worst, **facts}
     (workdir / "eval.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -139,28 +177,85 @@ def write(workdir: Path, rows: Sequence[Row], scores: pa.Table, facts: Mapping[s
         pa.Table.from_pylist([_as_record(row) for row in rows]), workdir / "eval.csv"
     )
     pyarrow.csv.write_csv(_plain(scores), workdir / "scores.csv")
-    (workdir / "report.html").write_text(as_html(rows, scores, facts), encoding="utf-8")
+    for name, text in pages(workdir, rows, scores, facts, hardest).items():
+        (workdir / name).write_text(text, encoding="utf-8")
 
 
-def as_html(rows: Sequence[Row], scores: pa.Table, facts: Mapping[str, Any]) -> str:
-    """One self-contained page."""
+def pages(
+    workdir: Path,
+    rows: Sequence[Row],
+    scores: pa.Table,
+    facts: Mapping[str, Any],
+    hardest: Sequence[Hard] = (),
+) -> dict[str, str]:
+    """report.html and report.md by name; ``write`` has the arguments."""
+    found, why_not = audited.read(
+        workdir / audited.FILE,
+        backbone_sha256=facts["backbone_sha256"],
+        step=facts["checkpoint_step"],
+    )
+    known = {
+        "rows": rows,
+        "tables": shown(rows),
+        "headlines": summary.headlines(rows, found),
+        "doubts": summary.doubts(rows, facts, found, why_not),
+        "worst": worst_in_words(rows),
+        "undefined": undefined(rows),
+        "ece_bins": ECE_BINS,
+        "beside": reported.beside(rows),
+        "reported": reported,
+        "audited": found,
+        "equalised": list(_compared(found)),
+        "audit_command": _audit_command(workdir, facts),
+        "sections": plots.sections(scores, found.changes if found else ()),
+        "hardest": hardest,
+        "facts": facts,
+        "settings": json.dumps(facts["settings"], indent=2),
+    }
+    return {name: _environment(name).get_template(f"{name}.j2").render(known) for name in PAGES}
+
+
+PAGES = ("report.html", "report.md")
+
+
+def _environment(page: str) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cinemae_jax.evaluation", "."),
-        autoescape=True,
+        autoescape=page.endswith(".html"),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"value": format_value, "interval": format_interval}
-    return environment.get_template("report.html.j2").render(
-        rows=rows,
-        tables=shown(rows),
-        worst=worst_in_words(rows),
-        ece_bins=ECE_BINS,
-        plots=plots(scores),
-        undefined=undefined(rows),
-        facts=facts,
-        settings=json.dumps(facts["settings"], indent=2),
-    )
+    environment.filters |= {
+        "value": format_value,
+        "interval": format_interval,
+        "signed": audit.signed,
+        "md": _markdown,
+    }
+    return environment
+
+
+def _markdown(text: object) -> str:
+    """A name or sentence that is to be read as it is."""
+    return "".join(f"\\{c}" if c in r"\`*_[]<>|#" else c for c in " ".join(str(text).split()))
+
+
+def _compared(found: audited.Audited | None) -> Iterator[tuple[Row, Row, Row]]:
+    """Of each generator: raw, equalised, difference."""
+    if found:
+        parts = found.equalised
+        yield from zip(parts.before, parts.after, parts.difference, strict=True)
+
+
+def _audit_command(workdir: Path, facts: Mapping[str, Any]) -> str:
+    root = facts["settings"].get("data", {}).get("root", facts["data_root"])
+    detector = facts["settings"]["eval"].get("detector") or str(workdir)
+    words = ["cinemae", "audit", root, "--detector", detector, "--robustness"]
+    return shlex.join([*words, "--json", str(workdir / audited.FILE)])
+
+
+def command() -> str:
+    """The command line of this process, to be repeated in a shell."""
+    return shlex.join(sys.orig_argv)
 
 
 def versions() -> dict[str, str]:
