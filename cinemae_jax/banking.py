@@ -4,11 +4,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from cinemae_jax import bank, cli, steps
+from cinemae_jax import bank, cli, distributed, hosts, preemption, steps
 from cinemae_jax.bank import Part, Recipe
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.catalog import Catalog
@@ -64,6 +65,10 @@ class Bank:
     def missing(self) -> list[Part]:
         """Parts that are still to be extracted; ``bank.missing`` has the errors."""
         return bank.missing(self.parts, self.recipe, self.images)
+
+    def made_of(self) -> dict[str, Any]:
+        """All that its bytes depend on, as JSON has it."""
+        return {"recipe": dataclasses.asdict(self.recipe), "images": self.images.fingerprint}
 
 
 def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> dict[str, Bank]:
@@ -147,26 +152,54 @@ def fill(
 ) -> None:
     """Extracts the parts that banks lack, each written when it is complete.
 
+    Every host extracts parts of its own, on its own devices; after each part they wait for each
+    other, so that a call to stop finds all of them between two parts.
+
     Raises:
       bank.BankError: if there is a bank that cannot be used.
-      OSError: if a part cannot be written.
+      OSError: if a part cannot be written, or does not show up on all hosts.
+      Preempted: when the run was told to stop; finished parts are kept.
     """
-    todo = [(name, part) for name, one in made.items() for part in one.missing()]
+    found = {name: {part.index for part in one.missing()} for name, one in made.items()}
+    lacking = distributed.exchange({name: sorted(parts) for name, parts in found.items()})[0]
+    todo = [(name, made[name].parts[i]) for name, parts in lacking.items() for i in parts]
     if not todo:
         return
-    extractor = Extractor(config, backbone, replicas)
-    total = sum(len(part.rows) for _, part in todo)
-    with tqdm(total=total, desc="extract", unit="image", disable=None) as bar:
-        for name, part in todo:
-            one = made[name]
-            source = OnlineSet(one.images, extractor)
-            batches = source.storing(one.transform, one.num_calls, part.rows)
-            facts, features = _collect(batches, one, part, bad, bar)
-            bank.write(part, one.recipe, one.images, facts, features)
+    host = replicas.host
+    share = dataclasses.replace(
+        config.features, batch_size=config.features.batch_size // host.count
+    )
+    extractor = Extractor(dataclasses.replace(config, features=share), backbone, replicas.local)
+    mine = todo[host.index :: host.count]
+    with tqdm(
+        total=sum(len(part.rows) for _, part in mine),
+        desc="extract",
+        unit="image",
+        disable=True if host.index else None,
+    ) as bar:
+        for turn in range(math.ceil(len(todo) / host.count)):
+            preemption.check()
+            for name, part in mine[turn : turn + 1]:
+                _extract(part, made[name], extractor, bad, bar)
+            distributed.barrier(f"part {turn} of every host")
+    unseen = [part.path for _, part in todo if not hosts.appears(part.path)]
+    if unseen:
+        raise FileNotFoundError(
+            f"{unseen[0]} and {len(unseen) - 1} more parts, which other hosts have written, are "
+            "not seen here: the bank must lie on a file system that all hosts share"
+        )
     size = sum(bank.num_bytes(one.parts) for one in made.values())
     images = sum(len(one.images) for one in made.values())
     folder = todo[0][1].path.parent.parent
     cli.say(f"bank      {folder}: {images} images, {size / 1e6:,.1f} MB")
+
+
+def _extract(part: Part, one: Bank, extractor: Extractor, bad: BadImages, bar: tqdm) -> None:
+    """Makes one part on the devices of this host."""
+    source = OnlineSet(one.images, extractor)
+    batches = source.storing(one.transform, one.num_calls, part.rows)
+    facts, features = _collect(batches, one, part, bad, bar)
+    bank.write(part, one.recipe, one.images, facts, features)
 
 
 def _collect(
@@ -174,9 +207,7 @@ def _collect(
 ) -> tuple[dict[str, list], dict[str, np.ndarray]]:
     """File facts and features of the rows of a part."""
     facts: dict[str, list] = {name: [] for name in ("width", "height", "format", "error")}
-    columns: dict[str, list[np.ndarray]] = {
-        name: [] for name in one.recipe.columns
-    }
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in one.recipe.columns}
     for batch, features in _ahead(batches):
         bad.note(one.images, batch)
         first = slice(0, None, one.num_calls)  # views share a file

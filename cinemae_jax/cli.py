@@ -1,6 +1,6 @@
-"""What the entry points share: flags, exit codes, progress, metrics.jsonl."""
+"""What the entry points share: flags, hosts, exit codes, progress, metrics.jsonl."""
 
-import itertools
+import dataclasses
 import json
 import math
 import os
@@ -14,16 +14,28 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from cinemae_jax import distributed, hosts, preemption
 from cinemae_jax.checkpoint import CheckpointError
-from cinemae_jax.data.bad import BadImage, count_by_class
+from cinemae_jax.data.bad import BadImage, BadImages, count_by_class
 from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.preemption import Preempted
 
-OK, SOME_FAILED, USAGE = 0, 1, 2
-"""Exit codes: all done; some inputs failed, each named; usage or configuration."""
+OK, SOME_FAILED, USAGE, PREEMPTED = 0, 1, 2, 75
+"""Exit codes: all done; some inputs failed, each named; usage or configuration; told to stop, its
+state saved: the same command goes on (75 is EX_TEMPFAIL of sysexits.h)."""
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and reports.")
 
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes; found by itself on TPU, Slurm and MPI."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+_INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout", 300, "Seconds to wait for the other processes."
+)
 
 BAD_IMAGES = "bad_images.csv"
 LISTED = 10
@@ -33,9 +45,10 @@ LISTED = 10
 def run_config(
     argv: list[str], job: Callable[[ConfigDict, Path], Sequence[Any]], doc: str | None
 ) -> int:
-    """Parses ``--config FILE --workdir DIR --config.a.b=v`` and runs a job.
+    """Parses ``--config FILE --workdir DIR --config.a.b=v`` and runs a job, on one host or many.
 
-    Errors that a user can mend end in one line on stderr and exit code 2.
+    Errors that a user can mend end in one line on stderr and exit code 2; SIGTERM in exit code 75,
+    when the state is saved.
 
     Args:
       argv: command line, program name first.
@@ -44,7 +57,10 @@ def run_config(
     """
     if {"-h", "--help"} & set(argv):
         print(
-            (doc or "").strip(), "\n\nEvery field of the config file is a flag: --config.a.b=value"
+            (doc or "").strip(),
+            "\n\nEvery field of the config file is a flag: --config.a.b=value\n\n"
+            "On several hosts: --distributed, and where the cluster does not say it by itself,\n"
+            "--coordinator=HOST:PORT --num_processes=N --process_id=I",
         )
         return OK
     try:
@@ -54,12 +70,26 @@ def run_config(
         return fail(error)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:  # of the config
         return fail(error)
+    code = _run(stray, job)
+    return hosts.leave(code) if _DISTRIBUTED.value else code
+
+
+def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]]) -> int:
     try:
         if stray:
             raise ValueError(f"{' '.join(stray)} is no flag: did you mean --{stray[0]}?")
-        if jax.process_count() > 1:
-            raise ValueError("runs on several hosts are not supported yet: use one")
-        failed = job(_CONFIG.value, Path(str(_WORKDIR.value)))
+        named = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if _DISTRIBUTED.value:
+            hosts.join(*named, timeout=_INITIALIZATION_TIMEOUT.value)
+        elif any(value is not None for value in named):
+            raise ValueError("--coordinator, --num_processes, --process_id need --distributed")
+        workdir = Path(str(_WORKDIR.value))
+        hosts.require_shared(workdir)
+        with preemption.listening():
+            failed = job(_CONFIG.value, workdir)
+    except Preempted as stop:
+        print(f"stopped   {stop}: the same command goes on there", file=sys.stderr, flush=True)
+        return PREEMPTED
     except (ValueError, OSError) as error:
         return fail(error)
     return SOME_FAILED if failed else OK
@@ -67,7 +97,7 @@ def run_config(
 
 def fail(error: Exception) -> int:
     """Says on one line of stderr what went wrong, and returns the exit code for it."""
-    print("error:", *str(error).split(), file=sys.stderr)
+    print("error:", *str(error).split(), file=sys.stderr, flush=True)
     return USAGE
 
 
@@ -75,6 +105,17 @@ def say(text: str) -> None:
     """A line for the reader, from the first host only."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def share_bad_images(bad: BadImages) -> None:
+    """Merges the lists of all hosts, for all of them and into one file."""
+    if jax.process_count() == 1:
+        return
+    for listed in distributed.exchange([dataclasses.asdict(image) for image in bad.listed]):
+        bad.add(BadImage(**image) for image in listed)
+    distributed.barrier("lists of bad images are merged")
+    if jax.process_index() == 0:
+        bad.tidy()
 
 
 def report_bad_images(workdir: Path, bad: Sequence[BadImage]) -> None:
@@ -96,9 +137,16 @@ def report_skipped(images: Catalog) -> None:
 def progress(
     batches: Iterable[Any], start: int, total: int, what: str
 ) -> Iterator[tuple[int, Any]]:
-    """(number of the step, batch) with a bar on a terminal and none in a pipe."""
-    bar = tqdm(batches, desc=what, initial=start, total=total, unit="step", disable=None)
-    return zip(itertools.count(start + 1), bar, strict=False)
+    """(number of the step, batch) with a bar on a terminal and none in a pipe.
+
+    Raises:
+      Preempted: between two steps, once the run was told to stop; all hosts must iterate alike.
+    """
+    silent = None if jax.process_index() == 0 else True
+    with tqdm(desc=what, initial=start, total=total, unit="step", disable=silent) as bar:
+        for step, batch in enumerate(preemption.checked(batches), start + 1):
+            yield step, batch
+            bar.update()
 
 
 def require_same(
@@ -144,7 +192,7 @@ class Metrics:
 
     def rewind(self, step: int) -> None:
         """Drops what was written after ``step``: it will be computed again."""
-        if not self.path.exists():
+        if jax.process_index() or not self.path.exists():
             return
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(f"{line}\n" for line in self._up_to(step)))

@@ -1,19 +1,22 @@
 """Devices, hosts, replication and pmap; the only module that knows how many there are.
 
 Replicated values (backbone, head, optimiser) are placed once, as one array a device, and passed to
-the pmapped step as they are; a batch is split along its first axis.
+the pmapped step as they are; a batch is split along its first axis.  Every host runs the same
+program; what they say to each other is ``Replicas.gather``, ``exchange`` and ``barrier``.
 """
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cinemae_jax.data.loader import Host
+from cinemae_jax.data.loader import Batch, Host
 
 AXIS = "batch"
 """Name of the mapped axis, for psum and pmean inside a step."""
@@ -39,10 +42,17 @@ class Replicas:
         """Devices of all hosts."""
         return self.mesh.size
 
-    @property
+    @functools.cached_property
     def host(self) -> Host:
-        """Which slice of a batch this process reads."""
-        return Host(jax.process_index(), jax.process_count())
+        """Which slice of a batch this process reads: one among those that have some devices."""
+        processes = sorted({device.process_index for device in self.mesh.devices.flat})
+        return Host(processes.index(jax.process_index()), len(processes))
+
+    @property
+    def local(self) -> "Replicas":
+        """The devices of this host alone: nothing that they compute waits for another host."""
+        mine = jax.process_index()
+        return Replicas(tuple(d for d in self.mesh.devices.flat if d.process_index == mine))
 
     def check_batch_size(self, batch_size: int, field: str) -> None:
         """Raises ValueError, naming the field, unless all devices get as many examples."""
@@ -65,7 +75,8 @@ class Replicas:
         local = self.mesh.local_mesh
         sharding = NamedSharding(local, PartitionSpec(AXIS))
         return jax.device_put(
-            jax.tree.map(lambda x: x.reshape(local.size, -1, *x.shape[1:]), tree), sharding
+            jax.tree.map(lambda x: x.reshape(local.size, len(x) // local.size, *x.shape[1:]), tree),
+            sharding,
         )
 
     def pmap_step(
@@ -96,9 +107,74 @@ class Replicas:
             function, axis_name=AXIS, in_axes=in_axes, devices=tuple(self.mesh.devices.flat)
         )
 
+    def gather(self, tree: Any) -> Any:
+        """This host's part of a batch, NumPy (B / hosts, ...), to the whole on every host.
+
+        Position p of a batch belongs to host p mod H (``data.loader``).  All hosts must call it at
+        the same moment.  Whole numbers must fit 32 bits.
+        """
+        if self.host.count == 1:
+            return tree
+        return jax.tree.map(
+            lambda x: np.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]),
+            multihost_utils.process_allgather(jax.tree.map(_narrow, tree)),
+        )
+
+    def gather_batch(self, batch: Batch) -> Batch:
+        """Row, label, validity and error of a whole batch, on every host."""
+        if self.host.count == 1:
+            return batch
+        whole = self.gather({name: batch[name] for name in ("row", "label", "valid")})
+        whole["error"] = np.full(len(whole["row"]), "", object)
+        if (~whole["valid"] & (whole["row"] >= 0)).any():  # rare, and so is their cost
+            for host, errors in enumerate(exchange([str(error) for error in batch["error"]])):
+                whole["error"][host :: self.host.count] = errors
+        return whole
+
 
 def merge(tree: Any) -> Any:
     """Results of ``pmap_map`` on this host as NumPy, (B, ...) again."""
     return jax.tree.map(
-        lambda x: (lambda a: a.reshape(-1, *a.shape[2:]))(np.asarray(x)), jax.device_get(tree)
+        lambda x: np.asarray(x).reshape(x.shape[0] * x.shape[1], *x.shape[2:]),
+        jax.device_get(tree),
     )
+
+
+def _narrow(leaf: np.ndarray) -> np.ndarray:
+    return leaf.astype(np.int32) if leaf.dtype == np.int64 else leaf
+
+
+# --- between hosts ------------------------------------------------------------------------------
+
+
+def exchange(value: Any) -> list[Any]:
+    """A JSON-able value of every host, in their order, on all of them.
+
+    All hosts must call it at the same moment; it waits for the last one.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    padded = np.zeros(1 << int(max(sizes) - 1).bit_length(), np.uint8)  # few shapes to compile
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
+
+
+def barrier(name: str) -> None:
+    """Waits until every host has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def require_equal(value: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming field and host, unless all hosts have the same JSON-able value."""
+    first, *others = exchange(value)
+    for number, other in enumerate(others, 1):
+        for name in first:
+            if other[name] != first[name]:
+                raise ValueError(
+                    f"{name} is {first[name]!r} on host 0 and {other[name]!r} on host {number}: "
+                    "all hosts need the same command, data set and backbone"
+                )

@@ -4,7 +4,8 @@
         --config.data.root=/data/GenImage --config.backbone=mae_visualize_vit_large.safetensors
 
 Writes Parquet files, one row an image, to <workdir>/bank or ``config.features.bank``: what
-``train`` would extract by itself.  Stopped and called again, it goes on with the next file.
+``train`` would extract by itself.  Stopped and called again, it goes on with the next file.  Of
+several hosts, each writes files of its own.
 """
 
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cinemae_jax import banking, cli, settings, trained
+from cinemae_jax import banking, cli, distributed, settings, trained
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.settings import Settings
@@ -34,8 +35,12 @@ def extract(config: Settings, workdir: Path, replicas: Replicas | None = None) -
     data = banking.read_data(config)
     backbone = trained.load_backbone(config)
     cli.say(f"backbone  {trained.describe(backbone)}")
-    bad = BadImages(workdir / cli.BAD_IMAGES)
-    banking.fill(banking.banks(config, data, backbone, workdir), config, backbone, replicas, bad)
+    bad = BadImages(workdir / cli.BAD_IMAGES, replicas.host)
+    made = banking.banks(config, data, backbone, workdir)
+    recipes = {f"{name} of the bank": one.made_of() for name, one in made.items()}
+    distributed.require_equal(recipes)
+    banking.fill(made, config, backbone, replicas, bad)
+    cli.share_bad_images(bad)
     cli.report_bad_images(workdir, bad.listed)
     return bad.listed
 

@@ -23,8 +23,8 @@ from flax import struct
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from cinemae_jax import cli, optim, settings, weights
-from cinemae_jax.checkpoint import Checkpoints
+from cinemae_jax import cli, distributed, optim, preemption, settings, weights
+from cinemae_jax.checkpoint import Checkpoints, Interrupted
 from cinemae_jax.data import catalog, loader
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.catalog import Catalog
@@ -35,6 +35,7 @@ from cinemae_jax.distributed import AXIS, Replicas
 from cinemae_jax.model.detector import random_backbone
 from cinemae_jax.model.mae import MAE
 from cinemae_jax.model.reconstruction import masked_loss, pictures
+from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import PretrainSettings
 
 INPUTS = ("image", "example_id", "epoch", "valid")
@@ -104,27 +105,53 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
     }
     step_fn = replicas.pmap_step(make_step(model, tx, config.mask_ratio), replicated=2, donate=(0,))
     eval_fn = replicas.pmap_step(make_eval(model, config.mask_ratio), replicated=2)
-    bad = BadImages(workdir / cli.BAD_IMAGES)
+    distributed.require_equal(metadata)
+    bad = BadImages(workdir / cli.BAD_IMAGES, replicas.host)
     log = cli.Metrics(workdir)
 
     def validation_loss(params: Any) -> float:
         total, count = 0.0, 0
-        for batch in _eval_batches(held_out, size, config.batch_size, replicas):
+        batches = _eval_batches(held_out, size, config.batch_size, replicas)
+        for batch in preemption.checked(batches):
             bad.note(held_out, batch)
             loss, valid = eval_fn(params, key, replicas.shard(batch, INPUTS))
             total, count = total + float(loss), count + int(valid)
         return total / count if count else math.nan
 
+    def require_same(before: dict[str, Any]) -> None:
+        cli.require_same(before, metadata, checkpoints.folder, may_differ=MAY_DIFFER)
+
+    def at_checkpoint(step: int) -> bool:
+        return step % config.checkpoint_every == 0 or step == num_steps
+
+    def record() -> None:
+        """Validates, logs and saves the state after ``step``."""
+        values = {
+            "loss": float(np.mean(jax.device_get(losses))),
+            "validation_loss": validation_loss(state.params),
+            "epoch": step * config.batch_size / len(photographs),
+            "learning_rate": float(schedule(step)),
+        }
+        cli.require_finite(values["loss"], step, "config.learning_rate")
+        log.write(step, **values)
+        cli.say(
+            f"step {step} of {num_steps}  loss {values['loss']:.4f}  "
+            f"validation loss {values['validation_loss']:.4f}"
+        )
+        checkpoints.save(step, {"train_state": state}, metadata)
+        losses.clear()
+        if replicas.host.index == 0:
+            _write_pictures(workdir, state.params, held_out, model, config)
+
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        start = checkpoints.latest or 0
+        interrupted = Interrupted(checkpoints)
+        start, saved, losses = interrupted.resume({"train_state": state}, require_same)
         if start:
-            before = checkpoints.metadata(start)
-            cli.require_same(before, metadata, checkpoints.folder, may_differ=MAY_DIFFER)
-            state = checkpoints.restore(start, {"train_state": state})["train_state"]
+            state = saved["train_state"]
         else:
             bad.forget()
         log.rewind(start)
-        state = replicas.replicate(state)
+        state, step = replicas.replicate(state), start
         batches = loader.train_batches(
             loader.from_catalog(photographs),
             RandomResizedCrop(size, config.data.scale, native=config.data.native),
@@ -134,31 +161,25 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
             host=replicas.host,
             num_threads=config.data.num_threads,
         )
-        losses: list[Array] = []
-        for step, batch in cli.progress(batches, start, num_steps, "pretrain"):
-            bad.note(photographs, batch)
-            state, loss = step_fn(state, key, replicas.shard(batch, INPUTS))
-            losses.append(loss)
-            if step % config.checkpoint_every == 0 or step == num_steps:
-                values = {
-                    "loss": float(np.mean(jax.device_get(losses))),
-                    "validation_loss": validation_loss(state.params),
-                    "epoch": step * config.batch_size / len(photographs),
-                    "learning_rate": float(schedule(step)),
-                }
-                cli.require_finite(values["loss"], step, "config.learning_rate")
-                losses = []
-                log.write(step, **values)
-                cli.say(
-                    f"step {step} of {num_steps}  loss {values['loss']:.4f}  "
-                    f"validation loss {values['validation_loss']:.4f}"
-                )
-                checkpoints.save(step, {"train_state": state}, metadata)
-                _write_pictures(workdir, state.params, held_out, model, config)
+        try:
+            if losses and at_checkpoint(step):  # stopped while it was validated
+                record()
+            for step, batch in cli.progress(batches, start, num_steps, "pretrain"):
+                bad.note(photographs, batch)
+                state, loss = step_fn(state, key, replicas.shard(batch, INPUTS))
+                losses.append(loss)
+                if at_checkpoint(step):
+                    record()
+        except Preempted as stop:
+            interrupted.save(step, {"train_state": state}, metadata, losses)
+            raise Preempted(f"at step {step} of {num_steps}") from stop
     path = workdir / "backbone.safetensors"
-    origin = _origin(config, len(photographs))
-    digest = weights.save(path, config.model, jax.device_get(state.params), origin)
-    cli.say(f"{path}  sha256 {digest}")
+    if replicas.host.index == 0:
+        origin = _origin(config, len(photographs))
+        digest = weights.save(path, config.model, jax.device_get(state.params), origin)
+        cli.say(f"{path}  sha256 {digest}")
+    distributed.barrier("the backbone is written")
+    cli.share_bad_images(bad)
     cli.report_bad_images(workdir, bad.listed)
     return bad.listed
 

@@ -130,7 +130,12 @@ def require_resumable(
     before = checkpoints.metadata(checkpoints.latest)
     require_kind(before, checkpoints.folder)
     require_backbone(before, backbone, checkpoints.folder / str(checkpoints.latest))
-    cli.require_same(before, metadata, checkpoints.folder, may_differ=MAY_DIFFER)
+    require_same_run(before, metadata, checkpoints.folder)
+
+
+def require_same_run(before: dict[str, Any], metadata: dict[str, Any], folder: Path) -> None:
+    """Raises CheckpointError if the metadata of a checkpoint are another run's."""
+    cli.require_same(before, metadata, folder, may_differ=MAY_DIFFER)
 
 
 def head_template(config: Settings, backbone: Backbone) -> HeadState:
@@ -236,20 +241,25 @@ class Scorer:
     def __call__(
         self, heads: HeadState, batches: Iterable[Featured]
     ) -> Iterator[tuple[Batch, steps.Scores]]:
-        """(batch, its scores as NumPy), both of this host, padding included.
+        """(batch, its scores as NumPy), of all hosts and on all of them, padding included.
 
-        The scores of several crops of an image are averaged.  Those of a batch are fetched after
-        the next one was sent off, so that decoding, transfer and computation overlap.
+        Of the batch: row, label, validity and error.  The scores of several crops of an image are
+        averaged.  Those of a batch are fetched after the next one was sent off, so that decoding,
+        transfer and computation overlap.
         """
         heads = self._replicas.replicate(heads)
         pending: tuple[Batch, Any] | None = None
         for batch, features in batches:
             sent = self._score(heads, features)
             if pending is not None:
-                yield pending[0], _average_crops(*pending)
+                yield self._fetched(*pending)
             pending = (batch, sent)
         if pending is not None:
-            yield pending[0], _average_crops(*pending)
+            yield self._fetched(*pending)
+
+    def _fetched(self, batch: Batch, sent: Any) -> tuple[Batch, steps.Scores]:
+        scores = self._replicas.gather(_average_crops(batch, sent))
+        return self._replicas.gather_batch(batch), scores
 
 
 def _average_crops(batch: Batch, scores: steps.Scores) -> steps.Scores:

@@ -166,7 +166,8 @@ def backbone_stages(backbone: Backbone, inputs: Inputs) -> tuple[Features, dict[
             traced |= _trace("masked", seen) | {"masked/prediction": predictions}
     terms = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *runs)
     for field in dataclasses.fields(terms):
-        traced[f"terms/{field.name}"] = getattr(terms, field.name)
+        if (term := getattr(terms, field.name)) is not None:  # no bands: they are not the paper's
+            traced[f"terms/{field.name}"] = term
     return Features(tokens[:, 0], terms, masked), traced
 
 

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Runs a job on all workers of a TPU slice, and goes on with it after every pre-emption.
+#
+#   launch/tpu_run.sh --name cinemae --project P --zone Z --source . -- \
+#       train --config configs/sd14.py --workdir /mnt/shared/runs/sd14 \
+#       --config.data.root=/mnt/data/GenImage --config.detector.dtype=bfloat16
+#
+#   --name NAME, --project P, --zone Z   of the TPU, as tpu_create.sh was told
+#   --source DIR     checkout to copy to the workers and install there (default: already there)
+#   --cache DIR      of compiled programs, kept over restarts (default: ~/.cache/cinemae_jax/xla)
+#   --recreate ARGS  one string of further arguments for tpu_create.sh, such as
+#                    '--type v5litepod-16 --spot': makes the TPU anew when it was taken away
+#   --restarts N     how often to go on (default: 100)
+#   --dry-run        print the commands and stop
+#
+# The --workdir must lie on a file system that all workers share.  When a worker ends with 75 (told
+# to stop, state saved) or by a signal, or can no longer be reached, the same command starts again.
+set -euo pipefail
+
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
+
+name='' project='' zone='' source='' recreate='' restarts=100 dry_run=''
+cache="\$HOME/.cache/cinemae_jax/xla" # of the workers
+while [ $# -gt 0 ]; do
+  case $1 in
+    --name) name=$2; shift 2 ;;
+    --project) project=$2; shift 2 ;;
+    --zone) zone=$2; shift 2 ;;
+    --source) source=$2; shift 2 ;;
+    --cache) cache=$2; shift 2 ;;
+    --recreate) recreate=$2; shift 2 ;;
+    --restarts) restarts=$2; shift 2 ;;
+    --dry-run) dry_run=yes; shift ;;
+    -h | --help) usage; exit 0 ;;
+    --) shift; break ;;
+    *) echo "error: $1 is no option of tpu_run.sh: see --help" >&2; exit 2 ;;
+  esac
+done
+for field in name project zone; do
+  [ -n "${!field}" ] || { echo "error: --$field is missing: see --help" >&2; exit 2; }
+done
+[ $# -gt 0 ] || { echo "error: no job: end with -- train --config FILE --workdir DIR" >&2; exit 2; }
+here=$(dirname "$0")
+job=$1
+shift
+
+run() {
+  if [ -n "$dry_run" ]; then echo "$*"; else "$@"; fi
+}
+
+at=(--project "$project" --zone "$zone")
+tpu=(gcloud compute tpus tpu-vm)
+folder=cinemae_jax
+
+on_all() { run "${tpu[@]}" ssh "$name" "${at[@]}" --worker all --command "$1"; }
+
+install() {
+  [ -n "$source" ] || return 0
+  on_all "rm -rf $folder"
+  run "${tpu[@]}" scp --recurse "$source" "$name:$folder" "${at[@]}" --worker all
+  on_all "python3 -m venv $folder/.venv && $folder/.venv/bin/pip install --quiet -e '${folder}[tpu]'"
+}
+
+# What every worker runs; arguments are quoted once for its shell.  A job that is still there from
+# before ssh was cut is told to stop first, and saves: two at once cannot share the TPU.  The exit
+# code is left in a file, since what gcloud makes of that of several workers is not documented.
+flags=$(printf ' %q' "$@")
+command="cd $folder; rm -f .code
+if [ -f .job ]; then
+  kill -TERM \$(cat .job) 2>/dev/null
+  for i in \$(seq 60); do kill -0 \$(cat .job) 2>/dev/null || break; sleep 1; done
+fi
+export JAX_COMPILATION_CACHE_DIR=$cache
+.venv/bin/python -m cinemae_jax.$job --distributed$flags &
+child=\$!; echo \$child > .job; trap 'kill -TERM '\$child TERM
+while kill -0 \$child 2>/dev/null; do wait \$child; code=\$?; done
+rm -f .job; echo \$code > .code; exit \$code"
+
+# Whether to go on: some worker was told to stop, or died, or cannot be asked.
+goes_on() {
+  local codes code
+  codes=$("${tpu[@]}" ssh "$name" "${at[@]}" --worker all --command "cat $folder/.code" 2>/dev/null) ||
+    return 0
+  echo "tpu_run.sh: exit codes of the workers: ${codes//$'\n'/ }" >&2
+  for code in $codes; do
+    if [ "$code" -eq 75 ] || [ "$code" -ge 128 ]; then return 0; fi
+  done
+  return 1
+}
+
+install
+while true; do
+  code=0
+  on_all "$command" || code=$?
+  if [ -n "$dry_run" ] || [ $code -eq 0 ] || [ "$restarts" -le 0 ]; then break; fi
+  if ! goes_on; then break; fi
+  restarts=$((restarts - 1))
+  state=$("${tpu[@]}" describe "$name" "${at[@]}" --format 'value(state)' 2>/dev/null || true)
+  echo "tpu_run.sh: going on; TPU $name is ${state:-gone}" >&2
+  if [ "$state" != READY ]; then
+    if [ -z "$recreate" ]; then
+      echo "error: TPU $name is ${state:-gone}: make it anew, or give --recreate" >&2
+      exit "$code"
+    fi
+    read -ra options <<<"$recreate"
+    "$here/tpu_create.sh" --name "$name" "${at[@]}" --delete || true
+    "$here/tpu_create.sh" --name "$name" "${at[@]}" "${options[@]}"
+    install
+  fi
+done
+exit "$code"

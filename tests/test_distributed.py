@@ -1,0 +1,327 @@
+"""Runs of several processes: the same result on any hosts and devices, whatever disturbs them.
+
+Processes are real, started by launch/local.sh, and few: each takes seconds to import JAX.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from cinemae_jax import cli, hosts, preemption, settings, trained
+from cinemae_jax import train as training
+from cinemae_jax.checkpoint import Checkpoints, Interrupted
+from cinemae_jax.data.bad import BadImage, BadImages
+from cinemae_jax.data.loader import Host
+from cinemae_jax.distributed import Replicas
+from cinemae_jax.preemption import Preempted
+from cinemae_jax.settings import Settings
+
+from .conftest import write_data_set
+from .test_train import ROOT, flatten, small_config, spoil
+
+MORTAL = """
+import os, signal, sys, time
+if os.environ.get("DISTURB") and any(a.startswith("cinemae_jax.") for a in sys.orig_argv):
+    from cinemae_jax import bank, cli
+    from cinemae_jax.data import bad
+    what, number = os.environ["DISTURB"].split()
+    count = 0
+    def patched(owner, name, before):
+        original = getattr(owner, name)
+        def function(*arguments, **options):
+            before()
+            return original(*arguments, **options)
+        setattr(owner, name, function)
+    def die():
+        global count
+        count += 1
+        if count == int(number) and "--process_id=1" in sys.orig_argv:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if what == "part":
+        patched(bank, "write", die)
+    elif what == "line":
+        patched(cli.Metrics, "write", die)
+    elif what == "slow":
+        patched(bad.BadImages, "note", lambda: time.sleep(int(number) / 1000))
+"""
+"""Python reads this as sitecustomize: process 1 dies at a call, or every batch takes its time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run's config, and how to start it as several processes."""
+
+    config: Settings
+    flags: Sequence[str]
+    env: dict[str, str]
+
+    def start(self, workdir: Path, processes: int, devices: int, disturb: str = "") -> Any:
+        local = [str(ROOT / "launch/local.sh"), "--processes", str(processes)]
+        local += ["--devices", str(devices), "--"]
+        command = ["train", "--config=configs/sd14.py", f"--workdir={workdir}", *self.flags]
+        return subprocess.Popen(
+            [*local, *command],
+            cwd=ROOT,
+            env=self.env | {"DISTURB": disturb},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, workdir: Path, processes: int, devices: int, disturb: str = "") -> int:
+        process = self.start(workdir, processes, devices, disturb)
+        output, errors = process.communicate(timeout=600)
+        sys.stdout.write(output)
+        sys.stderr.write(errors)
+        return process.returncode
+
+
+@pytest.fixture(scope="module")
+def job(backbone_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Ten parts of a bank, nine steps, a checkpoint every other one; one image of each set bad."""
+    root = write_data_set(tmp_path_factory.mktemp("data"), train=12, val=3)
+    spoil(root, "train/ai/003.png", "val/nature/001.png")
+    config = small_config(root, backbone_file)
+    config.train.epochs = 4
+    config.eval.batch_size = config.features.batch_size = 8
+    config.eval.bootstrap = 5
+    config.features.num_runs = 3
+    config.features.shard_images = 4
+    flags = flatten(config.to_dict())
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(MORTAL)
+    env = os.environ | {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(site),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return Job(settings.read(config.to_dict(), Settings), flags, env)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By one process on one device."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    bad = training.train(job.config, workdir, Replicas(tuple(jax.devices()[:1])))
+    assert len(bad) == 2
+    return workdir
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(workdir: Path, expected: Path) -> None:
+    """Head, log, table, scores, bank and bad images are those of the other run."""
+    one, two = (trained.load(path, which="last") for path in (workdir, expected))
+    assert one.step == two.step
+    # learning rate 1e-2: gradients differ by the order of sums, about 1e-7 of their size
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.heads, two.heads)
+    assert [line["step"] for line in lines(workdir)] == [line["step"] for line in lines(expected)]
+    for a, b in zip(lines(workdir), lines(expected), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    tables = [json.loads((path / "eval.json").read_text()) for path in (workdir, expected)]
+    for a, b in zip(*(table["results"] for table in tables), strict=True):
+        assert (a["name"], a["nature"], a["ai"], a["bad"]) == (
+            b["name"],
+            b["nature"],
+            b["ai"],
+            b["bad"],
+        )
+        for name, estimate in a["metrics"].items():
+            assert estimate == pytest.approx(b["metrics"][name], abs=1e-5)
+    scores = [pyarrow.csv.read_csv(path / "scores.csv") for path in (workdir, expected)]
+    assert scores[0]["path"].to_pylist() == scores[1]["path"].to_pylist()
+    assert len(set(scores[0]["path"].to_pylist())) == len(scores[0]) == 12
+    assert scores[0]["logit"].null_count == 1
+    a, b = (table["logit"].drop_null().to_numpy() for table in scores)
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    assert (workdir / "bad_images.csv").read_text() == (expected / "bad_images.csv").read_text()
+    assert list(workdir.glob("bad_images.*.csv")) == []
+    files = [
+        sorted(p.relative_to(path) for p in path.glob("bank/*/*")) for path in (workdir, expected)
+    ]
+    assert files[0] == files[1]
+    assert len(files[0]) == 10
+    for name in files[0]:
+        a, b = (pq.read_table(path / name) for path in (workdir, expected))
+        assert a["path"] == b["path"]
+        assert a["error"] == b["error"]
+        for x, y in zip(a["mismatch"].to_pylist(), b["mismatch"].to_pylist(), strict=True):
+            assert (x or []) == pytest.approx(y or [], rel=1e-5)  # none of what was not read
+
+
+def test_eight_devices_of_one_process_are_one(job: Job, undisturbed: Path, tmp_path: Path) -> None:
+    training.train(job.config, tmp_path / "run", Replicas())
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_two_processes_of_four_devices_are_one(job: Job, undisturbed: Path, tmp_path: Path) -> None:
+    assert job.run(tmp_path / "run", 2, 4) == cli.SOME_FAILED
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_four_processes_of_two_devices_are_one(job: Job, undisturbed: Path, tmp_path: Path) -> None:
+    assert job.run(tmp_path / "run", 4, 2) == cli.SOME_FAILED
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_whatever_disturbs_a_run_it_ends_as_if_nothing_had(
+    job: Job, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Killed while it extracts and while it trains, stopped on two hosts and on one, and back."""
+    workdir = tmp_path / "run"
+    assert job.run(workdir, 2, 1, "part 2") not in (cli.OK, cli.SOME_FAILED)
+    parts = list(workdir.glob("bank/*/*.parquet"))
+    assert 1 <= len(parts) < 10
+    before = {path: path.stat().st_mtime_ns for path in parts}
+    assert job.run(workdir, 2, 1, "line 2") not in (cli.OK, cli.SOME_FAILED)
+    assert {path: path.stat().st_mtime_ns for path in parts} == before
+    assert len(lines(workdir)) >= 1
+    moments = random.Random(0)
+    for processes in (2, 1):
+        process = job.start(workdir, processes, 1, "slow 300")
+        for line in process.stdout:
+            if line.startswith("resumed"):
+                break
+        time.sleep(moments.uniform(0, 0.6))
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == cli.PREEMPTED, errors
+        assert "stopped" in errors
+    assert job.run(workdir, 2, 1) == cli.SOME_FAILED
+    assert_same_run(workdir, undisturbed)
+
+
+def test_a_process_that_finds_no_coordinator_says_so_in_time(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cinemae_jax.train", "--config=configs/sd14.py"]
+    where = ["--coordinator=localhost:9", "--num_processes=2", "--process_id=1"]
+    begin = time.monotonic()
+    process = subprocess.run(
+        [*command, f"--workdir={tmp_path}", "--distributed", "--initialization_timeout=3", *where],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == cli.USAGE
+    assert "did not all meet within 3 s (coordinator localhost:9, process 1 of 2)" in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert time.monotonic() - begin < 90  # most of it imports, on a machine that is busy
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ((None, None, None), "found neither TPU pod nor Slurm nor MPI: give --coordinator"),
+        ((None, 2, None), "go together: give all"),
+        (("somewhere", 2, 1), "'somewhere': give HOST:PORT"),
+    ],
+)
+def test_hosts_that_are_half_named_are_refused(
+    monkeypatch: pytest.MonkeyPatch, named: tuple[Any, ...], message: str
+) -> None:
+    def found_nothing(*_: object, **__: object) -> None:
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", found_nothing)
+    with pytest.raises(ValueError, match=message):
+        hosts.join(*named, timeout=60)
+
+
+# --- one process --------------------------------------------------------------------------------
+
+
+class Stop:
+    """Asks to stop at the n-th time that it is asked whether to."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+@pytest.mark.parametrize("source", ["bank", "online"])
+def test_stopped_between_any_two_steps_equals_undisturbed(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any
+) -> None:
+    """While extracting, standardising, training, validating, evaluating; bit for bit."""
+    config = job.config
+    features = dataclasses.replace(config.features, source=source, bank=str(tmp_path / "bank"))
+    config = dataclasses.replace(config, features=features)
+    one = Replicas(tuple(jax.devices()[:1]))
+    training.train(config, tmp_path / "whole", one)
+    stops = 0
+    while True:
+        with monkeypatch.context() as patch:
+            patch.setattr(preemption, "asked", Stop(3 + stops % 5))
+            try:
+                training.train(config, tmp_path / "run", one)
+            except Preempted:
+                stops += 1
+                continue
+        break
+    assert stops > 3
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    for name in ("scores.csv", "bad_images.csv", "eval.csv"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_sigterm_is_heard_once_and_the_old_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.listening():
+        assert not preemption.asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Preempted):
+            list(preemption.checked([1]))
+    assert signal.getsignal(signal.SIGTERM) is before
+    with preemption.listening():
+        assert not preemption.asked()
+
+
+def test_an_interrupted_state_counts_only_while_it_is_the_latest(tmp_path: Path) -> None:
+    def accept(_: dict[str, Any]) -> None:
+        return
+
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        interrupted = Interrupted(checkpoints)
+        assert interrupted.resume({"x": np.zeros(2)}, accept) == (0, {}, [])
+        checkpoints.save(2, {"x": np.full(2, 2.0)}, {})
+        interrupted.save(3, {"x": np.full(2, 3.0)}, {}, [np.float32(0.1)])
+        step, saved, losses = interrupted.resume({"x": np.zeros(2)}, accept)
+        assert (step, saved["x"][0], losses) == (3, 3.0, [np.float32(0.1)])
+        checkpoints.save(4, {"x": np.full(2, 4.0)}, {})
+        step, saved, losses = interrupted.resume({"x": np.zeros(2)}, accept)
+        assert (step, saved["x"][0], losses) == (4, 4.0, [])
+
+
+def test_lists_of_bad_images_of_all_hosts_are_read_and_become_one(tmp_path: Path) -> None:
+    path = tmp_path / "bad_images.csv"
+    first, second = (BadImage(name, "ai", "gen_a", "train", "damaged") for name in "ab")
+    BadImages(path, Host(0, 2)).add([first])
+    BadImages(path, Host(1, 2)).add([second])
+    assert (tmp_path / "bad_images.1.csv").exists()
+    again = BadImages(path)  # on one host, after a kill
+    assert again.listed == [first, second]
+    again.add([])
+    again.tidy()
+    assert [p.name for p in tmp_path.iterdir()] == ["bad_images.csv"]
+    assert BadImages(path).listed == [first, second]
