@@ -21,7 +21,7 @@ demo: $(VENV)/.package
 		--config.eval.detector=tiny
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not parity" $(ARGS)
+	$(BIN)/python -m pytest -m "not parity" -n auto --dist loadfile $(ARGS)
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -m parity $(ARGS)

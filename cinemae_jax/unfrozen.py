@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from cinemae_jax import cli, optim, steps, trained
 from cinemae_jax.banking import Data
-from cinemae_jax.checkpoint import Checkpoints
+from cinemae_jax.checkpoint import Checkpoints, Interrupted
 from cinemae_jax.data import loader
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.order import Order
@@ -31,6 +31,7 @@ from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.detector import Backbone, Features, logits
 from cinemae_jax.model.head import HeadState, Normalizer
 from cinemae_jax.model.mae import MAE, normalize_images, patchify, to_target
+from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import Settings
 from cinemae_jax.trained import HeldOut
 
@@ -165,21 +166,19 @@ def make_step(
     def step(
         state: State, fixed: Any, normalizer: Normalizer, key: Key[Array, ""], batch: steps.Batch
     ) -> tuple[State, Float[Array, ""]]:
-        keys = masking.example_keys(key, batch["example_id"])
+        crops = math.prod(batch["image"].shape[1:-3])
+        ids, epoch = (jnp.repeat(batch[name], crops) for name in ("example_id", "epoch"))
+        images = batch["image"].reshape(-1, *batch["image"].shape[-3:])
+        keys = masking.example_keys(key, ids)
         valid = batch["valid"].astype(jnp.float32)
         per_device = jnp.maximum(jax.lax.pmean(valid.sum(), AXIS), 1e-9)
 
         def loss_of(params: dict[str, Any]) -> Float[Array, ""]:
-            seen = features(
-                params["backbone"] | fixed,
-                model,
-                batch["image"],
-                keys,
-                runs(keys, batch["epoch"]),
-                config,
-            )
+            backbone = params["backbone"] | fixed
+            seen = features(backbone, model, images, keys, runs(keys, epoch), config)
             head = jax.tree.map(lambda leaf: leaf[0], HeadState(params["head"], normalizer))
-            logit, _ = logits(head, seen, config, model.num_patches)
+            rows, _ = logits(head, seen, config, model.num_patches)
+            logit = rows.reshape(len(valid), -1).mean(axis=1)  # over crops
             return (steps.binary_cross_entropy(logit, batch["label"]) * valid).sum() / per_device
 
         loss, grads = jax.lax.pmean(jax.value_and_grad(loss_of)(state.params), AXIS)
@@ -238,21 +237,23 @@ def fit(
     Raises:
       ValueError: if the loss is no longer finite.
       CheckpointError: if the folder belongs to another run.
+      Preempted: when the run was told to stop; its state is saved beside the checkpoints.
     """
     order = Order(len(data.train), config.train.batch_size, config.train.epochs, config.seed)
     optimizers = make_optimizers(config, how, order.num_steps)
     moving, fixed = split(backbone.params, how.part)
     params = {"head": heads.params, "backbone": moving}
     state = State(params, {name: tx.init(params[name]) for name, tx in optimizers.items()})
-    held_out, loss = HeldOut.unknown(len(data.validation), 1), np.full((), np.inf)
     metadata = trained.metadata(config, backbone, data.train, data.validation)
     metadata |= {"kind": KIND, "how": dataclasses.asdict(how)}
     with Checkpoints(workdir / FOLDER, best=trained.validation_score) as checkpoints:
-        start = checkpoints.latest or 0
+        interrupted = Interrupted(checkpoints)
+        start, saved, losses = interrupted.resume(
+            {"state": state},
+            lambda before: trained.require_same_run(before, metadata, checkpoints.folder),
+        )
         if start:
-            before = checkpoints.metadata(start)
-            cli.require_same(before, metadata, checkpoints.folder, may_differ=trained.MAY_DIFFER)
-            state = checkpoints.restore(start, {"state": state})["state"]
+            state = saved["state"]
             cli.say(f"resumed   at step {start} of {order.num_steps}")
         log = cli.Metrics(workdir)
         log.rewind(start)
@@ -263,20 +264,19 @@ def fit(
             donate=(0,),
         )
         constant = replicas.replicate((fixed, heads.normalizer, mask_key(config)))
-        state = replicas.replicate(state)
-        losses: list[Any] = []
-        batches = _batches(config, data, backbone.config.image_size, order, start, replicas)
-        for step, batch in cli.progress(batches, start, order.num_steps, "train unfrozen"):
-            bad.note(data.train, batch)
-            state, loss_now = step_fn(state, *constant, replicas.shard(batch, INPUTS))
-            losses.append(loss_now)
-            epoch_ends = order.ends_epoch(step)
-            if not epoch_ends and step % config.train.checkpoint_every:
-                continue
+        own = jax.tree.map(np.array, jax.device_get(state))  # steps donate it: no caller's arrays
+        state, step = replicas.replicate(own), start
+
+        def at_checkpoint(step: int) -> bool:
+            return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
+
+        def record() -> None:
+            """Validates, logs and saves the state after ``step``."""
             values = {"loss": float(np.mean(jax.device_get(losses)))}
             cli.require_finite(values["loss"], step, "config.unfrozen.learning_rate")
-            losses, validated = [], {"validation_loss": math.inf}  # never the best checkpoint
-            if epoch_ends:
+            held_out = HeldOut.unknown(len(data.validation), 1)
+            validated = {"validation_loss": math.inf}  # never the best checkpoint
+            if order.ends_epoch(step):
                 params = state.params["backbone"] | constant[0]
                 now = Backbone(params, backbone.config, backbone.sha256)
                 held_out, validated = validate(now, HeadState(state.params["head"], constant[1]))
@@ -285,13 +285,35 @@ def fit(
             loss = np.asarray(validated["validation_loss"])
             items = {"state": state, "held_out": held_out, "loss": loss}
             checkpoints.save(step, items, metadata, validated)
-        step = checkpoints.best or order.num_steps
-        like = {"state": state, "held_out": held_out, "loss": loss}
-        saved = checkpoints.restore(step, like)
-    best = saved["state"].params
+            losses.clear()
+
+        try:
+            if losses and at_checkpoint(step):  # stopped while it was validated
+                record()
+            batches = _batches(config, data, backbone.config.image_size, order, start, replicas)
+            for step, batch in cli.progress(batches, start, order.num_steps, "train unfrozen"):
+                bad.note(data.train, batch)
+                state, loss = step_fn(state, *constant, replicas.shard(batch, INPUTS))
+                losses.append(loss)
+                if at_checkpoint(step):
+                    record()
+        except Preempted as stop:
+            interrupted.save(step, {"state": state}, metadata, losses)
+            raise Preempted(f"at step {step} of {order.num_steps}") from stop
+        return _best(checkpoints, state, fixed, heads.normalizer, len(data.validation))
+
+
+def _best(
+    checkpoints: Checkpoints, state: State, fixed: Any, normalizer: Normalizer, num_held_out: int
+) -> Tuned:
+    step = checkpoints.best or 0
+    unknown = HeldOut.unknown(num_held_out, 1)
+    like = {"state": state, "held_out": unknown, "loss": np.zeros(())}
+    saved = checkpoints.restore(step, like)
+    params = saved["state"].params
     return Tuned(
-        jax.tree.map(np.asarray, best["backbone"] | fixed),
-        HeadState(best["head"], heads.normalizer),
+        jax.tree.map(np.asarray, params["backbone"] | fixed),
+        HeadState(params["head"], normalizer),
         saved["held_out"],
         float(saved["loss"]),
         step,

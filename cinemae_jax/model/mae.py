@@ -140,6 +140,7 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        x, kernel, bias = (jnp.asarray(part) for part in (x, kernel, bias))  # or NumPy's, of a file
         return affine(x.astype(self.dtype), kernel.astype(self.dtype), bias)
 
 

@@ -1,0 +1,284 @@
+"""One table of many runs that differ in a field or two: every ablation is one command.
+
+    python -m cinemae_jax.ablate --config configs/ablation/fusion.py --workdir runs/fusion \\
+        --config.base.data.root=/data/GenImage \\
+        --config.base.backbone=mae_visualize_vit_large.safetensors
+
+Rows with the same features share one bank.  Every row is a run in a folder of its own; called
+again, finished rows are kept and the others go on.  A row that fails does not stop the others.
+Writes ablation.md, ablation.csv, ablation.json and ablation.svg.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cinemae_jax import (
+    __version__,
+    ablation,
+    banking,
+    cli,
+    evaluate,
+    train,
+    trained,
+    unfrozen,
+    weights,
+)
+from cinemae_jax.ablation import Ablation, Row
+from cinemae_jax.banking import Data
+from cinemae_jax.checkpoint import Checkpoints
+from cinemae_jax.data.bad import BadImage, BadImages
+from cinemae_jax.data.order import Order
+from cinemae_jax.distributed import Replicas
+from cinemae_jax.evaluation import ablation_table, report
+from cinemae_jax.evaluation.ablation_table import PHASES, Finished
+from cinemae_jax.features import FeatureSet, OnlineSet
+from cinemae_jax.model.detector import Backbone, num_params
+from cinemae_jax.model.head import HeadState
+from cinemae_jax.settings import DataSettings, Settings
+from cinemae_jax.trained import HeldOut, TrainedDetector
+
+FINISHED = "row.json"
+"""In the folder of a row: what it was made of and what it cost; absent until the row is done."""
+FAILURES = (ValueError, OSError, jax.errors.JaxRuntimeError)
+"""What ends a row but not the ablation: divergence, files, memory of the devices."""
+
+
+def ablate(plan: Ablation, workdir: Path, replicas: Replicas | None = None) -> list[Any]:
+    """Runs the rows that are not finished, and writes the table.
+
+    Args:
+      plan: what to run.
+      workdir: of the ablation; every row has a folder in it, and banks lie in ``banks``.
+      replicas: devices to share every batch; None means all.
+
+    Returns:
+      Names of the rows that failed, and the images that could not be read.
+    """
+    replicas = replicas or Replicas()
+    if replicas.host.count > 1:
+        raise ValueError("an ablation runs on one host: use train on several, row by row")
+    for row in plan.rows:
+        for section in ("train", "eval", "features"):
+            size = getattr(row.config, section).batch_size
+            replicas.check_batch_size(size, f"row {row.name!r}: config.base.{section}.batch_size")
+    bench = Bench(workdir / "banks", replicas)
+    rows: dict[str, Finished | str] = {}
+    bad: dict[str, BadImage] = {}
+    for row in plan.rows:
+        folder = workdir / row.folder
+        cli.say(f"--- {plan.title}: {row.name}")
+        try:
+            rows[row.name] = run(row, folder, bench)
+        except FAILURES as error:
+            rows[row.name] = " ".join(str(error).split())
+            cli.say(f"failed    {rows[row.name]}")
+        bad |= {image.path: image for image in BadImages(folder / cli.BAD_IMAGES).listed}
+    measured = plan.rows[0].config
+    table = ablation_table.lines(
+        rows,
+        {row.name: row.reported for row in plan.rows},
+        bootstrap=measured.eval.bootstrap,
+        confidence=measured.eval.confidence,
+        seed=measured.seed,
+    )
+    facts = {
+        "command": " ".join(sys.argv),
+        "versions": report.versions(),
+        "folders": {row.name: row.folder for row in plan.rows},
+    }
+    ablation_table.write(workdir, plan.title, table, measured.eval.confidence, facts)
+    cli.say(ablation_table.as_text(plan.title, table, measured.eval.confidence))
+    cli.say(f"table     {workdir / 'ablation.md'}")
+    return [*(line.name for line in table if line.failure), *bad.values()]
+
+
+class Bench:
+    """What the rows share: devices, folder of the banks, the scanned data, the loaded backbone."""
+
+    def __init__(self, banks: Path, replicas: Replicas) -> None:
+        self.banks, self.replicas = banks, replicas
+        self._data: dict[DataSettings, Data] = {}
+        self._backbone: tuple[Any, Backbone] | None = None
+
+    def data(self, config: Settings) -> Data:
+        """The images of a run, scanned once."""
+        if config.data not in self._data:
+            self._data[config.data] = banking.read_data(config)
+        return self._data[config.data]
+
+    def backbone(self, config: Settings) -> Backbone:
+        """The backbone of a run; only that of the last row stays in memory."""
+        key = config.backbone, config.detector.num_runs > 0
+        if self._backbone is None or self._backbone[0] != key:
+            self._backbone = None
+            self._backbone = key, trained.load_backbone(config)
+        return self._backbone[1]
+
+    def with_bank(self, config: Settings, data: Data, backbone: Backbone) -> Settings:
+        """The same run with a bank in a folder named by all that its features depend on."""
+        folder = Path(config.features.bank) if config.features.bank else self.banks
+        contents = [
+            (name, dataclasses.asdict(one.recipe), one.images.fingerprint)
+            for name, one in banking.banks(config, data, backbone, folder).items()
+        ]
+        digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+        features = dataclasses.replace(config.features, bank=str(folder / digest[:16]))
+        return dataclasses.replace(config, features=features)
+
+
+# --- one row ------------------------------------------------------------------------------------
+
+
+def run(row: Row, folder: Path, bench: Bench) -> Finished:
+    """Trains and evaluates a row, unless it was finished by the same settings before."""
+    data, backbone = bench.data(row.config), bench.backbone(row.config)
+    made_of = _made_of(row, data, backbone)
+    note = folder / FINISHED
+    if note.is_file() and json.loads(note.read_text())["made_of"] == made_of:
+        cli.say(f"finished  in {folder}")
+        return _finished(folder)
+    note.unlink(missing_ok=True)
+    bad = BadImages(folder / cli.BAD_IMAGES)
+    seconds = dict.fromkeys(PHASES, 0.0)
+    resumed = (folder / "checkpoints").is_dir() or (folder / unfrozen.FOLDER).is_dir()
+    if not resumed:
+        bad.forget()
+    if row.unfrozen:
+        detector, test, trained_too = _unfrozen(row, data, backbone, folder, bench, bad, seconds)
+    else:
+        detector, test = _frozen(row.config, data, backbone, folder, bench, bad, seconds)
+        trained_too = 0
+    with _timed(seconds, "evaluation"):
+        evaluate.evaluate(detector, test, folder, bad, bench.replicas)
+    cli.report_bad_images(folder, bad.listed)
+    of_head = num_params(detector.heads.params) // row.config.num_seeds
+    cost = {"seconds": seconds, "resumed": resumed, "trained_parameters": of_head + trained_too}
+    partial = note.with_suffix(".partial")
+    partial.write_text(json.dumps({"made_of": made_of, **cost}, indent=2) + "\n")
+    os.replace(partial, note)
+    return _finished(folder)
+
+
+def _made_of(row: Row, data: Data, backbone: Backbone) -> dict[str, Any]:
+    """All that the result of a row depends on, as JSON has it."""
+    parts = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    made_of = {
+        "version": __version__,
+        "settings": dataclasses.asdict(row.config),
+        "unfrozen": row.unfrozen and dataclasses.asdict(row.unfrozen),
+        "backbone_sha256": backbone.sha256,
+        "images": {name: images.fingerprint for name, images in parts.items()},
+    }
+    return json.loads(json.dumps(made_of))
+
+
+def _finished(folder: Path) -> Finished:
+    note = json.loads((folder / FINISHED).read_text())
+    scores = ablation_table.read_scores(folder / "scores.csv")
+    return Finished(scores, note["seconds"], note["resumed"], note["trained_parameters"])
+
+
+def _frozen(
+    config: Settings,
+    data: Data,
+    backbone: Backbone,
+    folder: Path,
+    bench: Bench,
+    bad: BadImages,
+    seconds: dict[str, float],
+) -> tuple[TrainedDetector, FeatureSet]:
+    """What ``train`` does, each part on the clock."""
+    config, replicas = bench.with_bank(config, data, backbone), bench.replicas
+    with Checkpoints(folder / "checkpoints", best=trained.validation_score) as checkpoints:
+        metadata = trained.metadata(config, backbone, data.train, data.validation)
+        trained.require_resumable(checkpoints, metadata, backbone)
+        with _timed(seconds, "bank"):
+            sets = banking.open_sets(config, data, backbone, folder, replicas, bad)
+        with _timed(seconds, "training"):
+            train.fit(config, sets, backbone, folder, replicas, bad, checkpoints, metadata)
+    return trained.load(folder, backbone=config.backbone), sets.test
+
+
+def _unfrozen(
+    row: Row,
+    data: Data,
+    backbone: Backbone,
+    folder: Path,
+    bench: Bench,
+    bad: BadImages,
+    seconds: dict[str, float],
+) -> tuple[TrainedDetector, FeatureSet, int]:
+    """Trains head and backbone, and leaves both as a detector of its own in the row's folder.
+
+    Returns:
+      The detector, the test images, and how many of the backbone's parameters were trained.
+    """
+    assert row.unfrozen is not None
+    config, replicas = row.config, bench.replicas
+    extractor = unfrozen.MovingExtractor(config, backbone, replicas)
+    num_patches = backbone.config.num_patches
+    scorer = trained.Scorer(config.detector, num_patches, replicas)
+
+    def validate(now: Backbone, heads: HeadState) -> tuple[HeldOut, dict[str, float]]:
+        extractor.move(now)
+        held_out = train.score_held_out(heads, OnlineSet(data.validation, extractor), scorer, bad)
+        return held_out, train.validate(held_out)
+
+    with _timed(seconds, "training"):
+        heads = trained.head_template(config, backbone)
+        order = Order(len(data.train), config.train.batch_size, config.train.epochs, config.seed)
+        learned = OnlineSet(data.train, extractor)
+        normalizer = train.fit_normalizer(config, learned, order, heads, num_patches, replicas)
+        heads = HeadState(heads.params, normalizer)
+        tuned = unfrozen.fit(
+            config, row.unfrozen, data, backbone, heads, validate, folder, replicas, bad
+        )
+    path = folder / "backbone.safetensors"
+    origin = {"method": f"{row.unfrozen.part} of {backbone.sha256} trained by cinemae_jax.ablate"}
+    with Checkpoints(folder / "checkpoints", best=trained.validation_score) as checkpoints:
+        if checkpoints.latest is None:  # written once: the hash of a file written anew may differ
+            digest = weights.save(path, backbone.config, tuned.params, origin)
+            checkpoints.save(
+                tuned.step,
+                {"head": tuned.heads, "held_out": tuned.held_out},
+                trained.metadata(
+                    dataclasses.replace(config, backbone=str(path)),
+                    Backbone(tuned.params, backbone.config, digest),
+                    data.train,
+                    data.validation,
+                ),
+                {"validation_loss": tuned.validation_loss},
+            )
+    detector = trained.load(folder, backbone=str(path))
+    extractor.move(detector.backbone)
+    moved, _ = unfrozen.split(tuned.params, row.unfrozen.part)
+    return detector, OnlineSet(data.test, extractor), num_params(moved)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] += time.perf_counter() - start
+
+
+def main(argv: list[str] | None = None) -> int:
+    def job(config: ConfigDict, workdir: Path) -> list[Any]:
+        return ablate(ablation.read(config.to_dict()), workdir)
+
+    return cli.run_config(sys.argv if argv is None else argv, job, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
