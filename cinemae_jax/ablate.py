@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,14 @@ from cinemae_jax.evaluation.ablation_table import PHASES, Finished
 from cinemae_jax.features import FeatureSet, OnlineSet
 from cinemae_jax.model.detector import Backbone, num_params
 from cinemae_jax.model.head import HeadState
+from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import DataSettings, Settings
 from cinemae_jax.trained import HeldOut, TrainedDetector
 
 FINISHED = "row.json"
 """In the folder of a row: what it was made of and what it cost; absent until the row is done."""
-FAILURES = (ValueError, OSError, jax.errors.JaxRuntimeError)
-"""What ends a row but not the ablation: divergence, files, memory of the devices."""
+EXPECTED = (ValueError, OSError, jax.errors.JaxRuntimeError)
+"""What a row may end in: divergence, files, memory.  Other errors show where they arose."""
 
 
 def ablate(plan: Ablation, workdir: Path, replicas: Replicas | None = None) -> list[Any]:
@@ -80,8 +82,12 @@ def ablate(plan: Ablation, workdir: Path, replicas: Replicas | None = None) -> l
         cli.say(f"--- {plan.title}: {row.name}")
         try:
             rows[row.name] = run(row, folder, bench)
-        except FAILURES as error:
-            rows[row.name] = " ".join(str(error).split())
+        except Preempted:
+            raise
+        except Exception as error:  # the rows that worked are not lost with it
+            if not isinstance(error, EXPECTED):
+                traceback.print_exception(error)
+            rows[row.name] = " ".join(str(error).split()) or type(error).__name__
             cli.say(f"failed    {rows[row.name]}")
         bad |= {image.path: image for image in BadImages(folder / cli.BAD_IMAGES).listed}
     measured = plan.rows[0].config

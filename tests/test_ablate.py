@@ -38,6 +38,7 @@ from cinemae_jax.model import masking
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.detector import Backbone, extract_features, num_params, random_backbone
 from cinemae_jax.model.head import HeadState
+from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import Settings
 
 from .conftest import SMALL
@@ -233,6 +234,32 @@ def test_finished_rows_are_not_computed_again(
     assert {n: r for n, r in after.items() if n != "wild"} == {
         n: r for n, r in before.items() if n != "wild"
     }
+
+
+def test_an_unexpected_error_shows_where_it_arose_and_spares_the_other_rows(
+    base: dict[str, Any],
+    done: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("no such column")
+
+    monkeypatch.setattr(train, "fit", broken)
+    assert ablate.ablate(planned(base, *ROWS), done, ONE_DEVICE) == ["wild"]
+    assert "in broken" in capsys.readouterr().err
+    assert table_of(done)["K = 0"]["failure"] is None
+
+
+def test_a_preempted_ablation_stops(
+    base: dict[str, Any], done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told_to_stop(*_: Any) -> None:
+        raise Preempted("at step 3")
+
+    monkeypatch.setattr(train, "fit", told_to_stop)
+    with pytest.raises(Preempted):
+        ablate.ablate(planned(base, *ROWS), done, ONE_DEVICE)
 
 
 def test_a_changed_row_is_not_taken_for_the_finished_one(base: dict[str, Any], done: Path) -> None:
