@@ -352,5 +352,5 @@ def plot(title: str, table: Sequence[Line]) -> Figure:
     panels[0].set(yticks=list(heights.values()), yticklabels=list(heights))
     if any(line.reported is not None for line in table):
         panels[0].plot([], [], "x", color="#d1603d", label="reported (GenImage)")
-        panels[0].legend(fontsize="small", frameon=False)
+        figure.legend(loc="outside lower center", fontsize="small", frameon=False)
     return figure
