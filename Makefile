@@ -1,5 +1,6 @@
 # make demo: the main job on the bundled images, set-up included.   make test: the tests.
-# Everything is installed into .venv; nothing outside this folder is touched.
+# Everything is installed into .venv; nothing outside this folder is touched, but that `make test`, run
+# as root on Debian, installs a browser where there is none.
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +21,7 @@ demo: $(VENV)/.package
 	$(CACHED) $(BIN)/python -m cinemae_jax.evaluate --config configs/demo.py --workdir $(DEMO) \
 		--config.eval.detector=tiny
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/python -m pytest -m "not parity" -n auto --dist loadfile $(ARGS)
 
 parity: $(VENV)/.parity
@@ -59,6 +60,16 @@ $(VENV)/.package: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml $(VENV)/.package
 	$(PIP) --editable '.[test]'
 	touch $@
+
+# For the tests of the page: Debian's Chromium, where there is no browser and apt-get may bring one.
+# Where it may not, those tests are skipped and say so.
+$(VENV)/.browser: | $(VENV)/bin/python
+	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome; do \
+		command -v "$$name" >/dev/null && exit 0; \
+	done; \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || exit 0; \
+	{ apt-get -qq update; apt-get -qq -y install --no-install-recommends chromium; } >/dev/null 2>&1; true
+	@touch $@
 
 # TORCH names the build. Where pip has an index of CPU builds, this version is a few hundred MB;
 # the wheel for CUDA that PyPI itself holds for Linux works too, and is some gigabytes.

@@ -1,27 +1,122 @@
-"""The backbone's benchmarks in one command: tables on the terminal, all of it as JSON.
+"""All that is measured of speed in one command: tables on the terminal, all of it as JSON.
 
-python -m benchmarks [--json runs/benchmarks.json] [--rounds 5]
+    python -m benchmarks [--only backbone extract] [--rounds 5] [--quick]
+        [--json runs/benchmarks.json]
+
+Minutes a section on a small machine, and only worth their name on a quiet one; the JSON has the
+load of the machine around each.  ``--quick`` runs everything at toy size, once, to see that it
+works.  Each section is a module with more options of its own.
 """
 
 import argparse
+import dataclasses
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from benchmarks import bench_backbone, bench_pretrain, measure
+from benchmarks import (
+    bench_backbone,
+    bench_bank,
+    bench_compile,
+    bench_extract,
+    bench_loader,
+    bench_pretrain,
+    bench_sweep,
+    measure,
+)
+from cinemae_jax import settings
+from cinemae_jax.features import Sets
+from cinemae_jax.settings import Settings
+from configs import sd14
 
-DTYPES = ["float32", "bfloat16"]
+CORES = os.cpu_count() or 1
+SMALL_MODEL = {
+    "width": 24,
+    "depth": 1,
+    "decoder_width": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks.json"))
-    parser.add_argument("--rounds", type=int, default=5)
-    o = parser.parse_args()
-    results = {
-        "machine": measure.machine(),
-        "backbone": bench_backbone.bench("vit_large", 2, 4, o.rounds, DTYPES),
-        "pretrain": bench_pretrain.bench(64, o.rounds, DTYPES),
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much of everything.
+
+    Attributes:
+      preset: of the backbone.
+      dtypes: it computes in.
+      batch: images at a time through it.
+      rounds: repetitions.
+      images: files to read.
+      banked: images of a bank that heads are trained from.
+      pretrained: images a step of pre-training.
+      model: of pre-training, where it is not the configured one.
+    """
+
+    preset: str = "vit_large"
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    batch: int = 4
+    rounds: int = 5
+    images: int = 48
+    banked: int = 32_768
+    pretrained: int = 64
+    model: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+QUICK = Size("toy", ("float32",), 2, 1, bench_extract.BATCH, 512, 8, SMALL_MODEL)
+
+
+def sections(size: Size) -> dict[str, Callable[[], Any]]:
+    """What can be measured, by name."""
+    preset, batch, rounds, dtypes = size.preset, size.batch, size.rounds, list(size.dtypes)
+    config = bench_backbone.PRESETS[preset]
+    runs = [0, 1, 2, 3, 4]
+    return {
+        "backbone": lambda: bench_backbone.bench(preset, config, 2, batch, rounds, dtypes),
+        "sweep": lambda: bench_sweep.bench(preset, config, runs, [batch], rounds, dtypes[0]),
+        "compile": lambda: bench_compile.bench(preset, 2, batch, dtypes),
+        "pretrain": lambda: bench_pretrain.bench(size.pretrained, rounds, dtypes, **size.model),
+        "loader": lambda: bench_loader.bench(size.images, CORES, rounds),
+        "head": lambda: head(size.banked),
+        "extract": lambda: bench_extract.bench("tiny", size.images, rounds),
+        "latency": lambda: bench_extract.latency(rounds),
     }
-    measure.write(o.json, results)
+
+
+def head(images: int, epochs: int = 2) -> dict[str, float]:
+    """Seconds of training from a bank of ViT-L/16; ``bench_bank`` has floors and the full size."""
+    model, raw = bench_backbone.PRESETS["vit_large"], sd14.get_config()
+    raw.data.root, raw.train.epochs, raw.train.checkpoint_every = "bank", epochs, 10**9
+    config = settings.read(raw.to_dict(), Settings)
+    train, held = (bench_bank.banked(n, config, model) for n in (images, images // 8))
+    seconds = bench_bank.seconds_of_training(config, Sets(train, held, held), model)
+    print(
+        f"head: {epochs} epochs of {images} banked images in {seconds:.1f} s, one compilation in it"
+    )
+    return {"images": images, "epochs": epochs, "seconds": seconds}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=sections(QUICK), metavar="SECTION")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--quick", action="store_true", help="toy sizes")
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks.json"))
+    o = parser.parse_args(argv)
+    size = QUICK if o.quick else Size()
+    chosen = sections(dataclasses.replace(size, rounds=o.rounds or size.rounds))
+    results: dict[str, Any] = {"machine": measure.machine()}
+    for name in o.only or chosen:
+        load, begin = os.getloadavg(), time.perf_counter()
+        found = chosen[name]()
+        seconds = time.perf_counter() - begin
+        loads = {"load_before": load, "load_after": os.getloadavg()}
+        results[name] = {"found": found, "seconds": seconds, **loads}
+        measure.write(o.json, results)
+        print(f"{name}: {seconds:.0f} s, load {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after")
     print(o.json)
 
 

@@ -1,4 +1,5 @@
-"""Features of the frozen backbone: images a second beside the matmul ceiling and PyTorch.
+"""Features of the frozen backbone: images a second beside the matmul ceiling and what else one
+would use: PyTorch, as it is and compiled, and a Python loop over masks.
 
     python -m benchmarks.bench_backbone [--preset vit_large] [--runs 2] [--batch 4] [--rounds 5]
         [--dtypes float32 bfloat16] [--json out.json]
@@ -8,9 +9,7 @@ joins where torch and transformers can be imported.  Weights and images are rand
 """
 
 import argparse
-import importlib.util
-import resource
-import time
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measure
-from cinemae_jax.model import mae, masking
+from benchmarks import measure, torch_peer
+from cinemae_jax import steps
+from cinemae_jax.model import mae
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
-from cinemae_jax.model.detector import extract_features, random_backbone
+from cinemae_jax.model.detector import random_backbone
+
+TOY = MAEConfig(32, 8, 24, 2, 3, 16, 1, 2)
+PRESETS = {name: preset() for name, preset in mae.PRESETS.items()} | {"toy": TOY}
 
 
 def image_flops(config: MAEConfig, num_runs: int, mask_ratio: float = 0.75) -> float:
@@ -43,59 +46,50 @@ def image_flops(config: MAEConfig, num_runs: int, mask_ratio: float = 0.75) -> f
     return whole + num_runs * run
 
 
-def jax_run(config: MAEConfig, num_runs: int, batch: int, dtype: str) -> tuple[Any, dict[str, Any]]:
-    """A compiled extraction as a repetition, and what compiling it took."""
-    backbone = random_backbone(config)
+def detector_config(num_runs: int, dtype: str) -> DetectorConfig:
     fusion = "additive" if num_runs else "global"  # K = 0 leaves nothing else
-    detector = DetectorConfig(num_runs=num_runs, dtype=dtype, fusion=fusion)
-    rng = np.random.default_rng(0)
-    size = config.image_size
-    images = jnp.asarray(rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8))
-    keys = masking.example_keys(jax.random.key(0), jnp.arange(batch, dtype=jnp.uint32))
-    runs = jnp.broadcast_to(jnp.arange(num_runs), (batch, num_runs))
-    function = jax.jit(extract_features, static_argnames="config")
-    begin = time.perf_counter()
-    lowered = function.lower(backbone, images, keys, runs, config=detector)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    facts: dict[str, Any] = {
-        "trace_s": traced - begin,
-        "compile_s": time.perf_counter() - traced,
+    return DetectorConfig(num_runs=num_runs, dtype=dtype, fusion=fusion)
+
+
+def extraction(num_runs: int, dtype: str) -> Any:
+    """Jitted features of (backbone, key, batch), as training and evaluation take them."""
+    runs = steps.first_runs(num_runs)
+    return jax.jit(steps.make_extract(detector_config(num_runs, dtype), runs))
+
+
+def random_batch(config: MAEConfig, batch: int) -> dict[str, Any]:
+    size, rng = config.image_size, np.random.default_rng(0)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)),
+        "example_id": jnp.arange(batch, dtype=jnp.uint32),
+        "epoch": jnp.zeros(batch, jnp.int32),
     }
-    memory = compiled.memory_analysis()
-    if memory is not None:
-        facts["argument_bytes"] = memory.argument_size_in_bytes
-        facts["temporary_bytes"] = memory.temp_size_in_bytes
-    return lambda: jax.block_until_ready(compiled(backbone, images, keys, runs)), facts
 
 
-def torch_run(config: MAEConfig, num_runs: int, batch: int, dtype: str) -> Any:
-    """The PyTorch reference on the same sizes."""
-    import torch
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+def jax_run(backbone: Any, num_runs: int, batch: int, dtype: str) -> Any:
+    """The extraction as one repetition."""
+    extract, key = extraction(num_runs, dtype), jax.random.key(0)
+    images = random_batch(backbone.config, batch)
+    return lambda: jax.block_until_ready(extract(backbone, key, images))
 
-    from weights_convert import torch_reference
 
-    model = ViTMAEForPreTraining(
-        ViTMAEConfig(
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            hidden_size=config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            intermediate_size=4 * config.width,
-            decoder_hidden_size=config.decoder_width,
-            decoder_num_hidden_layers=config.decoder_depth,
-            decoder_num_attention_heads=config.decoder_num_heads,
-            decoder_intermediate_size=4 * config.decoder_width,
-            layer_norm_eps=config.layer_norm_eps,
-        )
-    )
-    model = model.eval().to(getattr(torch, dtype))
-    size = config.image_size
-    images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
-    noise = torch.rand(batch, num_runs, config.num_patches)
-    return lambda: torch_reference.extract_features(model, images, noise)
+def loop_run(backbone: Any, num_runs: int, batch: int, dtype: str) -> Any:
+    """The same without vmap: the unmasked pass, then one program called K times."""
+    key, images = jax.random.key(0), random_batch(backbone.config, batch)
+    whole, config = extraction(0, dtype), detector_config(1, dtype)
+
+    @jax.jit
+    def once(backbone: Any, key: Any, images: Any, run: Any) -> Any:
+        extract = steps.make_extract(config, lambda keys, _: jnp.full((*keys.shape, 1), run))
+        features = extract(backbone, key, images)
+        return features.terms, features.masked  # so that XLA leaves out the unmasked pass
+
+    def run() -> Any:
+        features = whole(backbone, key, images)
+        terms = [once(backbone, key, images, k) for k in range(num_runs)]
+        return jax.block_until_ready((features.f_global, terms))
+
+    return run
 
 
 def matmul_run(config: MAEConfig, batch: int, dtype: str) -> tuple[float, Any]:
@@ -113,38 +107,58 @@ def matmul_run(config: MAEConfig, batch: int, dtype: str) -> tuple[float, Any]:
 
 
 def bench(
-    preset: str, num_runs: int, batch: int, rounds: int, dtypes: list[str], depth: int | None = None
+    name: str, config: MAEConfig, num_runs: int, batch: int, rounds: int, dtypes: list[str]
 ) -> dict[str, Any]:
-    """Runs the comparison; ``depth`` shortens the encoder, to look at shapes on a small machine."""
-    config = mae.PRESETS[preset](**({"depth": depth} if depth else {}))
-    flops = image_flops(config, num_runs)
+    """Runs the comparison and prints it, with the share of the ceiling that each dtype reaches."""
+    backbone, flops = random_backbone(config), image_flops(config, num_runs)
     contenders: dict[str, tuple[float, Any]] = {}
-    facts: dict[str, Any] = {"gflop_an_image": flops / 1e9}
+    without_torch = torch_peer.missing()
+    if without_torch:
+        print(without_torch)
     for dtype in dtypes:
-        run, facts[dtype] = jax_run(config, num_runs, batch, dtype)
-        contenders[f"jax {dtype}"] = (batch, run)
+        contenders[f"jax {dtype}"] = (batch, jax_run(backbone, num_runs, batch, dtype))
+        loop = loop_run(backbone, num_runs, batch, dtype)
+        contenders[f"jax {dtype}, a Python loop over masks"] = (batch, loop)
         work, run = matmul_run(config, batch, dtype)
         contenders[f"matmul {dtype}"] = (work / flops, run)
-        if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-            contenders[f"torch {dtype}"] = (batch, torch_run(config, num_runs, batch, dtype))
+        if not without_torch:
+            for kind, run in torch_peer.extractions(config, num_runs, batch, dtype).items():
+                contenders[f"torch {dtype}, {kind}"] = (batch, run)
     rows = measure.compare(contenders, baseline=f"jax {dtypes[0]}", rounds=rounds)
-    facts["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    title = f"{preset}, K = {num_runs}, batch {batch}; matmul: images whose FLOPs it could do"
+    title = f"{name}, K = {num_runs}, batch {batch}; matmul: images whose FLOPs it could do"
     measure.show(title, "image", rows)
-    return {"title": title, "rows": measure.as_json(rows), "facts": facts}
+    share = {dtype: measure.ratio(rows, f"jax {dtype}", f"matmul {dtype}") for dtype in dtypes}
+    for dtype, value in share.items():
+        print(f"{dtype}: {value:.2f} of the matmul ceiling by {flops / 1e9:.1f} GFLOP an image")
+    return {
+        "title": title,
+        "rows": measure.as_json(rows),
+        "gflop_an_image": flops / 1e9,
+        "share_of_ceiling": share,
+    }
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options that choose a backbone; ``model`` reads them."""
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="vit_large")
+    parser.add_argument("--depth", type=int, help="of the encoder, if not the preset's")
+
+
+def model(options: argparse.Namespace) -> MAEConfig:
+    config = PRESETS[options.preset]
+    return dataclasses.replace(config, depth=options.depth or config.depth)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=sorted(mae.PRESETS), default="vit_large")
-    parser.add_argument("--depth", type=int, help="of the encoder, if not the preset's")
+    add_model(parser)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--json", type=Path)
     o = parser.parse_args(argv)
-    result = bench(o.preset, o.runs, o.batch, o.rounds, o.dtypes, o.depth)
+    result = bench(o.preset, model(o), o.runs, o.batch, o.rounds, o.dtypes)
     if o.json:
         measure.write(o.json, {"machine": measure.machine(), "backbone": result})
 

@@ -10,7 +10,6 @@ used them.  Its rate leaves out their start, which is printed apart.
 
 import argparse
 import dataclasses
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
@@ -86,41 +85,59 @@ def processes(work: Work, workers: int) -> tuple[float, float]:
     return count / seconds, ready - begin
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()  # which Grain's processes ask for
-    table = Table(title=f"{SIDE}² images, {options.threads} threads, {platform.processor()}")
+def bench(images: int, threads: int, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Runs the comparison and prints it.
+
+    Returns:
+      By kind of file: images a second of every repeat, and seconds until processes have started.
+    """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # which Grain's processes ask for
+    table = Table(title=f"{SIDE}² images, {threads} threads")
     for name in ("images/s", "floor", "loader", "processes", "loader / floor", "processes / floor"):
         table.add_column(name)
+    result = {}
     for suffix in (".jpg", ".png"):
         with tempfile.TemporaryDirectory() as folder:
-            write_images(Path(folder), options.images, suffix)
-            images = loader.from_catalog(catalog.scan(folder))
-            work = Work(images, Crop(SIZE, resize=256))
-            floor(work, options.threads)  # warms the page cache
+            write_images(Path(folder), images, suffix)
+            source = loader.from_catalog(catalog.scan(folder))
+            work = Work(source, Crop(SIZE, resize=256))
+            floor(work, threads)  # warms the page cache
             rates, starts = [], []
-            for _ in range(options.repeats):
-                rate, start = processes(work, options.threads)
+            for _ in range(repeats):
+                rate, start = processes(work, threads)
                 starts.append(start)
-                rates.append((floor(work, options.threads), loading(work, options.threads), rate))
-        floors, loads, parallel = zip(*rates, strict=True)
+                rates.append((floor(work, threads), loading(work, threads), rate))
+        floors, loads, parallel = (list(each) for each in zip(*rates, strict=True))
         table.add_row(
             suffix[1:],
             *(f"{np.median(each):.0f}" for each in (floors, loads, parallel)),
             *(spread(each, floors) for each in (loads, parallel)),
         )
         print(f"{suffix}: processes and their first batches take {np.median(starts):.1f} s")
+        result[suffix] = {
+            "floor": floors,
+            "loader": loads,
+            "processes": parallel,
+            "start_s": starts,
+        }
     Console().print(table)
+    return result
 
 
 def spread(rates: Sequence[float], floors: Sequence[float]) -> str:
     """Least, median and greatest ratio."""
     ratios = sorted(a / b for a, b in zip(rates, floors, strict=True))
     return f"{ratios[0]:.2f}, {np.median(ratios):.2f}, {ratios[-1]:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    bench(options.images, options.threads, options.repeats)
 
 
 if __name__ == "__main__":

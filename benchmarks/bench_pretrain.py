@@ -8,7 +8,6 @@ where it can be imported, runs transformers' ViTMAE, for bfloat16 under autocast
 """
 
 import argparse
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measure
+from benchmarks import measure, torch_peer
 from cinemae_jax import optim, pretrain
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.model.config import MAEConfig
@@ -63,25 +62,10 @@ def jax_run(settings: Any, batch: int, dtype: str) -> Any:
 def torch_run(settings: Any, batch: int, dtype: str) -> Any:
     """One step of transformers' ViTMAE with torch's AdamW."""
     import torch
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     c = MAEConfig(**settings.model)
-    model = ViTMAEForPreTraining(
-        ViTMAEConfig(
-            image_size=c.image_size,
-            patch_size=c.patch_size,
-            hidden_size=c.width,
-            num_hidden_layers=c.depth,
-            num_attention_heads=c.num_heads,
-            intermediate_size=4 * c.width,
-            decoder_hidden_size=c.decoder_width,
-            decoder_num_hidden_layers=c.decoder_depth,
-            decoder_num_attention_heads=c.decoder_num_heads,
-            decoder_intermediate_size=4 * c.decoder_width,
-            layer_norm_eps=c.layer_norm_eps,
-            mask_ratio=settings.mask_ratio,
-            norm_pix_loss=c.target == "norm_pix",
-        )
+    model = torch_peer.vit_mae(
+        c, mask_ratio=settings.mask_ratio, norm_pix_loss=c.target == "norm_pix"
     ).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK, betas=(0.9, settings.b2), weight_decay=settings.weight_decay
@@ -101,13 +85,17 @@ def torch_run(settings: Any, batch: int, dtype: str) -> Any:
     return run
 
 
-def bench(batch: int, rounds: int, dtypes: list[str]) -> dict[str, Any]:
-    """Runs the comparison and prints it."""
+def bench(batch: int, rounds: int, dtypes: list[str], **sizes: Any) -> dict[str, Any]:
+    """Runs the comparison and prints it; ``sizes`` are other ones of the model."""
     settings = pretrain_tiny.get_config()
+    settings.model.update(sizes)
+    without_torch = torch_peer.missing()
+    if without_torch:
+        print(without_torch)
     contenders: dict[str, tuple[float, Any]] = {}
     for dtype in dtypes:
         contenders[f"jax {dtype}"] = (batch, jax_run(settings, batch, dtype))
-        if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        if not without_torch:
             contenders[f"torch {dtype}"] = (batch, torch_run(settings, batch, dtype))
     rows = measure.compare(contenders, baseline=f"jax {dtypes[0]}", rounds=rounds)
     title = f"MAE pre-training step, pretrain_tiny, batch {batch}"

@@ -8,9 +8,12 @@ import dataclasses
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from rich.table import Table
 
 Run = Callable[[], Any]
 """One repetition; returns only when its result is there."""
+FILE_WIDTH = 120  # characters a line, where there is no terminal to fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Row:
       rate_cpu: the same per second of this process's CPU time, which other jobs disturb less.
       ratio: median over rounds of rate / the baseline's rate in the same round.
       ratio_lowest, ratio_highest: of the rounds.
+      rounds: the rate of each.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Row:
     ratio: float
     ratio_lowest: float
     ratio_highest: float
+    rounds: tuple[float, ...]
 
 
 def compare(
@@ -65,22 +71,50 @@ def compare(
             run()
             wall[name].append(work / (time.perf_counter() - begin))
             cpu[name].append(work / max(time.process_time() - begin_cpu, 1e-9))
-    rows = []
-    for name, rates in wall.items():
-        ratios = [a / b for a, b in zip(rates, wall[baseline], strict=True)]
-        rows.append(
-            Row(
-                name,
-                statistics.median(rates),
-                min(rates),
-                max(rates),
-                statistics.median(cpu[name]) if cpu_time else float("nan"),
-                statistics.median(ratios),
-                min(ratios),
-                max(ratios),
-            )
-        )
-    return rows
+    return [
+        row(name, rates, wall[baseline], cpu[name] if cpu_time else ())
+        for name, rates in wall.items()
+    ]
+
+
+def row(
+    name: str, rates: Sequence[float], baseline: Sequence[float], cpu: Sequence[float] = ()
+) -> Row:
+    """Medians and extremes of a contender's rates, round by round beside the baseline's."""
+    ratios = [a / b for a, b in zip(rates, baseline, strict=True)]
+    return Row(
+        name,
+        statistics.median(rates),
+        min(rates),
+        max(rates),
+        statistics.median(cpu) if cpu else float("nan"),
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        tuple(rates),
+    )
+
+
+def ratio(rows: list[Row], name: str, to: str) -> float:
+    """Median over rounds of one contender's rate over another's."""
+    rounds = {row.name: row.rounds for row in rows}
+    return statistics.median(a / b for a, b in zip(rounds[name], rounds[to], strict=True))
+
+
+def fresh(module: str, *arguments: object, **environment: str) -> Any:
+    """What ``python -m module`` prints as JSON, in a process of its own.
+
+    Raises:
+      CalledProcessError: if it fails; what it said is on the terminal.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
 
 
 def machine() -> dict[str, Any]:
@@ -114,11 +148,12 @@ def show(title: str, unit: str, rows: list[Row]) -> None:
             r.name,
             f"{r.rate:.2f}",
             f"{r.lowest:.2f}, {r.highest:.2f}",
-            f"{r.rate_cpu:.2f}",
+            "" if r.rate_cpu != r.rate_cpu else f"{r.rate_cpu:.2f}",
             f"{r.ratio:.2f}",
             f"{r.ratio_lowest:.2f}, {r.ratio_highest:.2f}",
         )
-    Console().print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else FILE_WIDTH).print(table)
 
 
 def as_json(rows: list[Row]) -> list[dict[str, Any]]:

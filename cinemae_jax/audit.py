@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cinemae_jax import audit_tables, retrain, trained
+from cinemae_jax import audit_tables, bundle, retrain
 from cinemae_jax.banking import Data
 from cinemae_jax.data import catalog, diagnosis, doctor, shortcuts
 from cinemae_jax.data.bad import BadImages
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = arguments.add_argument
     add("root", help="folder of the data set, or a list of images")
-    add("--detector", type=Path, metavar="D", help="workdir of a training run")
+    add("--detector", metavar="D", help="run, file of `cinemae bundle`, or bundled name (tiny)")
     add("--backbone", default="", metavar="F", help="its backbone's file, if it has moved")
     add("--json", type=Path, metavar="F", help="write the whole report here")
     add("--images", type=_count, default=0, metavar="N", help="of each class and generator (all)")
@@ -158,7 +158,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _detector(options: argparse.Namespace) -> TrainedDetector:
     """The detector, set to read files as the audit finds them."""
-    found = trained.load(options.detector, backbone=options.backbone)
+    found = bundle.load(options.detector, backbone=options.backbone).detector
     data = dataclasses.replace(found.settings.data, root=options.root, source="folder")
     return dataclasses.replace(found, settings=dataclasses.replace(found.settings, data=data))
 
@@ -208,7 +208,7 @@ class _Audit:
         clean = self.score(self.images, audit.unchanged)
         found = {
             "detector": {
-                "workdir": str(self.options.detector),
+                "name": self.options.detector,
                 "step": self.detector.step,
                 "backbone_sha256": self.detector.backbone.sha256,
                 "settings": self.detector.settings,

@@ -132,18 +132,15 @@ def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
 
 def identity(detector: TrainedDetector) -> str:
     """12 hex digits that differ wherever scores could; the same in a run's folder and in a file."""
-    digest = hashlib.sha256()
     data = detector.settings.data
     choices = {
         "backbone": detector.backbone.sha256,
         "detector": dataclasses.asdict(detector.settings.detector),
         "crops": (data.resize, data.num_crops),
         "mask_seed": detector.settings.features.seed,
+        "heads": trained.head_sha256(detector.heads),
     }
-    digest.update(json.dumps(choices, sort_keys=True).encode())
-    for name, values in sorted(_flatten({"heads": detector.heads}).items()):
-        digest.update(name.encode() + values.tobytes())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What the entry points share: flags, hosts, exit codes, progress, metrics.jsonl."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
@@ -38,6 +40,7 @@ _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
 )
 
 BAD_IMAGES = "bad_images.csv"
+CACHE_FOLDER = "jax_compilation_cache_dir"  # JAX's name of the setting
 LISTED = 10
 """Bad images named on the terminal; the others are in bad_images.csv."""
 
@@ -147,6 +150,21 @@ def progress(
         for step, batch in enumerate(preemption.checked(batches), start + 1):
             yield step, batch
             bar.update()
+
+
+@contextlib.contextmanager
+def kept_compilations() -> Iterator[None]:
+    """Programs are compiled once a machine, unless JAX was told of a cache of its own."""
+    if getattr(jax.config, CACHE_FOLDER):
+        yield
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    jax.config.update(CACHE_FOLDER, str(Path(home) / "cinemae_jax" / "xla"))
+    try:
+        yield
+    finally:
+        jax.config.update(CACHE_FOLDER, None)
+        compilation_cache.reset_cache()
 
 
 def require_same(

@@ -67,7 +67,7 @@ class Detector:
         if fpr is not None:
             config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, fpr=fpr))
             trained = dataclasses.replace(trained, settings=config)
-        self.trained, self.card, self._seen = trained, loaded.card, loaded.seen
+        self.trained, self.card, self.seen = trained, loaded.card, loaded.seen
         self.name = f"{loaded.name} {bundle.identity(trained)}"
         self.calibration = trained.calibration()
         self.transform = config.data.eval_transform(trained.backbone.config.image_size)
@@ -280,7 +280,7 @@ class Detector:
             zip(ALTERATIONS, zip(probability[1:], verdicts[1:], strict=True), strict=False)
         )
         flags = [prediction.low_context(float(scored.uniform_share[0]))] if low_context[0] else []
-        flags += prediction.flags_of(facts, self.transform, self._seen)
+        flags += prediction.flags_of(facts, self.transform, self.seen)
         flags += prediction.unstable(verdicts[0], {k: v for k, (_, v) in altered.items()})
         return Prediction(
             path=inputs.name_of(one.source),

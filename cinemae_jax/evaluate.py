@@ -117,7 +117,7 @@ def write_results(
     facts = {
         "backbone": trained.describe(detector.backbone),
         "backbone_sha256": detector.backbone.sha256,
-        "head_sha256": receipt.head_sha256(detector.heads),
+        "head_sha256": trained.head_sha256(detector.heads),
         "checkpoint_step": detector.step,
         "calibration": calibration.to_dict(),
         "over_seeds": by_seed,

@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": "opens every image of a data set and says what is wrong with it",
     "export": "detector as a StableHLO program for other software",
     "predict": "how likely pictures are AI-generated",
+    "serve": "the same as a web page and over HTTP",
     "verify": "scores an evaluation's images again and compares with its receipt",
 }
 MODULES = {
@@ -26,6 +27,7 @@ MODULES = {
     "doctor": "cinemae_jax.doctor",
     "export": "cinemae_jax.share",
     "predict": "cinemae_jax.predict",
+    "serve": "cinemae_jax.serve.command",
     "verify": "cinemae_jax.verify",
 }
 """Where ``main(argv)`` of each command is, its name first in argv; imported when it is called."""

@@ -4,7 +4,6 @@ Exit codes: 0 every picture was judged; 1 some could not be, each a row with its
 """
 
 import argparse
-import contextlib
 import csv
 import glob
 import io
@@ -15,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -30,7 +27,6 @@ from cinemae_jax.inputs import Source
 
 STDIN = "-"
 PIPE_WIDTH = 140  # characters a line of the table, where there is no terminal to fit
-CACHE_FOLDER = "jax_compilation_cache_dir"  # JAX's name of the setting
 Row = dict[str, Any]
 
 
@@ -80,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what a terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _kept_compilations():
+        with cli.kept_compilations():
             return run(options)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -126,21 +122,6 @@ def run(options: argparse.Namespace) -> int:
 
     WRITERS[options.format](rows(), detector)
     return cli.SOME_FAILED if bad else cli.OK
-
-
-@contextlib.contextmanager
-def _kept_compilations() -> Iterator[None]:
-    """Programs are compiled once a machine, unless JAX was told of a cache of its own."""
-    if getattr(jax.config, CACHE_FOLDER):
-        yield
-        return
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update(CACHE_FOLDER, str(Path(home) / "cinemae_jax" / "xla"))
-    try:
-        yield
-    finally:
-        jax.config.update(CACHE_FOLDER, None)
-        compilation_cache.reset_cache()
 
 
 # --- which pictures -----------------------------------------------------------------------------

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,12 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow as pa
-from flax import serialization, traverse_util
 from PIL import features as pillow
 
+from cinemae_jax import trained
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.features import BankedSet, FeatureSet
-from cinemae_jax.model.head import HeadState
 from cinemae_jax.trained import TrainedDetector
 
 FILE = "receipt.json"
@@ -131,7 +129,7 @@ def facts_of(detector: TrainedDetector, replicas: Replicas) -> dict[str, Any]:
     transform = config.data.eval_transform(detector.backbone.config.image_size)
     facts = {
         "backbone_sha256": detector.backbone.sha256,
-        "head_sha256": head_sha256(detector.heads),
+        "head_sha256": trained.head_sha256(detector.heads),
         "checkpoint_step": detector.step,
         "seeds": {
             "masks": config.features.seed,
@@ -156,16 +154,6 @@ def facts_of(detector: TrainedDetector, replicas: Replicas) -> dict[str, Any]:
         },
     }
     return json.loads(json.dumps(facts))
-
-
-def head_sha256(heads: HeadState) -> str:
-    """sha256 over name, type, shape and bytes of every array, in the order of the names."""
-    digest = hashlib.sha256()
-    flat = traverse_util.flatten_dict(serialization.to_state_dict(heads), sep="/")
-    for name, leaf in sorted(flat.items()):
-        values = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {values.dtype.str} {values.shape};".encode() + values.tobytes())
-    return digest.hexdigest()
 
 
 def decoders() -> dict[str, str]:

@@ -32,8 +32,8 @@ class DataSettings:
       test_generators: whose ``val`` split is scored; empty means all.
       holdout: share of the training images kept for validation, picked by their ids.
       resize: shorter side before cropping, pixels; 0 keeps native pixels.
-      num_crops: crops of an image, whose logits are averaged; in evaluation 1 is the centre crop,
-        other squares (4, 9, ...) a grid from corner to corner.
+      num_crops: crops of an image: in training each is judged by itself, in evaluation their logits
+        are averaged, and 1 is the centre crop, other squares (4, 9, ...) a grid.
       random_crop, flip, augment: of training images, of both classes alike.
       num_threads: decoding threads.
     """

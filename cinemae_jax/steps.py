@@ -142,7 +142,7 @@ def make_head_step(
     """One update of all heads on one device's share of a batch; also returns their losses.
 
     Loss and gradient are means over the valid examples of all devices, so that any number of
-    devices takes the same step.
+    devices takes the same step.  Each crop of an image is judged by itself.
     """
 
     def step(
@@ -153,15 +153,17 @@ def make_head_step(
 
         def loss_of(params: Any, normalizer: Normalizer, features: Features) -> Float[Array, ""]:
             rows, _ = logits(HeadState(params, normalizer), features, config, num_patches)
-            logit = rows.reshape(len(batch.label), -1).mean(axis=1)  # over crops
-            return (binary_cross_entropy(logit, batch.label) * valid).sum() / per_device
+            crops = rows.reshape(len(batch.label), -1)
+            loss = binary_cross_entropy(crops, batch.label[:, None]).mean(axis=1)
+            return (loss * valid).sum() / per_device
 
         def gradient(head: HeadState, features: Features) -> tuple[Float[Array, ""], Any]:
             return jax.value_and_grad(loss_of)(head.params, head.normalizer, features)
 
         heads = HeadState(state.params, normalizer)
         loss, grads = jax.lax.pmean(per_head(gradient)(heads, batch.features), AXIS)
-        updates, opt_state = jax.vmap(tx.update)(grads, state.opt_state, state.params)
+        update = over_heads(tx.update, in_axes=(0, 0, 0))
+        updates, opt_state = update(grads, state.opt_state, state.params)
         return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
 
     return step
@@ -183,8 +185,8 @@ def make_head_inputs(
     return head_inputs
 
 
-def binary_cross_entropy(logit: Float[Array, " b"], label: Array) -> Float[Array, " b"]:
-    """Per image; label 1 is AI-generated."""
+def binary_cross_entropy(logit: Float[Array, "*b"], label: Array) -> Float[Array, "*b"]:
+    """Per logit; label 1 is AI-generated."""
     return optax.sigmoid_binary_cross_entropy(logit, label.astype(jnp.float32))
 
 
@@ -218,7 +220,25 @@ def per_head(
             return function(head, dataclasses.replace(features, terms=terms, masked=masked))
 
         runs = jax.tree.map(apart, (features.terms, features.masked))
-        return jax.vmap(one, in_axes=(0, 1, 1), out_axes=out_axes)(heads, *runs)
+        return over_heads(one, in_axes=(0, 1, 1), out_axes=out_axes)(heads, *runs)
+
+    return mapped
+
+
+def over_heads(
+    function: Callable[..., Any], *, in_axes: tuple[int, ...], out_axes: int = 0
+) -> Callable[..., Any]:
+    """vmap, but a head that is alone goes without: on CPU, XLA makes that twice as fast."""
+    together = jax.vmap(function, in_axes, out_axes)
+
+    def mapped(*arguments: Any) -> Any:
+        if len(jax.tree.leaves(arguments[0])[0]) > 1:
+            return together(*arguments)
+        alone = [
+            jax.tree.map(lambda leaf, axis=axis: jnp.squeeze(leaf, axis), argument)
+            for argument, axis in zip(arguments, in_axes, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, out_axes), function(*alone))
 
     return mapped
 

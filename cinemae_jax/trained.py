@@ -1,6 +1,7 @@
 """A trained detector on disk: the checkpoint of a head, tied to its backbone by hash."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
+from flax import serialization, struct, traverse_util
 
 from cinemae_jax import __version__, cli, settings, steps, weights
 from cinemae_jax.checkpoint import CheckpointError, Checkpoints, Which
@@ -204,6 +205,16 @@ def load_backbone(config: Settings) -> Backbone:
                 "use a backbone with a decoder, or num_runs 0 in both with fusion 'global'"
             )
     return backbone
+
+
+def head_sha256(heads: HeadState) -> str:
+    """sha256 over name, type, shape and bytes of every array, in the order of the names."""
+    digest = hashlib.sha256()
+    flat = traverse_util.flatten_dict(serialization.to_state_dict(heads), sep="/")
+    for name, leaf in sorted(flat.items()):
+        values = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {values.dtype.str} {values.shape};".encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def validation_score(metrics: Any) -> float:

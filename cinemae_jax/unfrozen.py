@@ -166,8 +166,8 @@ def make_step(
     def step(
         state: State, fixed: Any, normalizer: Normalizer, key: Key[Array, ""], batch: steps.Batch
     ) -> tuple[State, Float[Array, ""]]:
-        crops = math.prod(batch["image"].shape[1:-3])
-        ids, epoch = (jnp.repeat(batch[name], crops) for name in ("example_id", "epoch"))
+        num_crops = math.prod(batch["image"].shape[1:-3])
+        ids, epoch = (jnp.repeat(batch[name], num_crops) for name in ("example_id", "epoch"))
         images = batch["image"].reshape(-1, *batch["image"].shape[-3:])
         keys = masking.example_keys(key, ids)
         valid = batch["valid"].astype(jnp.float32)
@@ -178,8 +178,9 @@ def make_step(
             seen = features(backbone, model, images, keys, runs(keys, epoch), config)
             head = jax.tree.map(lambda leaf: leaf[0], HeadState(params["head"], normalizer))
             rows, _ = logits(head, seen, config, model.num_patches)
-            logit = rows.reshape(len(valid), -1).mean(axis=1)  # over crops
-            return (steps.binary_cross_entropy(logit, batch["label"]) * valid).sum() / per_device
+            crops = rows.reshape(len(valid), -1)
+            loss = steps.binary_cross_entropy(crops, batch["label"][:, None]).mean(axis=1)
+            return (loss * valid).sum() / per_device
 
         loss, grads = jax.lax.pmean(jax.value_and_grad(loss_of)(state.params), AXIS)
         params, opt_state = {}, {}

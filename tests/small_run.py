@@ -4,13 +4,15 @@ import functools
 import tempfile
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from cinemae_jax import settings
 from cinemae_jax import train as training
 from cinemae_jax.settings import Settings
 from configs import sd14
 
 
-def small_settings(data_set: Path, backbone_file: Path) -> Settings:
+def small_config(data_set: Path, backbone_file: Path) -> ConfigDict:
     config = sd14.get_config()
     config.backbone = str(backbone_file)
     config.detector.hidden = 8
@@ -28,7 +30,11 @@ def small_settings(data_set: Path, backbone_file: Path) -> Settings:
     config.eval.batch_size = 16
     config.eval.bootstrap = 20
     config.eval.fpr = config.eval.fnr = 0.2  # what six held-out images of a class can promise
-    return settings.read(config.to_dict(), Settings)
+    return config
+
+
+def small_settings(data_set: Path, backbone_file: Path) -> Settings:
+    return settings.read(small_config(data_set, backbone_file).to_dict(), Settings)
 
 
 @functools.cache

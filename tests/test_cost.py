@@ -4,6 +4,7 @@ FLOPs are XLA's count of the program before optimisation, 2 a multiply-add; docs
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from cinemae_jax import pretrain
+from cinemae_jax import banking, pretrain, trained
+from cinemae_jax.data.bad import BadImages
+from cinemae_jax.data.order import Order
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.model import mae
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
@@ -21,6 +24,7 @@ from cinemae_jax.model.detector import Backbone, extract_features
 from cinemae_jax.model.mae import MAE
 
 from .conftest import SMALL
+from .small_run import small_settings
 
 LARGE = mae.vit_large()
 VISIBLE = 49
@@ -139,6 +143,19 @@ class no_compilation:  # noqa: N801
     def __exit__(self, *error: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._note)
         assert self.count == 0, f"{self.count} compilations after the first step"
+
+
+def test_epochs_from_a_bank_compile_nothing_anew(
+    data_set: Path, backbone_file: Path, tmp_path: Path
+) -> None:
+    config, replicas = small_settings(data_set, backbone_file), Replicas(tuple(jax.devices()[:2]))
+    data, bad = banking.read_data(config), BadImages(tmp_path / "bad.csv")
+    frozen = trained.load_backbone(config)
+    sets = banking.open_sets(config, data, frozen, tmp_path, replicas, bad)
+    batches = sets.train.training(Order(len(sets.train.images), 8, 3, 0), 0)
+    next(batches)
+    with no_compilation():
+        assert len(list(batches)) > 2 * len(sets.train.images) // 8 > 2
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from cinemae_jax import bundle, main, predict
+from cinemae_jax import bundle, cli, main, predict
 from cinemae_jax.detector import OPINION, Detector
 
 from .conftest import photo
@@ -249,7 +249,7 @@ def test_compilations_are_kept_between_calls_and_nothing_else_is_changed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with predict._kept_compilations():
+    with cli.kept_compilations():
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cinemae_jax" / "xla")
     assert jax.config.jax_compilation_cache_dir is None
 

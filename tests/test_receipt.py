@@ -106,7 +106,7 @@ def test_another_head_and_another_backbone_are_named(
     of_backbone, of_head = done.changes
     assert of_backbone.startswith("backbone_sha256 was")
     assert of_head.startswith("head_sha256 was")
-    assert receipt.head_sha256(other.heads) in of_head
+    assert trained.head_sha256(other.heads) in of_head
 
 
 def test_a_backbone_that_is_not_the_heads_cannot_be_replayed(

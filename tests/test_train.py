@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pyarrow.csv
 import pytest
-from ml_collections import ConfigDict
 
 from cinemae_jax import banking, cli, evaluate, settings, trained, weights
 from cinemae_jax import train as train_module
@@ -22,35 +21,18 @@ from cinemae_jax.distributed import Replicas
 from cinemae_jax.features import Extractor, OnlineSet
 from cinemae_jax.model.detector import Backbone, random_backbone
 from cinemae_jax.settings import Settings
-from configs import sd14
 
 from .conftest import SMALL, write_data_set
+from .small_run import small_config
 
 ROOT = Path(__file__).parents[1]
 
 
-def small_config(data_set: Path, backbone_file: Path) -> ConfigDict:
-    config = sd14.get_config()
-    config.backbone = str(backbone_file)
-    config.detector.hidden = 8
-    config.data.root = str(data_set)
-    config.data.train_generators = ("gen_a",)
-    config.data.holdout = 0.25
-    config.data.resize = 36
-    config.data.num_threads = 2
-    config.train.batch_size = 8
-    config.train.epochs = 5
-    config.train.learning_rate = 1e-2
-    config.train.standardize_images = 16
-    config.train.checkpoint_every = 2
-    config.eval.batch_size = 16
-    config.eval.bootstrap = 20
-    return config
-
-
 @pytest.fixture(scope="module")
 def config(data_set: Path, backbone_file: Path) -> Settings:
-    return settings.read(small_config(data_set, backbone_file).to_dict(), Settings)
+    some = small_config(data_set, backbone_file)
+    some.train.checkpoint_every = 2
+    return settings.read(some.to_dict(), Settings)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +112,7 @@ def test_killed_and_resumed_equals_undisturbed(backbone_file: Path, tmp_path: Pa
     root, workdir = write_data_set(tmp_path / "data"), tmp_path / "killed"
     spoil(root, "train/ai/003.png", "train/nature/010.png", "val/ai/002.png")
     config = small_config(root, backbone_file)
+    config.train.checkpoint_every = 2
     undisturbed = tmp_path / "undisturbed"
     bad = train_module.train(settings.read(config.to_dict(), Settings), undisturbed)
     assert len(bad) == 3

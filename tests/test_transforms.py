@@ -22,6 +22,7 @@ from cinemae_jax.data.transforms import (
     recompress,
     rescale,
     resize_crop,
+    resize_short,
 )
 
 from .pictures import encoded, gradient, noise, saved
@@ -283,6 +284,26 @@ def test_the_shorter_side_is_brought_to_one_drawn_from_a_range() -> None:
         for seed in range(40)
     }
     assert sizes == {20, 21, 22, 23, 24}
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_steps_are_drawn_each_or_together(together: bool) -> None:
+    augment = Augment(
+        jpeg_probability=0.5,
+        jpeg_quality=(5, 5),
+        short_probability=0.5,
+        short_side=(20, 20),
+        together=together,
+    )
+    image = decode(picture(90, 40))
+    kinds = set()
+    for seed in range(40):
+        result = augment(image, np.random.default_rng(seed))
+        shortened = result.size != image.size
+        clean = resize_short(image, 20) if shortened else image
+        kinds.add((shortened, np.asarray(result).tobytes() != np.asarray(clean).tobytes()))
+    both = {(False, False), (True, True)}
+    assert kinds == both if together else kinds > both
 
 
 @pytest.mark.parametrize("native", [0.0, 0.5, 1.0])

@@ -128,6 +128,8 @@ class Augment:
       resize_scale: least and greatest factor of its sides, drawn uniformly.
       short_probability: of a bicubic resize to a shorter side, after the other one.
       short_side: least and greatest, pixels, drawn uniformly.
+      together: one draw decides on all three, so that an image without the most probable step has
+        gone through none; else each has its own.
     """
 
     jpeg_probability: float = 0.0
@@ -136,6 +138,7 @@ class Augment:
     resize_scale: tuple[float, float] = (0.5, 1.0)
     short_probability: float = 0.0
     short_side: tuple[int, int] = (256, 256)
+    together: bool = False
 
     def __post_init__(self) -> None:
         for name in ("jpeg_probability", "resize_probability", "short_probability"):
@@ -154,7 +157,8 @@ class Augment:
         wanted = self.resize_probability, self.jpeg_probability, self.short_probability
         if not any(wanted):
             return image
-        resized, compressed, shortened = rng.random(3) < wanted
+        draws = rng.random(3)
+        resized, compressed, shortened = (draws[0] if self.together else draws) < wanted
         scale = rng.uniform(*self.resize_scale)
         quality = int(rng.integers(*self.jpeg_quality, endpoint=True))
         side = int(rng.integers(*self.short_side, endpoint=True))

@@ -1,0 +1,191 @@
+"""The HTTP service around one detector, and the page that is its first client.
+
+Requests wait in a bounded queue, and one picture at a time is with the detector, so that memory
+does not grow with the number of callers.  Nothing that is sent here is written or logged.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from cinemae_jax import __version__
+from cinemae_jax.data.decode import encode_png
+from cinemae_jax.detector import OPINION, Detector
+from cinemae_jax.serve import answers, body
+from cinemae_jax.serve.answers import About, Answer, Failure, Options
+from cinemae_jax.serve.guard import Guard
+
+PAGE = Path(__file__).parent / "page"
+RETRY_AFTER = "2"  # seconds that a caller is asked to wait when the queue is full
+GONE = 499  # nobody reads it: whoever asked has gone away
+
+REFUSALS = {
+    400: "no image, a malformed form, an unknown option",
+    403: "a page of another site, or another host's name",
+    408: "the body did not come in time",
+    413: "a larger body than this server takes",
+    415: "a body that says it is no image",
+    422: "cannot be decoded or scored, with the decoder's reason",
+    503: "the queue is full: `Retry-After` says when to come again",
+}
+BODY = {
+    "required": True,
+    "content": {
+        kind: {"schema": {"type": "string", "format": "binary"}}
+        for kind in (body.ANY_IMAGE, body.BINARY)
+    }
+    | {
+        body.FORM: {
+            "schema": {
+                "type": "object",
+                "required": [body.FIELD],
+                "properties": {body.FIELD: {"type": "string", "format": "binary"}},
+            }
+        }
+    },
+}
+
+
+def create(
+    detector: Detector,
+    *,
+    max_bytes: int,
+    queue: int,
+    hosts: frozenset[str] | None,
+) -> ASGIApp:
+    """The application.
+
+    Args:
+      detector: that answers.
+      max_bytes: largest request body.
+      queue: requests that may be here at a time, that which is being answered included.
+      hosts: names that requests may be for; None for any.
+    """
+    app = FastAPI(
+        title="cinemae serve",
+        version=__version__,
+        description=f"How likely a picture is AI-generated. {OPINION}",
+        docs_url=None,  # that page would come from another host
+        redoc_url=None,
+        telemetry={  # else requests are reported to whatever the environment names
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },
+    )
+    service = Service(detector, max_bytes=max_bytes, queue=queue)
+    described = answers.about(detector, max_bytes)
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Failure, "description": words} for status, words in REFUSALS.items()
+    }
+    app.post(
+        "/v1/predict",
+        response_model=Answer,
+        responses=refusals,
+        openapi_extra={"requestBody": BODY},
+        summary="Judge one picture",
+    )(service.predict)
+
+    @app.get("/v1/detector", summary="Which detector answers, and what this server takes")
+    async def about() -> About:
+        return described
+
+    @app.get("/healthz", summary="Ready to answer")
+    async def health() -> dict[str, str]:
+        return {"status": "ready"}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    app.mount("/page", StaticFiles(directory=PAGE))
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _misasked)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _failed)
+    return Guard(app, hosts)
+
+
+def warm_up(detector: Detector) -> None:
+    """Compiles, by a picture of noise, all that an answer needs."""
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    options = Options(heatmap=answers.has_heatmaps(detector))
+    answers.judge(detector, encode_png(noise), options)
+
+
+class Service:
+    """The detector, and those who wait for it."""
+
+    def __init__(self, detector: Detector, *, max_bytes: int, queue: int) -> None:
+        """``create`` has the arguments."""
+        self._detector, self._max_bytes, self._free = detector, max_bytes, queue
+        self._turn = asyncio.Lock()  # first come, first served
+
+    async def predict(self, request: Request, options: Annotated[Options, Query()]) -> Any:
+        """The body is an image file, or a form with one in the field `image`.
+
+        The same picture gets the same number under any name and in any company.
+        """
+        if options.heatmap and not answers.has_heatmaps(self._detector):
+            raise HTTPException(
+                400, f"no heatmap: the backbone of {self._detector.name} has no decoder"
+            )
+        with self._place():
+            data = await body.read(request, self._max_bytes)
+            async with self._turn:
+                if await request.is_disconnected():
+                    return Response(status_code=GONE)
+                try:
+                    return await run_in_threadpool(answers.judge, self._detector, data, options)
+                except answers.UnreadableError as error:
+                    raise HTTPException(422, str(error)) from error
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """Taken before a body is read, so that what waits is bounded in bytes too."""
+        if not self._free:
+            raise HTTPException(
+                503, "busy: the queue is full, come again soon", {"Retry-After": RETRY_AFTER}
+            )
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
+
+
+# --- failures, all of them as {"error": words} --------------------------------------------------
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _misasked(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = (f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
+    known = ", ".join(Options.model_fields)
+    return JSONResponse({"error": f"option {'; '.join(faults)} (there are {known})"}, 400)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A fault of this program; the server prints where."""
+    return JSONResponse({"error": "the server failed; its terminal says more"}, 500)
