@@ -27,6 +27,7 @@ def small_config(data_set: Path, backbone_file: Path) -> ConfigDict:
     config.train.epochs = 5
     config.train.learning_rate = 1e-2
     config.train.standardize_images = 16
+    config.train.checkpoint_every = 2
     config.eval.batch_size = 16
     config.eval.bootstrap = 20
     config.eval.fpr = config.eval.fnr = 0.2  # what six held-out images of a class can promise

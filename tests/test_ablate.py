@@ -42,7 +42,8 @@ from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import Settings
 
 from .conftest import SMALL
-from .test_train import ROOT, small_config
+from .small_run import small_config
+from .test_train import ROOT
 
 ONE_DEVICE = Replicas((jax.devices()[0],))
 SWIFT = {"train.epochs": 2, "features.num_runs": 3, "num_seeds": 2, "eval.bootstrap": 20}

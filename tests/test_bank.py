@@ -25,7 +25,8 @@ from cinemae_jax.features import Sets
 from cinemae_jax.settings import Settings
 
 from .conftest import write_data_set
-from .test_train import ROOT, flatten, small_config, spoil
+from .small_run import small_config
+from .test_train import ROOT, flatten, spoil
 
 
 def typed(config: object, **features: object) -> Settings:

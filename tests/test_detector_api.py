@@ -27,7 +27,7 @@ from cinemae_jax.settings import Settings
 from .conftest import SMALL, photo
 from .pictures import encoded
 from .small_detector import one_device, small_bundle
-from .test_train import small_config
+from .small_run import small_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 
@@ -260,7 +260,7 @@ def test_run_and_bundle_are_one_detector(
         assert os.fsencode(private) not in content
     shared = Detector.load(path, backbone=str(backbone_file), replicas=one_device())
     assert shared.card == "Trained on noise.\n"
-    assert shared._seen == Seen(("PNG",), (40, 40)) == trained._seen
+    assert shared.seen == Seen(("PNG",), (40, 40)) == trained.seen
     assert shared.calibration == trained.calibration
     assert (shared.name.split()[1], shared.name.split()[0]) == (trained.name.split()[1], "shared")
     image = photo(np.random.default_rng(5), ai=True)

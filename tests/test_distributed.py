@@ -31,7 +31,8 @@ from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import Settings
 
 from .conftest import write_data_set
-from .test_train import ROOT, flatten, small_config, spoil
+from .small_run import small_config
+from .test_train import ROOT, flatten, spoil
 
 MORTAL = """
 import os, signal, sys, time

