@@ -5,7 +5,7 @@
 
 Minutes a section on a small machine, and only worth their name on a quiet one; the JSON has the
 load of the machine around each.  ``--quick`` runs everything at toy size, once, to see that it
-works.  Each section is a module with more options of its own.
+works (about two minutes).  Each section is a module with more options of its own.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """What the entry points share: flags, hosts, exit codes, progress, metrics.jsonl."""
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -8,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -43,6 +44,13 @@ BAD_IMAGES = "bad_images.csv"
 CACHE_FOLDER = "jax_compilation_cache_dir"  # JAX's name of the setting
 LISTED = 10
 """Bad images named on the terminal; the others are in bad_images.csv."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments of a command; a mistake is one line, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"error: {message} ({self.prog} --help says more)\n")
 
 
 def run_config(

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,13 +30,8 @@ PIPE_WIDTH = 140  # characters a line of the table, where there is no terminal t
 Row = dict[str, Any]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(cli.USAGE, f"error: {message} (cinemae predict --help says more)\n")
-
-
 def parser() -> argparse.ArgumentParser:
-    arguments = _Parser(
+    arguments = cli.Parser(
         prog="cinemae predict",
         description="Says how likely each picture is AI-generated: a statistical opinion.",
         epilog="exit codes: 0 every picture was judged, 1 some could not be, 2 usage; "

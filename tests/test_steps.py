@@ -180,6 +180,25 @@ def test_invalid_examples_do_not_count(backbone: Backbone) -> None:
     assert_same(one.params, two.params, atol=1e-6)
 
 
+def test_each_crop_is_judged_by_itself(backbone: Backbone) -> None:
+    """The loss of two crops is the mean of theirs, not that of their mean logit."""
+    replicas = Replicas(tuple(jax.devices()[:1]))
+    tx, state = start()
+    extract = replicas.pmap_map(
+        steps.make_extract(CONFIG, steps.drawn_runs(CONFIG.num_runs, 4, 1)), replicated=2
+    )
+    step = replicas.pmap_step(steps.make_head_step(CONFIG, tx, SMALL.num_patches), replicated=2)
+    frozen = replicas.replicate((backbone, KEY))
+    features = extract(*frozen, replicas.shard(make_batch(), steps.INPUTS))
+    label = make_batch()["label"][::2]
+    losses = []
+    for labels in (label, np.repeat(label, 2)):
+        known = replicas.split({"label": labels, "valid": np.ones(len(labels), bool)})
+        _, loss = step(state, normalizer(1), steps.Labelled(features, **known))
+        losses.append(np.asarray(loss))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
 def test_a_batch_without_valid_examples_moves_nothing_by_gradient(backbone: Backbone) -> None:
     batch = make_batch()
     batch["valid"][:] = False

@@ -13,7 +13,6 @@ import threading
 import time
 import webbrowser
 from collections.abc import Sequence
-from typing import NoReturn
 
 import jax
 
@@ -30,13 +29,8 @@ probability moves with them."""
 EXTRA = "cinemae serve needs the web extra: pip install 'cinemae_jax[web]'"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(cli.USAGE, f"error: {message} (cinemae serve --help says more)\n")
-
-
 def parser() -> argparse.ArgumentParser:
-    arguments = _Parser(
+    arguments = cli.Parser(
         prog="cinemae serve",
         description="Serves a page for people and HTTP for programs. Nothing that is sent to it "
         "is kept.",
