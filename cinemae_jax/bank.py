@@ -207,7 +207,7 @@ class Stored:
     @property
     def num_views(self) -> int:
         """V."""
-        return self.columns["f_global"].shape[1]
+        return self.columns["uniform_share"].shape[1]
 
 
 def described(path: Path) -> dict[str, Any]:

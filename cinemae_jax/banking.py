@@ -124,7 +124,7 @@ def open_sets(
         return Sets(*(OnlineSet(images, extractor) for images in parts))
     made = banks(config, data, backbone, workdir)
     fill(made, config, backbone, replicas, bad)
-    columns = ("f_global", "uniform_share", *steps.needed_terms(config.detector))
+    columns = steps.needed_columns(config.detector)
 
     def banked(one: Bank) -> BankedSet:
         stored = bank.read(

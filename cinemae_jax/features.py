@@ -86,10 +86,10 @@ class Extractor:
     @functools.cached_property
     def storing(self) -> Any:
         """Extraction of the runs that a bank holds."""
-        return self._compiled(steps.first_runs(self.config.features.num_runs))
+        return self._compiled(steps.first_runs(self.config.features.num_runs), whole=True)
 
-    def _compiled(self, runs: steps.Runs) -> Any:
-        extract = steps.make_extract(self.config.detector, runs)
+    def _compiled(self, runs: steps.Runs, *, whole: bool = False) -> Any:
+        extract = steps.make_extract(self.config.detector, runs, whole=whole)
         return self.replicas.pmap_map(extract, replicated=2)
 
     def __call__(self, extract: Any, batches: Iterable[Batch]) -> Iterator[Featured]:
@@ -212,12 +212,12 @@ class BankedSet:
         if self.config.detector.sensitivity == "patch":
             at, _, run = np.broadcast_arrays(*by_run)
             masked = _rows_first(self._masked(at, run))
-        features = Features(
-            _rows_first(_taken(columns["f_global"], by_view)),
-            lcas.Terms(**terms),
-            masked,
-            _rows_first(_taken(columns["uniform_share"], by_view)),
-        )
+        uniform_share = _rows_first(_taken(columns["uniform_share"], by_view))
+        if self.config.detector.reads_global:
+            f_global = _rows_first(_taken(columns["f_global"], by_view))
+        else:
+            f_global = np.zeros((len(uniform_share), self.model.width), np.float32)
+        features = Features(f_global, lcas.Terms(**terms), masked, uniform_share)
         return self.replicas.split(features)
 
     def _batch(self, rows: np.ndarray) -> Batch:

@@ -43,7 +43,10 @@ LEAST_RUNS = 4
 
 
 class ControlledExtractor(Extractor):
-    """An extractor in which something else may stand in for the MAE's reconstruction."""
+    """An extractor in which something else may stand in for the MAE's reconstruction.
+
+    What it finds is whole: several heads share it.
+    """
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class ControlledExtractor(Extractor):
         super().__init__(config, backbone, replicas)
         self._reconstruct = reconstruct
 
-    def _compiled(self, runs: steps.Runs) -> Any:
+    def _compiled(self, runs: steps.Runs, *, whole: bool = True) -> Any:
         config, reconstruct = self.config.detector, self._reconstruct
 
         def extract(backbone: Backbone, key: Key[Array, ""], batch: steps.Batch) -> Features:
@@ -98,7 +101,7 @@ class Retrainer:
         config = dataclasses.replace(self._settings, detector=control.detector)
         if control.source not in self._stored:
             self._stored[control.source] = self._extracted(control.source)
-        columns = ("f_global", "uniform_share", *steps.needed_terms(control.detector))
+        columns = steps.needed_columns(control.detector)
 
         def banked(name: str, stored: Stored) -> BankedSet:
             own = Stored({column: stored.columns[column] for column in columns}, stored.errors)

@@ -90,16 +90,26 @@ def drawn_runs(num_runs: int, num_stored: int, num_seeds: int) -> Runs:
 
 
 def make_extract(
-    config: DetectorConfig, runs: Runs
+    config: DetectorConfig, runs: Runs, *, whole: bool = False
 ) -> Callable[[Backbone, Key[Array, ""], Batch], Features]:
     """Features of one device's share of a batch of images (entries ``INPUTS``).
 
     A mask depends on nothing but (key, example id, run).
+
+    Args:
+      config: of the detector.
+      runs: masking runs of each example.
+      whole: keep what this detector's head does not read, for others that may (a bank).  Without,
+        f_global is zeros in fusion ``lcas``, and XLA drops the unmasked pass: most of the work.
     """
 
     def extract(backbone: Backbone, key: Key[Array, ""], batch: Batch) -> Features:
         keys = masking.example_keys(key, batch["example_id"])
-        return extract_features(backbone, batch["image"], keys, runs(keys, batch["epoch"]), config)
+        wanted = runs(keys, batch["epoch"])
+        features = extract_features(backbone, batch["image"], keys, wanted, config)
+        if whole or config.reads_global:
+            return features
+        return dataclasses.replace(features, f_global=jnp.zeros_like(features.f_global))
 
     return extract
 
@@ -241,6 +251,11 @@ def over_heads(
         return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, out_axes), function(*alone))
 
     return mapped
+
+
+def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
+    """Names of the columns of a bank that a detector's head reads."""
+    return (*("f_global",) * config.reads_global, "uniform_share", *needed_terms(config))
 
 
 def needed_terms(config: DetectorConfig) -> tuple[str, ...]:

@@ -53,7 +53,9 @@ def with_detector(config: Settings, **fields: object) -> Settings:
     return dataclasses.replace(config, detector=dataclasses.replace(config.detector, **fields))
 
 
-@pytest.mark.parametrize("choice", [{}, {"sensitivity": "patch"}, {"score": "conditional_nll"}])
+@pytest.mark.parametrize(
+    "choice", [{}, {"sensitivity": "patch"}, {"score": "conditional_nll"}, {"fusion": "lcas"}]
+)
 def test_a_bank_gives_the_features_of_the_backbone(
     config: Settings, tmp_path: Path, choice: dict[str, str]
 ) -> None:

@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from cinemae_jax import banking, pretrain, trained
+from cinemae_jax import banking, pretrain, steps, trained
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.order import Order
 from cinemae_jax.distributed import Replicas
@@ -88,6 +88,27 @@ def test_cost_is_linear_in_the_number_of_runs() -> None:
     np.testing.assert_allclose(slopes[1:], (encoder + decoder + ends) / 1e9, rtol=0.05)
     np.testing.assert_allclose(slopes[0] - slopes[1], embed / 1e9, rtol=0.05)
     np.testing.assert_allclose(slopes[1:], slopes[1], rtol=0.01)
+
+
+def compiled_gflop(fusion: Any, *, whole: bool = False) -> float:
+    config = DetectorConfig(num_runs=2, fusion=fusion)
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, SMALL.image_size, SMALL.image_size, 3), jnp.uint8),
+        "example_id": jax.ShapeDtypeStruct((1,), jnp.uint32),
+        "epoch": jax.ShapeDtypeStruct((1,), jnp.int32),
+    }
+    extract = steps.make_extract(config, steps.first_runs(2), whole=whole)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    lowered = jax.jit(extract).lower(Backbone(shapes_of(SMALL)["params"], SMALL), key, batch)
+    return lowered.compile().cost_analysis()["flops"] / 1e9
+
+
+def test_a_head_that_does_not_read_the_global_feature_does_not_pay_for_it() -> None:
+    model, images = MAE(SMALL), pixels(SMALL)
+    unmasked = gflop(lambda v, x: model.apply(v, x, method="encode"), shapes_of(SMALL), images)
+    saved = compiled_gflop("additive") - compiled_gflop("lcas")
+    assert saved == pytest.approx(unmasked, rel=0.2)  # the embedding is shared with masked runs
+    assert compiled_gflop("lcas", whole=True) == compiled_gflop("additive")
 
 
 def test_a_training_step_costs_three_forward_passes() -> None:

@@ -169,6 +169,11 @@ class DetectorConfig:
     uniform_variance: float = 1e-3
     low_context_share: float = 0.5
 
+    @property
+    def reads_global(self) -> bool:
+        """Whether the head reads f_global."""
+        return self.fusion != "lcas"
+
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
             "anomaly": get_args(Anomaly),
