@@ -96,7 +96,7 @@ def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]])
             raise ValueError("--coordinator, --num_processes, --process_id need --distributed")
         workdir = Path(str(_WORKDIR.value))
         hosts.require_shared(workdir)
-        with preemption.listening():
+        with preemption.listening(), kept_compilations():
             failed = job(_CONFIG.value, workdir)
     except Preempted as stop:
         print(f"stopped   {stop}: the same command goes on there", file=sys.stderr, flush=True)

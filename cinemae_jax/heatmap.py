@@ -8,14 +8,17 @@ import dataclasses
 import os
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.figure import Figure
 from PIL import Image
 
 from cinemae_jax.data.transforms import MultiCrop, multi_crop, resize_short
 from cinemae_jax.model.config import Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RUNS = 16
 """Masks by default: at a mask ratio of 0.75 a patch is hidden in 12 of them on average."""
@@ -53,8 +56,10 @@ class LcasMap:
     runs: int
     score: Score
 
-    def figure(self) -> Figure:
+    def figure(self) -> "Figure":
         """The picture, and the map over it with its legend."""
+        from matplotlib.figure import Figure  # half a second, which only drawing pays
+
         figure = Figure(figsize=(9, 5), layout="constrained", dpi=120)
         picture, overlay = figure.subplots(1, 2)
         grey = np.asarray(self.image.convert("L"))

@@ -254,6 +254,14 @@ def test_compilations_are_kept_between_calls_and_nothing_else_is_changed(
     assert jax.config.jax_compilation_cache_dir is None
 
 
+def test_predict_starts_without_what_only_fitting_and_drawing_need() -> None:
+    script = "import sys, cinemae_jax.predict; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    loaded = set(found.stdout.split())
+    assert "cinemae_jax.detector" in loaded
+    assert not {"sklearn", "scipy.stats", "matplotlib"} & loaded
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(small: Path, folder: Path) -> None:
     script = "import sys; from cinemae_jax.main import main; sys.exit(main(sys.argv[1:]))"
     argv = ["predict", str(folder), "--detector", str(small), "--format", "jsonl"]

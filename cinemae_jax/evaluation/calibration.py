@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import beta
-from sklearn.linear_model import LogisticRegression
+from scipy.special import betaincinv, expit, logit
 
 Verdict = Literal["nature", "ai", "inconclusive"]
 
@@ -114,7 +112,8 @@ class Calibration:
         rank = _rank(self.num_nature, self.fpr)
         if not rank:
             return 0.0, 0.0
-        low, high = beta.interval(confidence, rank, self.num_nature + 1 - rank)
+        ends = (1 - confidence) / 2, (1 + confidence) / 2
+        low, high = betaincinv(rank, self.num_nature + 1 - rank, ends)
         return float(low), float(high)
 
     def in_words(self) -> list[str]:
@@ -232,6 +231,8 @@ def _platt(z: np.ndarray, is_ai: np.ndarray) -> tuple[float, float]:
     The targets (n₁ + 1) / (n₁ + 2) and 1 / (n₀ + 2), in place of 1 and 0, keep the scale finite
     where the classes do not overlap.  Each image enters twice, with the weights of both outcomes.
     """
+    from sklearn.linear_model import LogisticRegression  # a second, which only fitting pays
+
     num_ai = int(is_ai.sum())
     target = np.where(is_ai, (num_ai + 1) / (num_ai + 2), 1 / (len(z) - num_ai + 2))
     mean, spread = float(z.mean()), float(z.std())
