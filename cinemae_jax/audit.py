@@ -22,25 +22,19 @@ from typing import Any
 
 from rich.console import Console
 
-from cinemae_jax import audit_tables, bundle, retrain
-from cinemae_jax.banking import Data
+from cinemae_jax import audit_tables, bundle
+from cinemae_jax.audit_sections import Sections
 from cinemae_jax.data import catalog, diagnosis, doctor, shortcuts
 from cinemae_jax.data.bad import BadImages
-from cinemae_jax.data.catalog import Catalog, CatalogError
+from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.doctor import Examination
-from cinemae_jax.data.order import Order
-from cinemae_jax.distributed import Replicas
-from cinemae_jax.evaluation import audit, controls, corruptions, probes, robustness
-from cinemae_jax.evaluation.attacks import Attack
-from cinemae_jax.evaluation.audit import Resampling, Scored
-from cinemae_jax.evaluation.robustness import Named
-from cinemae_jax.rescoring import AttackedSet, Attacker, Rescorer
+from cinemae_jax.evaluation import audit, probes
+from cinemae_jax.evaluation.audit import Resampling
 from cinemae_jax.trained import TrainedDetector
 
 OK, SOME_UNREADABLE, USAGE = 0, 1, 2
 SCHEMA_VERSION = 1
 PIPE_WIDTH = 160  # characters a line, where there is no terminal to fit
-EPSILONS = (0.0, 1.0, 2.0, 4.0, 8.0)  # grey levels of 255
 VERSIONED = ("cinemae_jax", "jax", "flax", "numpy", "pillow", "scikit-learn")
 
 
@@ -139,9 +133,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if detector:
         with tempfile.TemporaryDirectory(prefix="cinemae-audit-") as folder:
             bad = BadImages(Path(folder, "bad_images.csv"))
-            scored = _Audit(options, detector, images, resampling, bad)
-            report |= scored.sections()
-            report["verdict"] += scored.said
+            parts = Sections(options, detector, images, resampling, bad)
+            report |= parts.run()
+            report["verdict"] += parts.said
     return _ready(
         {
             "schema": SCHEMA_VERSION,
@@ -181,159 +175,6 @@ def _files(
         "shortcuts": alone,
         "verdict": [*shortcuts.in_words(alone), *audit.probes_in_words(found)],
     }
-
-
-class _Audit:
-    """The parts of an audit that need a detector."""
-
-    def __init__(
-        self,
-        options: argparse.Namespace,
-        detector: TrainedDetector,
-        images: Catalog,
-        resampling: Resampling,
-        bad: BadImages,
-    ) -> None:
-        self.options, self.detector, self.resampling, self.bad = options, detector, resampling, bad
-        self.replicas: Replicas = retrain.devices(detector.settings)
-        self.score = Rescorer(detector, self.replicas, bad)
-        self.calibration = detector.calibration()
-        self.everything = images
-        self.images = audit.sample(images.select(split="val"), options.images)
-        self.said: list[str] = []
-        self.data = self._training_data()
-
-    def sections(self) -> dict[str, Any]:
-        """All sections; what they say is added to ``said``."""
-        clean = self.score(self.images, audit.unchanged)
-        found = {
-            "detector": {
-                "name": self.options.detector,
-                "step": self.detector.step,
-                "backbone_sha256": self.detector.backbone.sha256,
-                "settings": self.detector.settings,
-                "calibration": self.calibration,
-            },
-            "scored": self.images.fingerprint,
-            "num_scored": len(self.images),
-            "equalised": self._equalised(clean),
-            "pushes": self._pushed(clean),
-            "controls": self._controls(),
-        }
-        return found | (self._robustness(clean) if self.options.robustness else {})
-
-    def _equalised(self, clean: Scored) -> dict[str, Any]:
-        how = {"side": self.options.side, "quality": self.options.quality}
-        found = audit.equalised(
-            self.score,
-            self.images,
-            clean,
-            **how,
-            resampling=self.resampling,
-            calibration=self.calibration,
-        )
-        self.said += audit.equalised_in_words(found, **how)
-        return how | {"comparison": found}
-
-    def _pushed(self, clean: Scored) -> dict[str, Any]:
-        found = audit.pushed(
-            self.score,
-            self.images,
-            clean,
-            resampling=self.resampling,
-            calibration=self.calibration,
-        )
-        self.said += audit.pushes_in_words(found)
-        return found
-
-    # --- controls -------------------------------------------------------------------------------
-
-    def _training_data(self) -> Data | str:
-        """What controls are trained on, or why they cannot be."""
-        options, config = self.options, self.detector.settings
-        if options.no_controls:
-            return "--no-controls was given"
-        try:
-            found = catalog.scan(options.train_root) if options.train_root else self.everything
-            learned = found.select(generators=config.data.train_generators, split="train")
-            learned = audit.sample(learned, options.train_images)
-            train, validation = learned.hold_out(config.data.holdout)
-            train.require_both_classes("the training split")
-            validation.require_both_classes("its held-out part")
-            Order(len(train), config.train.batch_size, config.train.epochs, config.seed)
-        except (CatalogError, ValueError) as error:
-            if options.train_root:
-                raise
-            return f"{error}; --train-root names other images to train on"
-        return Data(train, validation, self.images)
-
-    def _controls(self) -> dict[str, Any]:
-        if isinstance(self.data, str):
-            self.said.append(f"controls were left out: {self.data}")
-            return {"left_out": self.data}
-        retrained = retrain.Retrainer(self.detector, self.data, self.replicas, self.bad)
-        made = controls.controls(self.detector.settings.detector)
-        scored = {control.name: retrained(control) for control in made}
-        found = {
-            name: audit.compared(self.images, scored[controls.RECIPE], other, self.resampling)
-            for name, other in scored.items()
-        }
-        self.said += audit.controls_in_words(found)
-        return {
-            "train_images": self.data.train.fingerprint,
-            "num_train": len(self.data.train),
-            "inpainting_width_patches": controls.WIDTH,
-            "content_side": controls.CONTENT_SIDE,
-            "comparisons": found,
-        }
-
-    # --- robustness -----------------------------------------------------------------------------
-
-    def _robustness(self, clean: Scored) -> dict[str, Any]:
-        changed = {
-            Named(repr(one), one.family, one.strength): self.score(
-                self.images, audit.corrupting(one)
-            )
-            for one in corruptions.SUITE
-        }
-        known = self.calibration, self.resampling
-        corrupted = robustness.measure(self.images, clean, changed, *known)
-        self.said += robustness.in_words(corrupted, "corruptions")
-        attacked, undefined, victims = self._attacked()
-        self.said += robustness.in_words(attacked, "attacks")
-        if undefined:
-            self.said.append(
-                f"of {len(victims)} attacked images {undefined} had an undefined gradient in some "
-                "step, which then changed nothing: the attack on them may be too weak"
-            )
-        return {
-            "corruptions": corrupted.effects,
-            "stability": robustness.stability_rows(self.images, corrupted),
-            "attacks": {
-                "steps": self.options.attack_steps,
-                "draws": self.options.attack_draws,
-                "undefined_gradients": undefined,
-                "num_images": len(victims),
-                "effects": attacked.effects,
-                "stability": robustness.stability_rows(victims, attacked),
-            },
-        }
-
-    def _attacked(self) -> tuple[robustness.Robustness, int, Catalog]:
-        victims = audit.sample(self.images, self.options.attack_images)
-        strength = Attack(self.options.attack_steps, self.options.attack_draws)
-        attacker = Attacker(self.detector, self.replicas, strength)
-        scored = {
-            epsilon: self.score.of(AttackedSet(victims, self.score.extractor, attacker, epsilon))
-            for epsilon in EPSILONS
-        }
-        changed = {
-            Named(f"PGD ε {epsilon:g}/255", "PGD", epsilon): one
-            for epsilon, one in scored.items()
-            if epsilon
-        }
-        found = robustness.measure(victims, scored[0.0], changed, self.calibration, self.resampling)
-        return found, len(attacker.undefined), victims
 
 
 def _ready(value: Any) -> Any:

@@ -305,10 +305,12 @@ def test_with_a_detector_everything_is_reported(
     workdir, file = small_run(data_set, backbone_file), tmp_path / "audit.json"
     capsys.readouterr()  # what training said, if it was trained here
     assert run(data_set, "--detector", workdir, "--json", file, "--side", 40, "--images", 5) == 0
-    printed = capsys.readouterr().out
+    printed, progress = capsys.readouterr()
     for title in ("without any detector", "raw and equalised", "photographs called ai"):
         assert title in printed
-    assert "step 1" not in printed  # progress of training is none of the report
+    for line in ("scoring   20 images as they are", "control   encoder alone", "step 1"):
+        assert line in progress
+        assert line not in printed  # progress is none of the report
     report = json.loads(file.read_text())
     assert report["num_scored"] == 20
     assert set(report["controls"]["comparisons"]) == trained_anew
