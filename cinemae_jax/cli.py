@@ -95,12 +95,15 @@ def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]])
         elif any(value is not None for value in named):
             raise ValueError("--coordinator, --num_processes, --process_id need --distributed")
         workdir = Path(str(_WORKDIR.value))
-        hosts.require_shared(workdir)
-        with preemption.listening(), kept_compilations():
+        with hosts.together(), preemption.listening(), kept_compilations():
+            hosts.require_shared(workdir)
             failed = job(_CONFIG.value, workdir)
     except Preempted as stop:
         print(f"stopped   {stop}: the same command goes on there", file=sys.stderr, flush=True)
         return PREEMPTED
+    except hosts.Lost as lost:
+        print(f"stopped   {lost}: the same command goes on", file=sys.stderr, flush=True)
+        return hosts.LOST
     except (ValueError, OSError) as error:
         return fail(error)
     return SOME_FAILED if failed else OK

@@ -4,11 +4,13 @@ JAX ends a process that loses the others with a stack trace of C++.  What a user
 address, a process that never started, a folder that is not shared) is said in one line before that.
 """
 
+import contextlib
 import os
 import secrets
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,6 +20,10 @@ from cinemae_jax import distributed
 
 UNREACHED = 2
 """Exit code of a process that did not find the others: usage or configuration."""
+LOST = 134
+"""Exit code of a process that lost another one: that of JAX, where JAX notices first and aborts."""
+BROKEN = ("UNKNOWN: ", "UNAVAILABLE: ", "DEADLINE_EXCEEDED: ", "ABORTED: ", "CANCELLED: ")
+"""How messages of JAX begin when it is the connection to another process that failed."""
 PATIENCE = 30
 """Seconds that a process which stops early waits for the others to stop as well."""
 VISIBLE = 60
@@ -82,23 +88,40 @@ def _give_up(where: str, timeout: int) -> None:
     os._exit(UNREACHED)  # the thread that waits is inside JAX, which would abort
 
 
+class Lost(RuntimeError):  # noqa: N818 - not this process erred
+    """Another process of the run is gone, and what it knew with it."""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Raises Lost where JAX raises any of several errors because another process died."""
+    try:
+        yield
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        if jax.process_count() > 1 and str(error).startswith(BROKEN):
+            reason = " ".join(str(error).split())
+            raise Lost(f"another process of this run is gone ({reason})") from error
+        raise
+
+
 def leave(code: int) -> int:
     """Ends the company of the other processes; returns ``code``, or ends this process with it.
 
     Where all come here, all return.  A process that fails alone waits ``PATIENCE`` seconds, and
-    then ends at once: its exit tells the launcher, and JAX the others.
+    then ends at once: its exit tells the launcher, and JAX the others.  One that has lost another
+    does not wait.
     """
     client = multihost_utils.distributed.global_state.client
     if client is None:
         return code
-    try:
-        client.wait_at_barrier("leaving", PATIENCE * 1000)
-        jax.distributed.shutdown()
-    except jax.errors.JaxRuntimeError:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if code != LOST:
+            client.wait_at_barrier("leaving", PATIENCE * 1000)
+            jax.distributed.shutdown()
+            return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def require_shared(folder: Path) -> None:

@@ -17,6 +17,22 @@ def kernels(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def without_key_bias(grads: Any) -> Any:
+    """Gradients of a transformer, those of its keys' biases zero, as they are without rounding.
+
+    Softmax does not see what is added to all keys alike.  What rounding leaves of that gradient,
+    some 1e-9, AdamW divides by its own size: steps of noise, and other noise on other devices.
+    """
+
+    def exact(path: Any, grad: jax.Array) -> jax.Array:
+        if [part.key for part in path[-2:]] != ["qkv", "bias"]:
+            return grad
+        width = len(grad) // 3
+        return grad.at[width : 2 * width].set(0.0)
+
+    return jax.tree_util.tree_map_with_path(exact, grads)
+
+
 def adamw(
     schedule: optax.Schedule, *, weight_decay: float, b2: float = 0.999
 ) -> optax.GradientTransformation:

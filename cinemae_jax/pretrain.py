@@ -63,6 +63,7 @@ def make_step(model: MAE, tx: optax.GradientTransformation, mask_ratio: float) -
             state.params, batch, key, model=model, mask_ratio=mask_ratio
         )
         loss, grads = jax.tree.map(lambda x: x / count, jax.lax.psum((loss, grads), AXIS))
+        grads = optim.without_key_bias(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
 

@@ -183,6 +183,7 @@ def make_step(
             return (loss * valid).sum() / per_device
 
         loss, grads = jax.lax.pmean(jax.value_and_grad(loss_of)(state.params), AXIS)
+        grads = optim.without_key_bias(grads)
         params, opt_state = {}, {}
         for name, tx in optimizers.items():
             old = state.params[name]

@@ -82,6 +82,7 @@ run() {
     start "$id" "${command[@]}" &
     children+=($!)
   done
+  [ -z "$preempted" ] || pass_on # the signal came while they were started
   while [ ${#children[@]} -gt 0 ]; do
     local left=()
     for pid in "${children[@]}"; do
@@ -92,7 +93,9 @@ run() {
       status=0
       wait "$pid" || status=$?
       if [ $status -eq 75 ] || { [ $status -ne 0 ] && [ $code -eq 0 ]; }; then code=$status; fi
-      if [ $status -gt 1 ] && [ $status -ne 75 ]; then deadline=${deadline:-$((SECONDS + 10))}; fi
+      if [ $status -gt 1 ] && [ $status -ne 75 ]; then # by itself it leaves others time to speak
+        deadline=${deadline:-$((SECONDS + (status > 128 ? 2 : 10)))}
+      fi
     done
     children=(${left[@]+"${left[@]}"})
     if [ -n "$deadline" ] && [ $SECONDS -ge "$deadline" ]; then

@@ -95,10 +95,14 @@ def test_another_architecture_does_not_resume(photos: Path, finished: Path) -> N
 
 
 def test_devices_do_not_matter(photos: Path, finished: Path, tmp_path: Path) -> None:
+    """Eight against one, after all steps: AdamW must not blow up what rounding leaves."""
     config = small_config(photos)
-    pretrain.pretrain(config, tmp_path, Replicas(tuple(jax.devices()[:2])))
-    one, two = lines(tmp_path)[0], lines(finished)[0]
-    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    pretrain.pretrain(config, tmp_path, Replicas(tuple(jax.devices()[:1])))
+    for one, eight in zip(lines(tmp_path), lines(finished), strict=True):
+        assert one == pytest.approx(eight, rel=1e-5)
+    one, eight = (weights.load(d / "backbone.safetensors") for d in (tmp_path, finished))
+    # gradients differ by the order of sums, about 1e-7 of their size; learning rate 3e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, eight.params)
 
 
 @pytest.mark.parametrize("target", ["raw", "norm_pix"])
