@@ -16,8 +16,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from cinemae_jax.data.augment import Augment
 from cinemae_jax.data.decode import decode
-from cinemae_jax.data.transforms import Augment, Crop, MultiCrop
+from cinemae_jax.data.transforms import Crop, MultiCrop
 
 SIDE = 512
 Work = Callable[[bytes, np.random.Generator], object]

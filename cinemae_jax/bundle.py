@@ -159,7 +159,7 @@ def _read(path: Path, backbone: str) -> Bundle:
             "make one with `cinemae bundle`"
         )
     try:
-        config = settings.read(json.loads(header["settings"]), Settings)
+        config = settings.read(json.loads(header["settings"]), Settings, saved=True)
         num_held_out, step = int(header["num_held_out"]), int(header["step"])
         seen = _seen_of(json.loads(header["seen"]))
         images, sha256, card = (header[k] for k in ("held_out_images", "backbone_sha256", "card"))

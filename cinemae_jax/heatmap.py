@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from cinemae_jax.data.transforms import MultiCrop, multi_crop, resize_short
+from cinemae_jax.data.augment import resize_short
+from cinemae_jax.data.transforms import MultiCrop, multi_crop
 from cinemae_jax.model.config import Score
 
 if TYPE_CHECKING:

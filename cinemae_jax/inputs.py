@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from cinemae_jax.data.augment import resize_short
 from cinemae_jax.data.decode import open_header, read_file, to_pixels
 from cinemae_jax.data.facts import SAME_FORMAT
-from cinemae_jax.data.transforms import MultiCrop, multi_crop, resize_short
+from cinemae_jax.data.transforms import MultiCrop, multi_crop
 
 Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A path, the bytes of an image file, a Pillow image, or RGB pixels (H, W, 3) uint8."""

@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 
 from cinemae_jax.bundle import Seen
-from cinemae_jax.data.transforms import MultiCrop, recompress, rescale
+from cinemae_jax.data.augment import recompress, rescale
+from cinemae_jax.data.transforms import MultiCrop
 from cinemae_jax.evaluation.calibration import Verdict
 from cinemae_jax.heatmap import RUNS, LcasMap
 from cinemae_jax.inputs import Picture, Source

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from cinemae_jax.data import catalog
+from cinemae_jax.data.augment import Augment
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Images, from_catalog
-from cinemae_jax.data.transforms import Augment, MultiCrop
+from cinemae_jax.data.transforms import MultiCrop
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
 
 T = TypeVar("T")
@@ -303,17 +304,19 @@ class PretrainSettings:
             raise ValueError(f"config.dtype is {self.dtype!r}: use one of {typing.get_args(Dtype)}")
 
 
-def read(config: Mapping[str, Any], kind: type[T]) -> T:
+def read(config: Mapping[str, Any], kind: type[T], *, saved: bool = False) -> T:
     """Checks a config (``ConfigDict.to_dict``) and makes it typed.
 
     Args:
       config: nested.
       kind: ``Settings`` or ``PretrainSettings``.
+      saved: it came with a trained detector, whose version may have had fewer fields: those with a
+        default may be missing.
 
     Raises:
       ValueError: naming the first field that is missing, unknown, of the wrong type or impossible.
     """
-    return _read(kind, config, "config")
+    return _read(kind, config, "config", saved)
 
 
 def _require(section: str, settings: Any, **ranges: tuple[float, float | None]) -> None:
@@ -325,21 +328,23 @@ def _require(section: str, settings: Any, **ranges: tuple[float, float | None]) 
             raise ValueError(f"{section}.{name} must be {bounds}, is {value}")
 
 
-def _read(kind: Any, section: Any, name: str) -> Any:
+def _read(kind: Any, section: Any, name: str, saved: bool) -> Any:
     if not isinstance(section, Mapping):
         raise ValueError(f"{name} must be a section with fields, is {section!r}")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(section) - set(hints))
-    missing = sorted(set(hints) - set(section))
+    defaults = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    missing = sorted(set(hints) - set(section) - (defaults if saved else set()))
     if unknown or missing:
         problems = [f"{name}.{field} is not a setting" for field in unknown]
         problems += [f"{name}.{field} is missing" for field in missing]
         raise ValueError("; ".join(problems) + f" (there are: {', '.join(hints)})")
     values = {
-        field: _read(hint, section[field], f"{name}.{field}")
+        field: _read(hint, section[field], f"{name}.{field}", saved)
         if dataclasses.is_dataclass(hint)
         else _typed(hint, section[field], f"{name}.{field}")
         for field, hint in hints.items()
+        if field in section
     }
     return kind(**values)
 

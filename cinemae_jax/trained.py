@@ -176,7 +176,7 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
         if step is None:
             raise CheckpointError(f"{folder} has no validated checkpoint yet: let it train longer")
         meta = checkpoints.metadata(step)
-        config = settings.read(meta["settings"], Settings)
+        config = settings.read(meta["settings"], Settings, saved=True)
         if backbone and weights.resolve(backbone).is_file():
             config = dataclasses.replace(config, backbone=backbone)
         frozen = load_backbone(config)

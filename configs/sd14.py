@@ -62,6 +62,10 @@ def get_config() -> ConfigDict:
     config.data.augment.short_probability = 0.0
     config.data.augment.short_side = (256, 256)  # pixels
     config.data.augment.together = False  # one draw for all of these steps; else one for each
+    config.data.augment.brightness_probability = 0.0
+    config.data.augment.brightness = (0.6, 1.5)  # factor of all values
+    config.data.augment.noise_probability = 0.0
+    config.data.augment.noise = (0.0, 5.0)  # standard deviation, grey levels
     config.data.num_threads = 16  # decoding
 
     config.features = ConfigDict()

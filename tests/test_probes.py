@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from cinemae_jax.data import doctor
+from cinemae_jax.data.augment import recompress, resize_short
 from cinemae_jax.data.decode import DecodeError, decode
 from cinemae_jax.data.equalise import Equalise, equalise
 from cinemae_jax.data.facts import examine_bytes
-from cinemae_jax.data.transforms import Crop, MultiCrop, recompress, resize_short
+from cinemae_jax.data.transforms import Crop, MultiCrop
 from cinemae_jax.evaluation import probes
 from cinemae_jax.evaluation.probes import ProbeResult
 from tests.pictures import encoded, gradient, noise, saved

@@ -10,19 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cinemae_jax.data import catalog, loader
+from cinemae_jax.data.augment import Augment, recompress, rescale, resize_short
 from cinemae_jax.data.decode import MAX_PIXELS, decode, encode_png
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import (
-    Augment,
     Crop,
     MultiCrop,
     RandomResizedCrop,
     crop,
     multi_crop,
-    recompress,
-    rescale,
     resize_crop,
-    resize_short,
 )
 
 from .pictures import encoded, gradient, noise, saved
@@ -153,6 +150,9 @@ def test_flips_mirror_half_of_the_images() -> None:
         (lambda: Augment(jpeg_quality=(90, 50)), "jpeg_quality must rise"),
         (lambda: Augment(jpeg_quality=(50, 101)), "jpeg_quality must rise"),
         (lambda: Augment(resize_scale=(0, 1)), "resize_scale must rise above 0"),
+        (lambda: Augment(noise_probability=-0.1), "noise_probability must be between"),
+        (lambda: Augment(brightness=(1.5, 0.5)), "brightness must rise above 0"),
+        (lambda: Augment(noise=(-1, 5)), "noise must rise from 0"),
     ],
 )
 def test_impossible_settings_are_named(make: Callable[[], object], message: str) -> None:
@@ -174,9 +174,10 @@ def test_augmentation_is_off_by_default_and_then_draws_nothing() -> None:
 def test_augmentation_draws_as_much_whatever_comes_of_it() -> None:
     image = Image.fromarray(noise())
     states = []
-    for jpeg, resize in ((1, 1), (1, 0), (0, 1), (1e-9, 1e-9)):
+    for jpeg, resize, noisy in ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1e-9, 1e-9, 0)):
         source = rng(5)
-        Augment(jpeg_probability=jpeg, resize_probability=resize)(image, source)
+        chances = {"jpeg": jpeg, "resize": resize, "noise": noisy, "brightness": noisy}
+        Augment(**{f"{change}_probability": p for change, p in chances.items()})(image, source)
         states.append(source.bit_generator.state)
     assert all(state == states[0] for state in states)
 
@@ -192,6 +193,30 @@ def test_each_augmentation_happens_with_its_probability() -> None:
     for happened, probability in ((jpeg, 0.3), (resized, 0.6), (jpeg & resized, 0.18)):
         error = np.sqrt(probability * (1 - probability) / count)
         assert abs(happened.mean() - probability) < 4 * error
+
+
+def test_brightness_and_noise_have_the_strength_stated() -> None:
+    """Grey 100: times a factor, then noise whose deviation lies in the range; 48² · 3 values."""
+    grey = Image.new("RGB", (48, 48), (100, 100, 100))
+    augment = Augment(
+        brightness_probability=0.5,
+        brightness=(0.5, 1.5),
+        noise_probability=0.5,
+        noise=(2.0, 6.0),
+    )
+    kinds = set()
+    for seed in range(200):
+        values = np.asarray(augment(grey, rng(seed)), np.float64)
+        mean, spread = values.mean(), values.std()
+        noisy, brightened = spread > 0, abs(mean - 100) > 1
+        kinds.add((noisy, brightened))
+        assert 49 < mean < 151
+        if noisy:
+            error = 4 / np.sqrt(2 * values.size)  # of a standard deviation, relative
+            assert 2 * (1 - error) - 0.1 < spread < 6 * (1 + error) + 0.1  # and of rounding
+            neighbours = np.corrcoef(values[:, :-1].ravel(), values[:, 1:].ravel())[0, 1]
+            assert abs(neighbours) < 4 / np.sqrt(values.size)  # pixel by pixel
+    assert len(kinds) == 4
 
 
 @given(st.integers(1, 100), st.integers(16, 64), st.integers(16, 64))

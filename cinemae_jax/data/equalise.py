@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from cinemae_jax.data.augment import CHROMA_SUBSAMPLING, resize_short
 from cinemae_jax.data.decode import MIN_SIDE, decode
-from cinemae_jax.data.transforms import CHROMA_SUBSAMPLING, Transform, resize_short
+from cinemae_jax.data.transforms import Transform
 
 MAX_SIDE = 2000
 """Of the shorter side: at the greatest aspect the longer one still fits into a JPEG."""
@@ -24,7 +25,7 @@ def equalise(image: bytes | Image.Image, *, side: int, quality: int) -> bytes:
     Args:
       image: content of a file, or RGB.
       side: shorter side of the result, pixels (bicubic, its aspect kept).
-      quality: 1 to 100, with the chroma subsampling of ``transforms.recompress``.
+      quality: 1 to 100, with the chroma subsampling of ``augment.recompress``.
 
     Raises:
       DecodeError: if the file cannot be read.

@@ -1,4 +1,4 @@
-"""Decoded images to squares of a fixed size, and the augmentation of training images.
+"""Decoded images to squares of a fixed size.
 
 Three policies: ``resize_crop`` (shorter side, then crop: MAE's own), ``crop`` (native pixels) and
 ``multi_crop`` (several native crops an image).  ``Crop``, ``MultiCrop`` and ``RandomResizedCrop``
@@ -7,7 +7,6 @@ chance comes from the generator, which the loader seeds by (seed, epoch, example
 """
 
 import dataclasses
-import io
 import math
 from typing import Protocol
 
@@ -15,12 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from cinemae_jax.data.decode import MAX_PIXELS, RGB, decode
-
-BICUBIC = Image.Resampling.BICUBIC
-CHROMA_SUBSAMPLING = "4:2:0"
-"""Of the JPEG augmentation, at every quality: what phones and web services write."""
-
+from cinemae_jax.data.augment import BICUBIC, Augment, resize_short
+from cinemae_jax.data.decode import RGB, decode
 
 # --- policies: an RGB image to arrays -----------------------------------------------------------
 
@@ -73,15 +68,6 @@ def multi_crop(
     return np.stack([_cut(image, size, top, left) for top in rows for left in columns])
 
 
-def resize_short(image: Image.Image, side: int) -> Image.Image:
-    """Bicubic, so that the shorter side is ``side``; the longer one is rounded down."""
-    width, height = image.size
-    short = min(width, height)
-    if short == side:
-        return image
-    return image.resize((side * width // short, side * height // short), BICUBIC)
-
-
 def reflect_to(array: RGB, size: int) -> RGB:
     """Pads an array by reflection, evenly on both sides, until no side is below ``size``."""
     height, width = array.shape[:2]
@@ -109,81 +95,6 @@ def _grid(room: int, num_crops: int) -> list[int]:
 def _cut(image: Image.Image, size: int, top: int, left: int) -> RGB:
     box = (left, top, min(left + size, image.width), min(top + size, image.height))
     return reflect_to(np.asarray(image.crop(box)), size)
-
-
-# --- augmentation: an RGB image to another ------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Resizes and re-compresses training images of both classes alike, each with a probability.
-
-    What a picture meets on its way through the web, in that order, so that a detector cannot learn
-    one class's file format and size.  The defaults change nothing.
-
-    Attributes:
-      jpeg_probability: of a round trip through JPEG.
-      jpeg_quality: least and greatest quality, 1 to 100, drawn uniformly.
-      resize_probability: of a bicubic resize of the whole image, its aspect kept.
-      resize_scale: least and greatest factor of its sides, drawn uniformly.
-      short_probability: of a bicubic resize to a shorter side, after the other one.
-      short_side: least and greatest, pixels, drawn uniformly.
-      together: one draw decides on all three, so that an image without the most probable step has
-        gone through none; else each has its own.
-    """
-
-    jpeg_probability: float = 0.0
-    jpeg_quality: tuple[int, int] = (60, 100)
-    resize_probability: float = 0.0
-    resize_scale: tuple[float, float] = (0.5, 1.0)
-    short_probability: float = 0.0
-    short_side: tuple[int, int] = (256, 256)
-    together: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("jpeg_probability", "resize_probability", "short_probability"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"augment.{name} must be between 0 and 1, is {value}")
-        if not 1 <= self.jpeg_quality[0] <= self.jpeg_quality[1] <= 100:
-            raise ValueError(f"augment.jpeg_quality must rise in [1, 100], is {self.jpeg_quality}")
-        if not 0 < self.resize_scale[0] <= self.resize_scale[1] < math.inf:
-            raise ValueError(f"augment.resize_scale must rise above 0, is {self.resize_scale}")
-        if not 1 <= self.short_side[0] <= self.short_side[1]:
-            raise ValueError(f"augment.short_side must rise from 1, is {self.short_side}")
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Draws the same numbers whatever the outcome; none where all probabilities are 0."""
-        wanted = self.resize_probability, self.jpeg_probability, self.short_probability
-        if not any(wanted):
-            return image
-        draws = rng.random(3)
-        resized, compressed, shortened = (draws[0] if self.together else draws) < wanted
-        scale = rng.uniform(*self.resize_scale)
-        quality = int(rng.integers(*self.jpeg_quality, endpoint=True))
-        side = int(rng.integers(*self.short_side, endpoint=True))
-        if resized:
-            image = rescale(image, scale)
-        if shortened:
-            image = resize_short(image, side)
-        return recompress(image, quality) if compressed else image
-
-
-def rescale(image: Image.Image, scale: float) -> Image.Image:
-    """Bicubic, by a factor of the sides; never to more pixels than ``decode`` admits."""
-    width, height = image.size
-    scale = min(scale, math.sqrt(MAX_PIXELS / (width * height)))
-    return image.resize((max(1, round(width * scale)), max(1, round(height * scale))), BICUBIC)
-
-
-def recompress(image: Image.Image, quality: int) -> Image.Image:
-    """What is left after a round trip through JPEG with ``CHROMA_SUBSAMPLING``."""
-    buffer = io.BytesIO()
-    # comment: else Pillow passes on that of the source file, and fails where it is long
-    image.save(buffer, "JPEG", quality=quality, subsampling=CHROMA_SUBSAMPLING, comment=b"")
-    again = Image.open(buffer, formats=("JPEG",))  # no `decode`: a rescaled image may be tiny
-    again.load()
-    return again
 
 
 # --- transforms: bytes to arrays ----------------------------------------------------------------
@@ -221,7 +132,7 @@ class Crop:
     resize: int = 256
     random: bool = False
     flip: bool = False
-    augment: Augment = Augment()
+    augment: Augment = dataclasses.field(default_factory=Augment)
 
     def __post_init__(self) -> None:
         _check_resize(self.resize, self.size)
@@ -260,7 +171,7 @@ class MultiCrop:
     resize: int = 0
     random: bool = False
     flip: bool = False
-    augment: Augment = Augment()
+    augment: Augment = dataclasses.field(default_factory=Augment)
 
     def __post_init__(self) -> None:
         _check_resize(self.resize, self.size)

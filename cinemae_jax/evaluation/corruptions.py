@@ -10,10 +10,18 @@ from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageFilter
 
+from cinemae_jax.data.augment import (
+    BICUBIC,
+    add_noise,
+    brighten,
+    recompress,
+    rescale,
+    resize_short,
+)
 from cinemae_jax.data.decode import decode
-from cinemae_jax.data.transforms import BICUBIC, Transform, recompress, rescale, resize_short
+from cinemae_jax.data.transforms import Transform
 
 
 class Corruption(Protocol):
@@ -206,10 +214,7 @@ class Noise:
         return self.sigma
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        values = np.asarray(image, np.float32)
-        noise = rng.standard_normal(values.shape, np.float32)
-        noisy = np.round(values + np.float32(self.sigma) * noise)
-        return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+        return add_noise(image, self.sigma, rng)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +229,7 @@ class Brightness:
         return self.factor
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return ImageEnhance.Brightness(image).enhance(self.factor)
+        return brighten(image, self.factor)
 
 
 SUITE: tuple[Corruption, ...] = (
