@@ -1,7 +1,7 @@
 """MAE pre-training steps: images a second beside the same model and optimiser in PyTorch.
 
     python -m benchmarks.bench_pretrain [--batch 64] [--rounds 5] [--dtypes float32 bfloat16]
-        [--json out.json]
+        [--devices 2] [--json out.json]
 
 The model and the optimiser are those of configs/pretrain_tiny.py; images are random.  PyTorch,
 where it can be imported, runs transformers' ViTMAE, for bfloat16 under autocast.
@@ -98,7 +98,7 @@ def bench(batch: int, rounds: int, dtypes: list[str], **sizes: Any) -> dict[str,
         if not without_torch:
             contenders[f"torch {dtype}"] = (batch, torch_run(settings, batch, dtype))
     rows = measure.compare(contenders, baseline=f"jax {dtypes[0]}", rounds=rounds)
-    title = f"MAE pre-training step, pretrain_tiny, batch {batch}"
+    title = f"MAE pre-training step, pretrain_tiny, batch {batch}, {jax.device_count()} devices"
     measure.show(title, "image", rows)
     return {"title": title, "rows": measure.as_json(rows)}
 
@@ -108,8 +108,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--devices", type=int, help="into how many a CPU is divided; one if unset")
     parser.add_argument("--json", type=Path)
     o = parser.parse_args(argv)
+    if o.devices:
+        jax.config.update("jax_num_cpu_devices", o.devices)
     result = bench(o.batch, o.rounds, o.dtypes)
     if o.json:
         measure.write(o.json, {"machine": measure.machine(), "pretrain": result})

@@ -79,9 +79,8 @@ class Detector:
             batch_size = per_device * self._replicas.count
         self._replicas.check_batch_size(batch_size, "batch_size")
         self.batch_size = batch_size
-        self._frozen = self._replicas.replicate(
-            (trained.backbone, first_head(trained), mask_key(config))
-        )
+        placed = trained.backbone.in_dtype(config.detector.dtype)
+        self._frozen = self._replicas.replicate((placed, first_head(trained), mask_key(config)))
         self._lock = threading.Lock()  # one batch at a time: memory stays flat under load
         self._programs: dict[Any, Any] = {}
 

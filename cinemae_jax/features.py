@@ -70,7 +70,8 @@ class Extractor:
           replicas: devices that share every batch.
         """
         self.config, self.model, self.replicas = config, backbone.config, replicas
-        self._frozen = replicas.replicate((backbone, mask_key(config)))
+        placed = backbone.in_dtype(config.detector.dtype)
+        self._frozen = replicas.replicate((placed, mask_key(config)))
 
     @functools.cached_property
     def training(self) -> Any:

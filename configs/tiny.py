@@ -32,11 +32,14 @@ def get_config() -> ConfigDict:
     config.data.augment.short_probability = 0.5
     config.data.augment.short_side = (224, 288)
     config.data.augment.together = True  # half as it was, half resized and compressed again
+    config.data.augment.brightness_probability = 0.3
+    config.data.augment.noise_probability = 0.4
+    config.data.augment.noise = (0.0, 6.0)  # a little noise is no sign of generation
     config.data.num_threads = 2
 
     config.features.num_runs = 2
-    config.features.num_views = 6
-    config.features.batch_size = 6  # of which each has four crops
+    config.features.num_views = 8
+    config.features.batch_size = 8  # of which each has four crops
     config.features.shard_images = 128
 
     config.train.learning_rate = 1e-3

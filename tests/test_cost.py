@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from cinemae_jax import banking, pretrain, steps, trained
+from cinemae_jax import banking, optim, pretrain, steps, trained
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.order import Order
 from cinemae_jax.distributed import Replicas
@@ -210,3 +210,24 @@ def test_bfloat16_stays_close_to_float32(backbone: Backbone) -> None:
     )
     gap = np.abs(np.asarray(rounded, np.float32) - np.asarray(exact))
     assert 0 < gap.max() < 0.04 * np.abs(np.asarray(exact)).max()
+
+
+def test_kernels_rounded_once_give_the_features_of_kernels_rounded_in_every_call(
+    backbone: Backbone,
+) -> None:
+    """From files (NumPy) and from devices alike; and float32 leaves everything as it is."""
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8),
+        "example_id": np.arange(2, dtype=np.uint32),
+        "epoch": np.zeros(2, np.int32),
+    }
+    config = DetectorConfig(num_runs=2, dtype="bfloat16")
+    extract, key = jax.jit(steps.make_extract(config, steps.first_runs(2))), jax.random.key(0)
+    expected = extract(backbone, key, batch)
+    read = backbone.replace(params=jax.device_get(backbone.params))
+    for placed in (backbone.in_dtype("bfloat16"), read.in_dtype("bfloat16")):
+        kernels = jax.tree.map(lambda x: x.dtype == jnp.bfloat16, placed.params)
+        assert kernels == optim.kernels(backbone.params)
+        jax.tree.map(np.testing.assert_array_equal, extract(placed, key, batch), expected)
+    same = jax.tree.map(lambda a, b: a is b, read.in_dtype("float32").params, read.params)
+    assert all(jax.tree.leaves(same))

@@ -1,9 +1,11 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cinemae_jax.model import mae
+from cinemae_jax.model import layers, mae
 from cinemae_jax.model.config import MAEConfig
 from cinemae_jax.model.detector import Backbone, num_params, random_backbone
 from cinemae_jax.model.mae import MAE
@@ -111,3 +113,78 @@ def test_impossible_architectures_are_refused_by_name(field: str, value: object)
 def test_masks_need_visible_and_masked_patches(ratio: float) -> None:
     with pytest.raises(ValueError, match="mask_ratio"):
         SMALL.num_visible(ratio)
+
+
+def softmax_attention(qkv: jax.Array) -> jax.Array:
+    q, k, v = jnp.moveaxis(qkv, 2, 0)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1])
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
+
+
+def standardised(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    normal = centred / jnp.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    return normal * scale[None, None] + bias[None, None]
+
+
+DERIVATIVES: dict[str, tuple[Any, Any, tuple[tuple[int, ...], ...]]] = {
+    "affine, narrow to wide": (
+        layers.affine,
+        lambda x, kernel, bias: x @ kernel + bias[None, None],
+        ((2, 5, 8), (8, 24), (24,)),
+    ),
+    "affine, wide to narrow": (
+        layers.affine,
+        lambda x, kernel, bias: x @ kernel + bias[None, None],
+        ((2, 5, 24), (24, 8), (8,)),
+    ),
+    "gelu": (layers.gelu, lambda x: x * (1 + jax.scipy.special.erf(x / 2**0.5)) / 2, ((4, 50),)),
+    "layer norm": (
+        lambda *given: layers.layer_norm(*given, 1e-6),
+        standardised,
+        ((2, 5, 24), (24,), (24,)),
+    ),
+    "attention": (layers.attend, softmax_attention, ((2, 7, 3, 2, 8),)),
+}
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_own_derivatives_are_those_of_the_plain_form_in_float64(name: str) -> None:
+    """Float32 rounds to 6e-8 of a value; sums of some 30 terms of size 3 keep below 1e-5."""
+    own, plain, shapes = DERIVATIVES[name]
+    rng = np.random.default_rng(0)
+    given = [rng.normal(0, 2, shape) for shape in shapes]
+    with jax.enable_x64():
+        exact, pull = jax.vjp(jax.jit(plain), *given)
+        along = rng.normal(0, 1, exact.shape)
+        expected = pull(along)
+    values, pull = jax.vjp(jax.jit(own), *(jnp.asarray(x, jnp.float32) for x in given))
+    found = pull(jnp.asarray(along, jnp.float32))
+    assert exact.dtype == np.float64
+    for a, b in zip((values, *found), (exact, *expected), strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_bfloat16_derivatives_round_what_goes_into_products_alone(name: str) -> None:
+    """Each of at most three products in a row rounds to 4e-3 of the largest value."""
+    own, plain, shapes = DERIVATIVES[name]
+    rng = np.random.default_rng(1)
+    given = [jnp.asarray(rng.normal(0, 1, shape), jnp.bfloat16) for shape in shapes]
+    values, pull = jax.vjp(jax.jit(own), *given)
+    along = jnp.asarray(rng.normal(0, 1, values.shape), values.dtype)
+    found = jax.jit(pull)(along)
+    exact, pull = jax.vjp(jax.jit(plain), *(x.astype(jnp.float32) for x in given))
+    expected = pull(along.astype(jnp.float32))
+    for a, b in zip((values, *found), (exact, *expected), strict=True):
+        gap = np.abs(np.asarray(a, np.float32) - np.asarray(b))
+        assert gap.max() < 0.012 * np.abs(np.asarray(b)).max()
+
+
+def test_gelu_keeps_its_tails() -> None:
+    """Saturated either way, value and slope are 0 or those of x; x φ(x) is 3e-31 at -12."""
+    ends = jnp.array([-40.0, -12.0, 12.0, 40.0])
+    values, pull = jax.vjp(layers.gelu, ends)
+    np.testing.assert_array_equal(values, [0, 0, 12, 40])
+    np.testing.assert_allclose(pull(jnp.ones(4))[0], [0, 0, 1, 1], rtol=0, atol=1e-30)

@@ -39,7 +39,7 @@ class Backbone:
     """A frozen MAE: a pytree whose leaves are its parameters and which nobody updates.
 
     Attributes:
-      params: of ``MAE``, float32.
+      params: of ``MAE``, float32, or with kernels as ``in_dtype`` leaves them.
       config: architecture and target.
       sha256: of the file that it was read from; goes into every checkpoint, bank and report.
     """
@@ -47,6 +47,18 @@ class Backbone:
     params: Any
     config: MAEConfig = struct.field(pytree_node=False)
     sha256: str = struct.field(pytree_node=False, default="")
+
+    def in_dtype(self, dtype: str) -> "Backbone":
+        """The same with kernels in the dtype to which every product rounds them anyway.
+
+        Features are the same to the bit; a program need not keep a rounded copy beside its weights.
+        """
+
+        def rounded(path: Any, leaf: Any) -> Any:
+            return leaf.astype(dtype, copy=False) if path[-1].key == "kernel" else leaf
+
+        params = jax.tree_util.tree_map_with_path(rounded, self.params)
+        return dataclasses.replace(self, params=params)
 
 
 @struct.dataclass

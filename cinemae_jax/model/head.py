@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from cinemae_jax.model.config import FUSIONS, DetectorConfig, Fusion
-from cinemae_jax.model.mae import LayerNorm
+from cinemae_jax.model.layers import LayerNorm
 
 GLOBAL_PATHWAY = "global_classifier"
 """Name of the module that alone reads f_global in ``logit`` fusion; it has its own weight decay."""

@@ -4,7 +4,6 @@ In: images (B, H, W, 3) float, ImageNet-normalised, and the ids of their visible
 Out: encoder tokens, and predictions for the masked patches in the model's target space.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +23,7 @@ from cinemae_jax.model.config import (
     vit_large,
     vit_tiny,
 )
+from cinemae_jax.model.layers import Block, Dense, LayerNorm
 
 __all__ = ["MAE", "PRESETS", "MAEConfig", "vit_base", "vit_huge", "vit_large", "vit_tiny"]
 
@@ -83,115 +83,6 @@ def sincos_position_table(width: int, grid: int) -> Float[np.ndarray, "n width"]
     return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
 
 
-LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False, dtype=jnp.float32)
-"""Two passes, as torch does: E[x²] - E[x]² loses its digits where a token's mean is large.
-
-Float32 whatever the model's dtype, as GELU and the softmax are: the products next to them round.
-"""
-
-
-def _product(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "..."]:
-    """Product over one axis of each, accumulated and returned in float32."""
-    axes = ((contract[0],), (contract[1],))
-    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
-
-
-@jax.custom_vjp
-def affine(
-    x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"]
-) -> Float[Array, "*batch o"]:
-    """x · kernel + bias in the dtype of ``x``, accumulated in float32.
-
-    XLA's own derivative of a product lets the CPU compiler recompute what went before, transposed,
-    for the kernel's gradient; the one below asks for that gradient as it is laid out in memory
-    (docs/performance.md).
-    """
-    shift = bias.reshape((1,) * (x.ndim - 1) + bias.shape)
-    return (_product(x, kernel, (x.ndim - 1, 0)) + shift).astype(x.dtype)
-
-
-def _affine_forward(
-    x: Array, kernel: Array, bias: Array
-) -> tuple[Array, tuple[Array, Array, Array]]:
-    return affine(x, kernel, bias), (x, kernel, bias)
-
-
-def _affine_backward(
-    saved: tuple[Array, Array, Array], gradient: Array
-) -> tuple[Array, Array, Array]:
-    x, kernel, bias = saved
-    rows, flat = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
-    to_x = _product(gradient, kernel, (gradient.ndim - 1, 1)).astype(x.dtype)
-    to_kernel = _product(flat, rows, (0, 0)).astype(kernel.dtype)
-    return to_x, to_kernel, rows.sum(axis=0, dtype=jnp.float32).astype(bias.dtype)
-
-
-affine.defvjp(_affine_forward, _affine_backward)
-
-
-class Dense(nn.Module):
-    """``affine`` with parameters of its own, float32, named as in ``flax.linen.Dense``."""
-
-    features: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:])
-        x, kernel, bias = (jnp.asarray(part) for part in (x, kernel, bias))  # or NumPy's, of a file
-        return affine(x.astype(self.dtype), kernel.astype(self.dtype), bias)
-
-
-def attend(
-    q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], v: Float[Array, "b n h d"]
-) -> Float[Array, "b n h d"]:
-    """softmax(q kᵀ / √d) v; scores and sums are float32, the operands keep their dtype.
-
-    Divides by the softmax's sum after the product with ``v``: d values a query instead of n.
-    """
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = product("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    mixed = product("bhqk,bkhd->bhqd", weights.astype(v.dtype), v)
-    return (mixed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype).swapaxes(1, 2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one projection for queries, keys and values."""
-
-    num_heads: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
-        b, n, width = x.shape
-        qkv = Dense(3 * width, self.dtype, name="qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads), 2, 0)
-        return Dense(width, self.dtype, name="out")(attend(q, k, v).reshape(b, n, width))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block with an MLP four times as wide; GELU is exact (erf)."""
-
-    num_heads: int
-    layer_norm_eps: float
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
-        width = x.shape[-1]
-        y = LayerNorm(epsilon=self.layer_norm_eps, name="norm1")(x)
-        x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
-        y = LayerNorm(epsilon=self.layer_norm_eps, name="norm2")(x)
-        y = Dense(4 * width, self.dtype, name="fc1")(y)
-        return x + Dense(width, self.dtype, name="fc2")(
-            jax.nn.gelu(y.astype(jnp.float32), approximate=False)
-        )
-
-
 class MAE(nn.Module):
     """Encoder and decoder; parameters are float32, activations ``dtype``.
 
@@ -220,14 +111,14 @@ class MAE(nn.Module):
         self.cls_token = self.param("cls_token", normal, (1, 1, c.width))
         self.pos_embed = self.param("pos_embed", table(c.width))
         self.encoder_blocks = blocks("encoder", c.depth, c.num_heads)
-        self.encoder_norm = LayerNorm(epsilon=c.layer_norm_eps)
+        self.encoder_norm = LayerNorm(c.layer_norm_eps)
         if c.has_decoder:
             w = c.decoder_width
             self.decoder_embed = Dense(w, dtype)
             self.mask_token = self.param("mask_token", normal, (1, 1, w))
             self.decoder_pos_embed = self.param("decoder_pos_embed", table(w))
             self.decoder_blocks = blocks("decoder", c.decoder_depth, c.decoder_num_heads)
-            self.decoder_norm = LayerNorm(epsilon=c.layer_norm_eps)
+            self.decoder_norm = LayerNorm(c.layer_norm_eps)
             self.decoder_pred = Dense(c.patch_dim, dtype)
 
     def encode(

@@ -1,0 +1,253 @@
+"""Layers of a vision transformer, with derivatives of their own, faster than what XLA derives.
+
+In and out: tokens (B, n, width) in the model's dtype.  Products round their operands to it and
+accumulate in float32; LayerNorm, GELU and softmax are float32.  docs/performance.md has the times.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+# --- products -----------------------------------------------------------------------------------
+
+
+def _product(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "..."]:
+    """Product over one axis of each, accumulated and returned in float32."""
+    axes = ((contract[0],), (contract[1],))
+    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def affine(
+    x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"]
+) -> Float[Array, "*batch o"]:
+    """x · kernel + bias in the dtype of ``x``, accumulated in float32."""
+    shift = bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+    return (_product(x, kernel, (x.ndim - 1, 0)) + shift).astype(x.dtype)
+
+
+def _affine_forward(
+    x: Array, kernel: Array, bias: Array
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    return affine(x, kernel, bias), (x, kernel, bias)
+
+
+def _affine_backward(
+    saved: tuple[Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, Array]:
+    x, kernel, bias = saved
+    to_x = _product(gradient, kernel, (gradient.ndim - 1, 1)).astype(x.dtype)
+    to_kernel = jax.lax.platform_dependent(
+        x, gradient, cpu=_kernel_gradient_across, default=_kernel_gradient
+    ).astype(kernel.dtype)
+    to_bias = gradient.sum(tuple(range(gradient.ndim - 1)), dtype=jnp.float32).astype(bias.dtype)
+    return to_x, to_kernel, to_bias
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _kernel_gradient(x: Array, gradient: Array) -> Array:
+    return _product(_flat(x), _flat(gradient), (0, 0))
+
+
+def _kernel_gradient_across(x: Array, gradient: Array) -> Array:
+    """The same with the narrower operand written out across, for XLA's CPU library of products.
+
+    It takes a left operand only in rows of what is summed over; anything else goes to a slower
+    one, which knows no bfloat16.  The barriers keep XLA from folding the transpositions back in,
+    and from recomputing with strides what the operand was computed from.
+    """
+    if gradient.shape[-1] <= x.shape[-1]:
+        return jax.lax.optimization_barrier(_product(_across(gradient), _flat(x), (1, 0))).T
+    return _product(_across(x), _flat(gradient), (1, 0))
+
+
+def _across(x: Array) -> Array:
+    """(..., i) to (i, ...), flat."""
+    columns = jnp.moveaxis(jax.lax.optimization_barrier(x), -1, 0)
+    return jax.lax.optimization_barrier(columns.reshape(x.shape[-1], -1))
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+class Dense(nn.Module):
+    """``affine`` with parameters of its own, float32, named as in ``flax.linen.Dense``."""
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        x, kernel, bias = (jnp.asarray(part) for part in (x, kernel, bias))  # or NumPy's, of a file
+        return affine(x.astype(self.dtype), kernel.astype(self.dtype), bias)
+
+
+# --- value by value -----------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x Φ(x), exact, by erf as PyTorch does; XLA's erfc would evaluate both of its branches.
+
+    Computed in float32 and returned in the dtype of ``x``, of which alone the derivative
+    is recomputed.
+    """
+    y = x.astype(jnp.float32)
+    return (y * _normal_below(y)).astype(x.dtype)
+
+
+def _normal_below(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Φ, the share of a standard normal distribution below y."""
+    return 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    y = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
+    slope = _normal_below(y) + y * density
+    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "*batch w"], scale: Float[Array, " w"], bias: Float[Array, " w"], eps: float
+) -> Float[Array, "*batch w"]:
+    """Each token with mean 0 and variance 1, times scale, plus bias; float32.
+
+    Two passes, as torch does: E[x²] - E[x]² loses its digits where a token's mean is large.
+    """
+    return _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_forward(
+    x: Array, scale: Array, bias: Array, eps: float
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    y = x.astype(jnp.float32)
+    mean = y.mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(((y - mean) ** 2).mean(axis=-1, keepdims=True) + eps)
+    normal = (y - mean) * (inverse * _row(scale, x.ndim)) + _row(bias, x.ndim)
+    return normal, (x, scale, mean, inverse)
+
+
+def _row(values: Array, ndim: int) -> Array:
+    return values.reshape((1,) * (ndim - 1) + values.shape)
+
+
+def _layer_norm_backward(
+    eps: float, saved: tuple[Array, Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, Array]:
+    del eps  # it is in ``inverse``
+    x, scale, mean, inverse = saved
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    scaled = gradient * _row(scale, x.ndim)
+    along = (scaled * normal).mean(axis=-1, keepdims=True)
+    to_x = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - normal * along)
+    tokens = tuple(range(x.ndim - 1))
+    return to_x.astype(x.dtype), (gradient * normal).sum(tokens), gradient.sum(tokens)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+class LayerNorm(nn.Module):
+    """``layer_norm`` with parameters of its own, named as in ``flax.linen.LayerNorm``."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch w"]) -> Float[Array, "*batch w"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return layer_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(bias), self.epsilon)
+
+
+# --- attention ----------------------------------------------------------------------------------
+
+_sum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def attend(qkv: Float[Array, "b n 3 h d"]) -> Float[Array, "b n h d"]:
+    """softmax(q kᵀ / √d) v; scores and sums are float32, the operands keep their dtype.
+
+    Divides by the softmax's sum after the product with ``v``: d values a query instead of n.
+    """
+    return _attend_forward(qkv)[0]
+
+
+def _attend_forward(qkv: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    q, k, v = _parts(qkv)
+    scores = _sum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = (_sum("bhqk,bkhd->bhqd", weights.astype(v.dtype), v) / total).astype(v.dtype)
+    return mixed.swapaxes(1, 2), (qkv, weights, total, mixed)
+
+
+def _attend_backward(
+    saved: tuple[Array, Array, Array, Array], gradient: Array
+) -> tuple[Float[Array, "b n 3 h d"]]:
+    """Σₖ p ∂p, of which the softmax's derivative needs one value a query, is gradient · output."""
+    qkv, weights, total, mixed = saved
+    q, k, v = _parts(qkv)
+    by_head = gradient.swapaxes(1, 2).astype(jnp.float32)
+    mean = (by_head * mixed.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    share = weights / total
+    to_share = _sum("bqhd,bkhd->bhqk", gradient, v)
+    to_scores = (share * (to_share - mean) * q.shape[-1] ** -0.5).astype(v.dtype)
+    to_q = _sum("bhqk,bkhd->bqhd", to_scores, k)
+    to_k = _sum("bhqk,bqhd->bkhd", to_scores, q)
+    to_v = _sum("bhqk,bqhd->bkhd", share.astype(v.dtype), gradient)
+    return (jnp.stack([to_q, to_k, to_v], axis=2).astype(qkv.dtype),)
+
+
+def _parts(qkv: Array) -> tuple[Array, Array, Array]:
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
+        b, n, width = x.shape
+        qkv = Dense(3 * width, self.dtype, name="qkv")(x)
+        mixed = attend(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads))
+        return Dense(width, self.dtype, name="out")(mixed.reshape(b, n, width))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with an MLP four times as wide; GELU is exact (erf)."""
+
+    num_heads: int
+    layer_norm_eps: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
+        width = x.shape[-1]
+        y = LayerNorm(self.layer_norm_eps, name="norm1")(x)
+        x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
+        y = LayerNorm(self.layer_norm_eps, name="norm2")(x)
+        y = gelu(Dense(4 * width, self.dtype, name="fc1")(y))
+        return x + Dense(width, self.dtype, name="fc2")(y)
