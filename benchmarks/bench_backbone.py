@@ -69,6 +69,7 @@ def random_batch(config: MAEConfig, batch: int) -> dict[str, Any]:
 def jax_run(backbone: Any, num_runs: int, batch: int, dtype: str) -> Any:
     """The extraction as one repetition."""
     extract, key = extraction(num_runs, dtype), jax.random.key(0)
+    backbone = backbone.in_dtype(dtype)
     images = random_batch(backbone.config, batch)
     return lambda: jax.block_until_ready(extract(backbone, key, images))
 

@@ -43,10 +43,16 @@ def live_bytes(config: MAEConfig, num_runs: int, batch: int, mask_ratio: float =
     )
 
 
+def placed(config: MAEConfig, dtype: str) -> Any:
+    """Fresh parameters as a frozen backbone has them on a device."""
+    params = mae.initial_variables(config, jax.random.key(0))["params"]
+    return Backbone(params, config).in_dtype(dtype).params
+
+
 def compile_here(config: MAEConfig, num_runs: int, batch: int, dtype: str) -> dict[str, Any]:
     """Seconds, and bytes; of a process that has done nothing else."""
     images, key = bench_backbone.random_batch(config, batch), jax.random.key(0)
-    shapes = jax.eval_shape(lambda: mae.initial_variables(config, jax.random.key(0)))["params"]
+    shapes = jax.eval_shape(lambda: placed(config, dtype))
     before = measure.peak_bytes()
     begin = time.perf_counter()
     lowered = bench_backbone.extraction(num_runs, dtype).lower(

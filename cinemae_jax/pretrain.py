@@ -8,6 +8,7 @@ held-out photographs, and at the end backbone.safetensors.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -41,6 +42,9 @@ from cinemae_jax.settings import PretrainSettings
 INPUTS = ("image", "example_id", "epoch", "valid")
 MAY_DIFFER = ("settings.data.photos", "settings.data.num_threads", "settings.checkpoint_every")
 """What a resumed run may do otherwise; the photographs themselves must be the same."""
+CHUNK = 8
+"""Images of a step that a CPU takes at a time: more than its caches hold made each of them slower,
+and memory fresh from the system at every step has its price too (docs/performance.md)."""
 NUM_PICTURES = 8  # held-out photographs shown in reconstructions
 
 
@@ -52,16 +56,42 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def make_step(model: MAE, tx: optax.GradientTransformation, mask_ratio: float) -> Any:
-    """The update of one device; gradients and loss are means over all valid images."""
+def make_step(
+    model: MAE, tx: optax.GradientTransformation, mask_ratio: float, chunk: int | None = None
+) -> Any:
+    """The update of one device; gradients and loss are means over all valid images.
+
+    Args:
+      model: to be trained.
+      tx: optimiser.
+      mask_ratio: share of patches masked.
+      chunk: images at a time, their gradients summed; None takes ``CHUNK`` on a CPU and all
+        elsewhere.  Where it does not divide a device's share of a batch, their common divisor.
+    """
+    loss_and_grads = jax.value_and_grad(
+        functools.partial(masked_loss, model=model, mask_ratio=mask_ratio)
+    )
+    if chunk is None and jax.default_backend() == "cpu":
+        chunk = CHUNK
+
+    def summed(params: Any, batch: dict[str, Array], key: Array) -> tuple[Float[Array, ""], Any]:
+        size = len(batch["valid"])
+        at_once = math.gcd(size, chunk or size)
+        if at_once == size:
+            return loss_and_grads(params, batch, key)
+        chunks = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), batch)
+
+        def add(total: Any, part: dict[str, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, loss_and_grads(params, part, key)), None
+
+        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.scan(add, zero, chunks)[0]
 
     def step(
         state: TrainState, key: Array, batch: dict[str, Array]
     ) -> tuple[TrainState, Float[Array, ""]]:
         count = jnp.maximum(jax.lax.psum(batch["valid"].sum(), AXIS), 1)
-        loss, grads = jax.value_and_grad(masked_loss)(
-            state.params, batch, key, model=model, mask_ratio=mask_ratio
-        )
+        loss, grads = summed(state.params, batch, key)
         loss, grads = jax.tree.map(lambda x: x / count, jax.lax.psum((loss, grads), AXIS))
         grads = optim.without_key_bias(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

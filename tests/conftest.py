@@ -12,7 +12,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cinemae-tests-")  # cata
 
 from jaxtyping import install_import_hook
 
-CHECKED = ("lcas", "masking", "mae", "head", "detector")  # shapes and dtypes at run time
+CHECKED = ("lcas", "masking", "layers", "mae", "head", "detector")  # shapes and dtypes at run time
 install_import_hook([f"cinemae_jax.model.{name}" for name in CHECKED], "beartype.beartype")
 
 from pathlib import Path
