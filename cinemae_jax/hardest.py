@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 import pyarrow as pa
 from PIL import Image
@@ -107,11 +106,13 @@ def _compiled(config: DetectorConfig) -> Any:
 
 def overlay(lcas_map: LcasMap) -> Image.Image:
     """The map over the picture in grey; grey alone where nothing was looked at."""
+    from matplotlib import colormaps  # a second, which only reports pay
+
     values = lcas_map.values
     known = np.isfinite(values)
     low, high = np.quantile(values[known], heatmap.QUANTILES) if known.any() else (0.0, 1.0)
     level = np.clip((np.where(known, values, low) - low) / max(high - low, 1e-12), 0, 1)
-    colours = 255 * matplotlib.colormaps["inferno"](level)[..., :3]
+    colours = 255 * colormaps["inferno"](level)[..., :3]
     grey = np.asarray(lcas_map.image.convert("L"), np.float64)[..., None]
     opacity = heatmap.OVERLAY * known[..., None]
     return Image.fromarray(np.round((1 - opacity) * grey + opacity * colours).astype(np.uint8))

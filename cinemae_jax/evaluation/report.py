@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cinemae_jax.evaluation import audit, audited, metrics, plots, reported, summary
+from cinemae_jax.evaluation import audit, audited, metrics, reported, summary
 from cinemae_jax.evaluation.bootstrap import ECE_BINS
 from cinemae_jax.evaluation.metrics import METRICS, Estimate, Row
 
@@ -189,6 +189,8 @@ def pages(
     hardest: Sequence[Hard] = (),
 ) -> dict[str, str]:
     """report.html and report.md by name; ``write`` has the arguments."""
+    from cinemae_jax.evaluation import plots  # matplotlib: a second, which only reports pay
+
     found, why_not = audited.read(
         workdir / audited.FILE,
         backbone_sha256=facts["backbone_sha256"],
