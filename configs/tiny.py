@@ -6,8 +6,8 @@
 
 Beyond the paper, and chosen by experiment (docs/tiny.md): native pixels in four crops of 112, a
 small network on energies and errors of masked patches by spatial frequency, and training views of
-both classes of which half are resized and compressed.  Costs about 15 minutes on two CPU cores for
-a thousand images.
+both classes of which half are resized and compressed, and some brightened or noisy.  Costs about 20
+minutes on two CPU cores for a thousand images.
 """
 
 from ml_collections import ConfigDict
