@@ -243,6 +243,20 @@ def test_the_interval_of_the_ece_holds_its_value() -> None:
         assert 0 <= estimate.low < estimate.value < estimate.high
 
 
+@pytest.mark.parametrize(("photographs", "has_one"), [(99, False), (100, True)])
+def test_ai_images_found_have_an_interval_where_photographs_resolve_the_rate(
+    photographs: int, has_one: bool
+) -> None:
+    """5 % of 100 photographs: the threshold lies below the five highest of them."""
+    logits = np.random.default_rng(0).normal(0, 1, photographs + 50)
+    labels = (np.arange(len(logits)) >= photographs).astype(int)
+    for row in evaluate(labels, logits + labels, np.full(len(logits), "a")):
+        one_in_100, one_in_20 = row.metrics["tpr_at_fpr_1"], row.metrics["tpr_at_fpr_5"]
+        assert one_in_100.value <= one_in_20.value
+        assert math.isnan(one_in_100.low) and math.isnan(one_in_100.high)
+        assert (one_in_20.low <= one_in_20.value <= one_in_20.high) == has_one
+
+
 def compared(first: np.ndarray, second: np.ndarray, **options: object) -> list[Row]:
     labels, _, names = scored(len(first))
     settings = {"bootstrap": 300, "confidence": 0.95, "seed": 0} | options
@@ -252,10 +266,13 @@ def compared(first: np.ndarray, second: np.ndarray, **options: object) -> list[R
 def test_nothing_differs_from_itself() -> None:
     _, logits, _ = scored()
     for row in compared(logits, logits, calibrations=(CALIBRATION, CALIBRATION)):
-        assert {dataclasses.astuple(one) for one in row.metrics.values()} == {(0.0, 0.0, 0.0)}
+        for name, one in row.metrics.items():
+            known = slice(1) if name.startswith("tpr_at_fpr") else slice(3)  # few photographs
+            assert set(dataclasses.astuple(one)[known]) == {0.0}
     for row in compared(logits, 3 * logits):  # the same order, the same side of 0
-        for name in ("accuracy", "auc", "ap", "tpr_at_fpr_5"):
+        for name in ("accuracy", "auc", "ap"):
             assert dataclasses.astuple(row.metrics[name]) == (0, 0, 0)
+        assert row.metrics["tpr_at_fpr_5"].value == 0
         assert row.metrics["brier"].value != 0
 
 

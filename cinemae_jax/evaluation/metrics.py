@@ -3,7 +3,7 @@
 In: a table of scores, one row an image.  Undefined values (one class only, no image) are NaN.
 Percentile intervals know nothing of what was never drawn: where all of n images are right, the
 interval has no width, though up to 3/n of them could be wrong; nor has it where a class has but one
-image or group.
+image or group.  AI images found at a rate of false alarms have none where photographs are too few.
 """
 
 import dataclasses
@@ -32,6 +32,10 @@ Names = np.ndarray  # (N,) strings
 
 NAN = float("nan")
 LOWER_IS_BETTER = frozenset({"ece", "brier"})
+LEAST_FALSE_ALARMS = 5
+"""That a rate must allow among a generator's photographs for an interval of the AI images found at
+it: below, the threshold is one of the few highest photographs, which resamples leave out or keep
+but never exceed, and the interval may lie above the value itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +278,11 @@ class _Table:
                     found = scoring[g].metrics(weights)
                     result[s, g, :, start:end] = [found[name] for name in METRICS]
             start = end
+        for g, own in enumerate(self.rows):
+            nature = (self.labels[own] == 0).sum()
+            for name, rate in FALSE_POSITIVE_RATES.items():
+                if rate * nature < LEAST_FALSE_ALARMS:
+                    result[:, g, METRICS.index(name), 1:] = NAN
         return _centre_ece(result)
 
     def summary(self, results: Float[np.ndarray, "g m r"], confidence: float) -> list[Row]:
