@@ -50,7 +50,8 @@ class Size:
       dtypes: it computes in.
       batch: images at a time through it.
       rounds: repetitions.
-      images: files to read.
+      images: files that features are extracted from.
+      decoded: files that are only decoded; of few, the loader's start is what counts.
       banked: images of a bank that heads are trained from.
       pretrained: images a step of pre-training.
       model: of pre-training, where it is not the configured one.
@@ -61,12 +62,13 @@ class Size:
     batch: int = 4
     rounds: int = 5
     images: int = 48
+    decoded: int = 256
     banked: int = 32_768
     pretrained: int = 64
     model: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-QUICK = Size("toy", ("float32",), 2, 1, bench_extract.BATCH, 512, 8, SMALL_MODEL)
+QUICK = Size("toy", ("float32",), 2, 1, bench_extract.BATCH, 32, 512, 8, SMALL_MODEL)
 
 
 def sections(size: Size) -> dict[str, Callable[[], Any]]:
@@ -79,7 +81,7 @@ def sections(size: Size) -> dict[str, Callable[[], Any]]:
         "sweep": lambda: bench_sweep.bench(preset, config, runs, [batch], rounds, dtypes[0]),
         "compile": lambda: bench_compile.bench(preset, 2, batch, dtypes),
         "pretrain": lambda: bench_pretrain.bench(size.pretrained, rounds, dtypes, **size.model),
-        "loader": lambda: bench_loader.bench(size.images, CORES, rounds),
+        "loader": lambda: bench_loader.bench(size.decoded, CORES, rounds),
         "head": lambda: head(size.banked),
         "extract": lambda: bench_extract.bench("tiny", size.images, rounds),
         "latency": lambda: bench_extract.latency(rounds),

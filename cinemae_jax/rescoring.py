@@ -75,9 +75,11 @@ class Attacker:
         """
         self.undefined: set[int] = set()
         self._replicas = replicas
+        config = detector.settings
         head = jax.tree.map(lambda leaf: leaf[0], detector.heads)
-        self._known = replicas.replicate((detector.backbone, head, mask_key(detector.settings)))
-        push = make_attack(detector.settings.detector, attack)
+        placed = detector.backbone.in_dtype(config.detector.dtype)
+        self._known = replicas.replicate((placed, head, mask_key(config)))
+        push = make_attack(config.detector, attack)
 
         def on_device(known: Any, epsilon: Any, batch: Any) -> Any:
             return push(*known, batch["image"], batch["example_id"], batch["label"], epsilon)

@@ -116,7 +116,8 @@ class MovingExtractor(Extractor):
 
     def move(self, backbone: Backbone) -> None:
         """Extracts by another backbone of the same architecture from now on."""
-        self._frozen = self.replicas.replicate((backbone, mask_key(self.config)))
+        placed = backbone.in_dtype(self.config.detector.dtype)
+        self._frozen = self.replicas.replicate((placed, mask_key(self.config)))
 
 
 def features(
