@@ -253,7 +253,8 @@ def test_ai_images_found_have_an_interval_where_photographs_resolve_the_rate(
     for row in evaluate(labels, logits + labels, np.full(len(logits), "a")):
         one_in_100, one_in_20 = row.metrics["tpr_at_fpr_1"], row.metrics["tpr_at_fpr_5"]
         assert one_in_100.value <= one_in_20.value
-        assert math.isnan(one_in_100.low) and math.isnan(one_in_100.high)
+        assert math.isnan(one_in_100.low)
+        assert math.isnan(one_in_100.high)
         assert (one_in_20.low <= one_in_20.value <= one_in_20.high) == has_one
 
 
