@@ -136,7 +136,7 @@ def identity(detector: TrainedDetector) -> str:
     choices = {
         "backbone": detector.backbone.sha256,
         "detector": dataclasses.asdict(detector.settings.detector),
-        "crops": (data.resize, data.num_crops),
+        "crops": (data.resize, data.scored_crops),
         "mask_seed": detector.settings.features.seed,
         "heads": trained.head_sha256(detector.heads),
     }

@@ -115,7 +115,7 @@ class AttackedSet(OnlineSet):
 
     def _attacked(self) -> Iterator[Batch]:
         config = self.extractor.config
-        centre = dataclasses.replace(config.data, num_crops=1)
+        centre = dataclasses.replace(config.data, eval_crops=1)
         transform = centre.eval_transform(self.extractor.model.image_size)
         rows = range(len(self.images))
         for batch in self.views(transform, 1, rows, config.eval.batch_size):

@@ -33,10 +33,11 @@ class DataSettings:
       test_generators: whose ``val`` split is scored; empty means all.
       holdout: share of the training images kept for validation, picked by their ids.
       resize: shorter side before cropping, pixels; 0 keeps native pixels.
-      num_crops: crops of an image: in training each is judged by itself, in evaluation their logits
+      num_crops: crops of an image: in training each is judged by itself, in scoring their logits
         are averaged, and 1 is the centre crop, other squares (4, 9, ...) a grid.
       random_crop, flip, augment: of training images, of both classes alike.
       num_threads: decoding threads.
+      eval_crops: of the grid in scoring, if it is to look at more or fewer; 0 means ``num_crops``.
     """
 
     root: str
@@ -51,6 +52,7 @@ class DataSettings:
     flip: bool
     augment: Augment
     num_threads: int
+    eval_crops: int = 0
 
     def __post_init__(self) -> None:
         if not self.root:
@@ -60,6 +62,7 @@ class DataSettings:
         if not self.train_generators:
             raise ValueError("config.data.train_generators is empty: name at least one generator")
         _require("config.data", self, holdout=(0, 1), resize=(0, None), num_threads=(1, None))
+        _require("config.data", self, eval_crops=(0, None))
 
     def scan(self) -> Catalog:
         """All images of the data set but the quarantined ones.
@@ -83,9 +86,14 @@ class DataSettings:
             return tfds_records.from_catalog(some)
         return from_catalog(some)
 
+    @property
+    def scored_crops(self) -> int:
+        """Crops of an image that its score rests on."""
+        return self.eval_crops or self.num_crops
+
     def eval_transform(self, size: int) -> MultiCrop:
         """Crops at fixed places: the same for every image, every time."""
-        return MultiCrop(size, self.num_crops, resize=self.resize)
+        return MultiCrop(size, self.scored_crops, resize=self.resize)
 
     def train_transform(self, size: int) -> MultiCrop:
         return MultiCrop(

@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
     config.data.holdout = 0.05  # share of the training images kept for validation
     config.data.resize = 256  # pixels, shorter side before cropping; 0 keeps native pixels
     config.data.num_crops = 1  # of an image, their scores averaged: 1, 4, 9, ...
+    config.data.eval_crops = 0  # the same in scoring alone; 0 for num_crops
     config.data.random_crop = True  # of training images
     config.data.flip = True  # of training images
     config.data.augment = ConfigDict()  # of training images, both classes alike; off in the paper

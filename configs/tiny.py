@@ -4,7 +4,7 @@
         --config.data.root=DATA "--config.data.train_generators=('GENERATOR',)"
     cinemae bundle runs/tiny --out tiny_detector.safetensors
 
-Beyond the paper, and chosen by experiment (docs/tiny.md): native pixels in four crops of 112, a
+Beyond the paper, and chosen by experiment (docs/tiny.md): native pixels in nine crops of 112, a
 small network on energies and errors of masked patches by spatial frequency, and training views of
 both classes of which half are resized and compressed, and some brightened or noisy.  Costs about 20
 minutes on two CPU cores for a thousand images.
@@ -26,7 +26,8 @@ def get_config() -> ConfigDict:
 
     config.data.holdout = 0.1
     config.data.resize = 0  # native pixels
-    config.data.num_crops = 4
+    config.data.num_crops = 4  # of a training view
+    config.data.eval_crops = 9
     config.data.augment.jpeg_probability = 0.5
     config.data.augment.jpeg_quality = (75, 95)
     config.data.augment.short_probability = 0.5

@@ -62,7 +62,7 @@ def test_a_bank_gives_the_features_of_the_backbone(
     """Same images, crops, masks and order; the float32 backbone differs by its batch size only."""
     config = with_detector(config, **choice)
     config = dataclasses.replace(
-        config, num_seeds=2, data=dataclasses.replace(config.data, num_crops=4)
+        config, num_seeds=2, data=dataclasses.replace(config.data, num_crops=4, eval_crops=9)
     )
     banked, online = (
         open_sets(with_features(config, source=source), tmp_path) for source in ("bank", "online")
@@ -73,6 +73,8 @@ def test_a_bank_gives_the_features_of_the_backbone(
         *zip(banked.test.scoring(), online.test.scoring(), strict=True),
     ]
     assert len(pairs) == order.num_steps - 2 + 2
+    crops = [merge(stored.f_global).shape[0] // len(batch["row"]) for (batch, stored), _ in pairs]
+    assert crops == [4] * (order.num_steps - 2) + [9] * 2
     for (batch, stored), (expected_batch, computed) in pairs:
         for name in ("row", "label", "valid", "error"):
             np.testing.assert_array_equal(batch[name], expected_batch[name])
