@@ -6,7 +6,7 @@
 
 Beyond the paper, and chosen by experiment (docs/tiny.md): native pixels in nine crops of 112, a
 small network on energies and errors of masked patches by spatial frequency, and training views of
-both classes of which half are resized and compressed, and some brightened or noisy.  Costs about 20
+both classes of which half are resized and compressed, and some brightened or noisy.  Costs 8 to 20
 minutes on two CPU cores for a thousand images.
 """
 
