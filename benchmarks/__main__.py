@@ -68,7 +68,9 @@ class Size:
     model: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-QUICK = Size("toy", ("float32",), 2, 1, bench_extract.BATCH, 32, 512, 8, SMALL_MODEL)
+QUICK = Size(
+    "toy", ("float32",), 2, 1, bench_extract.BATCH, bench_extract.BATCH, 512, 8, SMALL_MODEL
+)
 
 
 def sections(size: Size) -> dict[str, Callable[[], Any]]:
