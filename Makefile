@@ -25,7 +25,7 @@ test: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/python -m pytest -m "not parity" -n auto --dist loadfile $(ARGS)
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m parity $(ARGS)
+	$(BIN)/python -m pytest -m parity -n auto --dist loadfile $(ARGS)
 
 # Times the backbone beside PyTorch; minutes, and only meaningful on a quiet machine.
 bench: $(VENV)/.parity
