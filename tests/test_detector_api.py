@@ -303,12 +303,15 @@ def test_a_missing_bundled_detector_is_named(
         Detector.load("tiny")
 
 
-def test_altered_heads_are_another_detector(backbone_file: Path) -> None:
+def test_altered_heads_or_crops_are_another_detector(backbone_file: Path) -> None:
     one = small_bundle(backbone_file).detector
     params = jax.tree.map(lambda leaf: leaf * np.float32(1.001), one.heads.params)
     other = dataclasses.replace(one, heads=one.heads.replace(params=params))
     assert bundle.identity(one) == bundle.identity(small_bundle(backbone_file).detector)
     assert bundle.identity(one) != bundle.identity(other)
+    data = dataclasses.replace(one.settings.data, eval_crops=9)
+    nine = dataclasses.replace(one, settings=dataclasses.replace(one.settings, data=data))
+    assert bundle.identity(one) != bundle.identity(nine)
 
 
 def test_export_gives_the_same_logits(
