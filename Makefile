@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH ?= torch==2.13.0
 DEMO := runs/demo
-CACHED := XDG_CACHE_HOME=$(CURDIR)/.cache
+CACHED := XDG_CACHE_HOME='$(CURDIR)/.cache'
 
 .PHONY: demo test parity bench lint format demo-images goldens clean
 .DELETE_ON_ERROR:
@@ -19,7 +19,7 @@ demo: $(VENV)/.package
 	$(CACHED) $(BIN)/python -m cinemae_jax.train --config configs/demo.py --workdir $(DEMO)/trained
 	@echo "2. The bundled detector on the bundled test images, none of which it has seen."
 	$(CACHED) $(BIN)/python -m cinemae_jax.evaluate --config configs/demo.py --workdir $(DEMO) \
-		--config.eval.detector=tiny
+		--config.eval.detector=tiny --config.eval.fpr=0.02
 
 test: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/python -m pytest -m "not parity" -n auto --dist loadfile $(ARGS)
@@ -79,4 +79,4 @@ $(VENV)/.parity: pyproject.toml $(VENV)/.test
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .cache runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

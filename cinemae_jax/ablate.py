@@ -38,6 +38,7 @@ from cinemae_jax import (
 from cinemae_jax.ablation import Ablation, Row
 from cinemae_jax.banking import Data
 from cinemae_jax.checkpoint import Checkpoints
+from cinemae_jax.console import versions
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.order import Order
 from cinemae_jax.distributed import Replicas
@@ -100,7 +101,7 @@ def ablate(plan: Ablation, workdir: Path, replicas: Replicas | None = None) -> l
     )
     facts = {
         "command": " ".join(sys.argv),
-        "versions": report.versions(),
+        "versions": versions(report.PACKAGES),
         "folders": {row.name: row.folder for row in plan.rows},
     }
     ablation_table.write(workdir, plan.title, table, measured.eval.confidence, facts)

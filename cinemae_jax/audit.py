@@ -7,12 +7,7 @@ Exit codes: 0 all done; 1 some images cannot be read, each named in the report; 
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
-import io
-import json
 import math
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -20,19 +15,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from cinemae_jax import audit_tables, bundle
 from cinemae_jax.audit_sections import Sections
+from cinemae_jax.console import (
+    OK,
+    SOME_FAILED,
+    Parser,
+    accept_any_name,
+    count,
+    fail,
+    report_console,
+    require_writable,
+    versions,
+    write_json,
+)
 from cinemae_jax.data import catalog, diagnosis, doctor, shortcuts
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.doctor import Examination
+from cinemae_jax.data.equalise import require_possible
 from cinemae_jax.evaluation import audit, probes
+from cinemae_jax.evaluation.attacks import Attack
 from cinemae_jax.evaluation.audit import Resampling
 from cinemae_jax.trained import TrainedDetector
 
-OK, SOME_UNREADABLE, USAGE = 0, 1, 2
 SCHEMA_VERSION = 1
 PIPE_WIDTH = 160  # characters a line, where there is no terminal to fit
 VERSIONED = ("cinemae_jax", "jax", "flax", "numpy", "pillow", "scikit-learn")
@@ -45,24 +51,21 @@ def main(argv: Sequence[str]) -> int:
       argv: name of the command first.
     """
     options = parser().parse_args(argv[1:])
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what a terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
+    accept_any_name()
     try:
         _require_possible(options)
         with contextlib.redirect_stdout(sys.stderr):  # progress is none of the report
             report = run(options)
         if options.json:
-            _write(options.json, report)
+            write_json(options.json, report)
     except (ValueError, OSError) as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        return USAGE
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    audit_tables.show(report, Console(width=width, markup=False, emoji=False, highlight=False))
-    return SOME_UNREADABLE if report["unreadable"] else OK
+        return fail(error)
+    audit_tables.show(report, report_console(PIPE_WIDTH))
+    return SOME_FAILED if report["unreadable"] else OK
 
 
-def parser() -> argparse.ArgumentParser:
-    arguments = argparse.ArgumentParser(
+def parser() -> Parser:
+    arguments = Parser(
         prog="cinemae audit",
         description="Says what an accuracy on a data set is worth: what files alone give away, and "
         "what of a detector's accuracy is left under other conditions.",
@@ -70,45 +73,33 @@ def parser() -> argparse.ArgumentParser:
     )
     add = arguments.add_argument
     add("root", help="folder of the data set, or a list of images")
+    add("--quarantine", metavar="F", help="list of images to leave out, of `cinemae doctor`")
     add("--detector", metavar="D", help="run, file of `cinemae bundle`, or bundled name (tiny)")
     add("--backbone", default="", metavar="F", help="its backbone's file, if it has moved")
     add("--json", type=Path, metavar="F", help="write the whole report here")
-    add("--images", type=_count, default=0, metavar="N", help="of each class and generator (all)")
-    add("--side", type=_count, default=256, metavar="S", help="equalised short side (256)")
-    add("--quality", type=_count, default=90, metavar="Q", help="equalised JPEG quality (90)")
+    add("--images", type=count, default=0, metavar="N", help="of each class and generator (all)")
+    add("--side", type=count, default=256, metavar="S", help="equalised short side (256)")
+    add("--quality", type=count, default=90, metavar="Q", help="equalised JPEG quality (90)")
     add(
         "--train-root", default="", metavar="ROOT", help="to train controls on (ROOT's train split)"
     )
-    add("--train-images", type=_count, default=0, metavar="N", help="of each class, for them (all)")
+    add("--train-images", type=count, default=0, metavar="N", help="of each class, for them (all)")
     add("--no-controls", action="store_true", help="do not train controls")
     add("--robustness", action="store_true", help="corruptions and white-box attacks, too")
-    add("--attack-images", type=_count, default=16, metavar="N", help="of each cell (16; 0: all)")
-    add("--attack-steps", type=_count, default=10, metavar="N", help="gradient steps (10)")
-    add("--attack-draws", type=_count, default=4, metavar="N", help="mask draws a step (4)")
-    add("--bootstrap", type=_count, default=1000, metavar="N", help="resamples (1000)")
+    add("--attack-images", type=count, default=16, metavar="N", help="of each cell (16; 0: all)")
+    add("--attack-steps", type=count, default=10, metavar="N", help="gradient steps (10)")
+    add("--attack-draws", type=count, default=4, metavar="N", help="mask draws a step (4)")
+    add("--bootstrap", type=count, default=1000, metavar="N", help="resamples (1000)")
     return arguments
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
-    return int(text)
 
 
 def _require_possible(options: argparse.Namespace) -> None:
     """Fails before the hours of an audit, not after them."""
-    path = options.json
-    if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise ValueError(f"cannot write {path}: it needs a file name in a folder to write to")
+    require_writable(options.json)
     if not options.detector and (options.robustness or options.train_root):
         raise ValueError("--robustness and --train-root need a --detector")
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
-        json.dump(report, file, indent=1, allow_nan=False)
-    os.replace(partial, path)
+    Attack(options.attack_steps, options.attack_draws)
+    require_possible(options.side, options.quality)
 
 
 # --- the audit ----------------------------------------------------------------------------------
@@ -123,12 +114,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     resampling = Resampling(bootstrap=options.bootstrap)
     images = catalog.scan(options.root)
+    if options.quarantine:
+        images = images.without_listed(options.quarantine)
     detector = _detector(options) if options.detector else None
     if detector:
         resampling = dataclasses.replace(
             resampling, confidence=detector.settings.eval.confidence, seed=detector.settings.seed
         )
-    examined = doctor.examine(options.root)
+    examined = doctor.examine(options.root, quarantine=options.quarantine)
     report = _files(examined, images, detector, resampling)
     if detector:
         with tempfile.TemporaryDirectory(prefix="cinemae-audit-") as folder:
@@ -142,8 +135,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "root": str(options.root),
             "images": images.fingerprint,
             "resampling": resampling,
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in VERSIONED},
+            "versions": versions(VERSIONED),
             **report,
             "seconds": round(time.perf_counter() - started, 1),
         }
@@ -165,7 +157,7 @@ def _files(
 ) -> dict[str, Any]:
     """What the files give away without any detector."""
     named = detector.settings.data.train_generators if detector else ()
-    learned = [name for name in named if name in images.generators] or images.generators
+    learned = [name for name in named if name in images.generators] if named else images.generators
     found = probes.probe(examined, train_generators=learned, **dataclasses.asdict(resampling))
     alone = diagnosis.find_shortcuts(examined)
     bad = examined.unreadable.select(["path", "reason", "error"]).to_pylist()

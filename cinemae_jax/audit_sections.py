@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from cinemae_jax import cli, retrain
+from cinemae_jax import cli, retrain, trained
 from cinemae_jax.banking import Data
 from cinemae_jax.data import catalog
 from cinemae_jax.data.bad import BadImages
@@ -36,7 +36,8 @@ class Sections:
         self.score = Rescorer(detector, self.replicas, bad)
         self.calibration = detector.calibration()
         self.everything = images
-        self.images = audit.sample(images.select(split="val"), options.images)
+        self.test = images.select(split="val")
+        self.images = audit.sample(self.test, options.images)
         self.said: list[str] = []
         self.data = self._training_data()
 
@@ -49,9 +50,11 @@ class Sections:
                 "name": self.options.detector,
                 "step": self.detector.step,
                 "backbone_sha256": self.detector.backbone.sha256,
+                "head_sha256": trained.head_sha256(self.detector.heads),
                 "settings": self.detector.settings,
                 "calibration": self.calibration,
             },
+            "test_images": self.test.fingerprint,
             "scored": self.images.fingerprint,
             "num_scored": len(self.images),
             "equalised": self._equalised(clean),

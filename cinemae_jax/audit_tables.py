@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cinemae_jax.console import printable
 from cinemae_jax.evaluation.audit import called_ai, negative, number, percent, signed
 from cinemae_jax.evaluation.metrics import Estimate
 
@@ -35,7 +36,7 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     if bad:
         _list(console, f"unreadable: {len(bad)}", bad)
     for sentence in report["verdict"]:
-        console.print(f"- {_printable(sentence)}", soft_wrap=True)
+        console.print(f"- {printable(sentence)}", soft_wrap=True)
 
 
 def _table(title: str, *heads: str) -> Table:
@@ -59,7 +60,7 @@ def _probes(found: Mapping[str, Any]) -> Table:
                 percent(_estimate(by_name[name][row["name"]], "accuracy")),
             )
         ]
-        table.add_row(_printable(row["name"]), f"{row['nature']} + {row['ai']}", *cells)
+        table.add_row(printable(row["name"]), f"{row['nature']} + {row['ai']}", *cells)
     return table
 
 
@@ -70,7 +71,7 @@ def _equalised(found: Mapping[str, Any]) -> Table:
     table = _table(title, "generator", "nature + ai", *heads)
     for before, after, change in _rows(comparison):
         table.add_row(
-            _printable(before["name"]),
+            printable(before["name"]),
             f"{before['nature']} + {before['ai']}",
             *_change(before, after, change, "accuracy", percent),
             *_change(before, after, change, "auc", number),
@@ -178,11 +179,6 @@ def _share(value: float | None) -> str:
 def _list(console: Console, title: str, lines: Sequence[str]) -> None:
     console.print(title)
     for line in lines[:LISTED]:
-        console.print(f"    {_printable(line)}", soft_wrap=True)
+        console.print(f"    {printable(line)}", soft_wrap=True)
     if len(lines) > LISTED:
         console.print(f"    and {len(lines) - LISTED} more: --json F lists them")
-
-
-def _printable(text: str) -> str:
-    """Spells out line breaks and terminal commands that a file name may hold."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

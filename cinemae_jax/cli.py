@@ -1,6 +1,5 @@
 """What the entry points share: flags, hosts, exit codes, progress, metrics.jsonl."""
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -9,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from absl import flags
@@ -17,15 +16,16 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from cinemae_jax import distributed, hosts, preemption
+from cinemae_jax import console, distributed, hosts, preemption
 from cinemae_jax.checkpoint import CheckpointError
+from cinemae_jax.console import OK, SOME_FAILED, fail
 from cinemae_jax.data.bad import BadImage, BadImages, count_by_class
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.preemption import Preempted
 
-OK, SOME_FAILED, USAGE, PREEMPTED = 0, 1, 2, 75
-"""Exit codes: all done; some inputs failed, each named; usage or configuration; told to stop, its
-state saved: the same command goes on (75 is EX_TEMPFAIL of sysexits.h)."""
+PREEMPTED = 75
+"""Exit code: told to stop, its state saved, so that the same command goes on (EX_TEMPFAIL of
+sysexits.h)."""
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and reports.")
@@ -44,13 +44,6 @@ BAD_IMAGES = "bad_images.csv"
 CACHE_FOLDER = "jax_compilation_cache_dir"  # JAX's name of the setting
 LISTED = 10
 """Bad images named on the terminal; the others are in bad_images.csv."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Arguments of a command; a mistake is one line, and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"error: {message} ({self.prog} --help says more)\n")
 
 
 def run_config(
@@ -109,12 +102,6 @@ def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]])
     return SOME_FAILED if failed else OK
 
 
-def fail(error: Exception) -> int:
-    """Says on one line of stderr what went wrong, and returns the exit code for it."""
-    print("error:", *str(error).split(), file=sys.stderr, flush=True)
-    return USAGE
-
-
 def say(text: str) -> None:
     """A line for the reader, from the first host only."""
     if jax.process_index() == 0:
@@ -166,11 +153,11 @@ def progress(
 @contextlib.contextmanager
 def kept_compilations() -> Iterator[None]:
     """Programs are compiled once a machine, unless JAX was told of a cache of its own."""
-    if getattr(jax.config, CACHE_FOLDER):
+    folder = console.cache_folder()
+    if getattr(jax.config, CACHE_FOLDER) or folder is None:
         yield
         return
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update(CACHE_FOLDER, str(Path(home) / "cinemae_jax" / "xla"))
+    jax.config.update(CACHE_FOLDER, str(folder / "xla"))
     try:
         yield
     finally:

@@ -5,12 +5,6 @@ Exit codes: 0 every file can be read; 1 some cannot, each named in the report; 2
 
 import argparse
 import csv
-import importlib.metadata
-import io
-import json
-import os
-import platform
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,10 +12,23 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from cinemae_jax.console import (
+    OK,
+    SOME_FAILED,
+    Parser,
+    accept_any_name,
+    fail,
+    positive,
+    printable,
+    report_console,
+    require_writable,
+    versions,
+    write_json,
+    write_whole,
+)
 from cinemae_jax.data import diagnosis, doctor
 from cinemae_jax.data.shortcuts import ALL, FACTS, rounded
 
-OK, SOME_UNREADABLE, USAGE = 0, 1, 2
 LISTED = 10  # unreadable files and leaks named on the terminal
 FEW = 3  # files named of every other finding
 ROWS = 40  # of a table
@@ -37,27 +44,24 @@ def main(argv: Sequence[str]) -> int:
       argv: name of the command first.
     """
     options = parser().parse_args(argv[1:])
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what a terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
+    accept_any_name()
     try:
         for path in (options.json, options.quarantine):
-            _require_writable(path)
+            require_writable(path)
         examined = doctor.examine(options.root, workers=options.workers)
-        reported = diagnosis.report(examined) | {"versions": _versions()}
+        reported = diagnosis.report(examined) | {"versions": versions(VERSIONED)}
         if options.json:
-            _write(options.json, lambda file: json.dump(reported, file, indent=1, allow_nan=False))
+            write_json(options.json, reported)
         if options.quarantine:
-            _write(options.quarantine, lambda file: _write_quarantine(file, reported))
+            write_whole(options.quarantine, lambda file: _write_quarantine(file, reported))
     except (ValueError, OSError) as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        return USAGE
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    show(reported, Console(width=width, markup=False, emoji=False, highlight=False))
-    return SOME_UNREADABLE if reported["counts"]["unreadable"] else OK
+        return fail(error)
+    show(reported, report_console(PIPE_WIDTH))
+    return SOME_FAILED if reported["counts"]["unreadable"] else OK
 
 
 def parser() -> argparse.ArgumentParser:
-    arguments = argparse.ArgumentParser(
+    arguments = Parser(
         prog="cinemae doctor",
         description="Opens every image of a data set and says what is wrong with the set.",
         epilog="exit codes: 0 every file can be read, 1 some cannot, 2 usage; see docs/data.md",
@@ -72,42 +76,18 @@ def parser() -> argparse.ArgumentParser:
         "that are in another split too",
     )
     arguments.add_argument(
-        "--workers", type=_positive, metavar="N", help="processes (default: one a core)"
+        "--workers", type=positive, metavar="N", help="processes (default: one a core)"
     )
     return arguments
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
-    return int(text)
-
-
 # --- files --------------------------------------------------------------------------------------
-
-
-def _require_writable(path: Path | None) -> None:
-    """Fails before the hours of an examination, not after them."""
-    if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise ValueError(f"cannot write {path}: it needs a file name in a folder to write to")
-
-
-def _write(path: Path, fill: Callable[[TextIO], None]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        fill(file)
-    os.replace(partial, path)
 
 
 def _write_quarantine(file: TextIO, reported: dict[str, Any]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("path", "reason"))
     writer.writerows(diagnosis.quarantine(reported))
-
-
-def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
-    return {"python": platform.python_version()} | versions
 
 
 # --- terminal -----------------------------------------------------------------------------------
@@ -144,21 +124,16 @@ def show(reported: dict[str, Any], console: Console) -> None:
         _list(say, [f"{row['path']}: {row['error']}" for row in bad], len(bad), LISTED)
     say("")
     for sentence in reported["verdict"]:
-        say(f"- {_printable(sentence)}")
+        say(f"- {printable(sentence)}")
     rate = counts["scanned"] / max(reported["seconds"], 1e-3)
     say(f"{counts['scanned']:,} files in {reported['seconds']:.1f} s ({rate:,.0f} a second)")
 
 
 def _list(say: Callable[[str], None], lines: Sequence[str], count: int, most: int) -> None:
     for line in lines[:most]:
-        say(f"    {_printable(line)}")
+        say(f"    {printable(line)}")
     if count > most:
         say(f"    and {count - most:,} more: --json F lists them")
-
-
-def _printable(text: str) -> str:
-    """Spells out line breaks and terminal commands that a file name may hold."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _groups(groups: Sequence[dict[str, Any]]) -> Table:
@@ -169,7 +144,7 @@ def _groups(groups: Sequence[dict[str, Any]]) -> Table:
         table.add_column(head, justify="right" if head in right else "left", overflow="fold")
     for group in groups[:ROWS]:
         table.add_row(
-            *(_printable(group[key]) for key in diagnosis.GROUP),
+            *(printable(group[key]) for key in diagnosis.GROUP),
             f"{group['files']:,}",
             f"{sum(group['unreadable'].values()):,}",
             _shares(group["formats"], group["ok"]),
@@ -224,7 +199,7 @@ def _shortcuts(found: Sequence[dict[str, Any]]) -> Table:
         row = {one["fact"]: one for one in found if one["scope"] == scope}
         size = row["image size"]  # which every file has
         table.add_row(
-            "all together" if scope == ALL else _printable(scope),
+            "all together" if scope == ALL else printable(scope),
             f"{size['num_nature']:,} + {size['num_ai']:,}",
             *("-" if row[f]["auc"] is None else rounded(row[f]["auc"]) for f in FACTS),
         )

@@ -13,6 +13,7 @@ from cinemae_jax import __version__
 COMMANDS = {
     "audit": "what a detector's accuracy on a data set is worth",
     "bundle": "trained detector in one file, to be passed on",
+    "calibrate": "a detector's verdicts, calibrated on photographs of your own",
     "convert": "published MAE checkpoint to a frozen backbone",
     "doctor": "opens every image of a data set and says what is wrong with it",
     "export": "detector as a StableHLO program for other software",
@@ -23,6 +24,7 @@ COMMANDS = {
 MODULES = {
     "audit": "cinemae_jax.audit",
     "bundle": "cinemae_jax.share",
+    "calibrate": "cinemae_jax.calibrate",
     "convert": "weights_convert.__main__",
     "doctor": "cinemae_jax.doctor",
     "export": "cinemae_jax.share",

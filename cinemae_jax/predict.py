@@ -19,6 +19,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from cinemae_jax import cli
+from cinemae_jax.console import OK, SOME_FAILED, Parser, fail, printable
 from cinemae_jax.data.decode import EXTENSIONS, DecodeError, open_header
 from cinemae_jax.data.walk import walk
 from cinemae_jax.detector import Detector
@@ -31,7 +32,7 @@ Row = dict[str, Any]
 
 
 def parser() -> argparse.ArgumentParser:
-    arguments = cli.Parser(
+    arguments = Parser(
         prog="cinemae predict",
         description="Says how likely each picture is AI-generated: a statistical opinion.",
         epilog="exit codes: 0 every picture was judged, 1 some could not be, 2 usage; "
@@ -75,9 +76,9 @@ def main(argv: Sequence[str]) -> int:
             return run(options)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return cli.SOME_FAILED
+        return SOME_FAILED
     except (ValueError, OSError) as error:
-        return cli.fail(error)
+        return fail(error)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -116,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
             yield row | {"note": detector.in_words()[0]}
 
     WRITERS[options.format](rows(), detector)
-    return cli.SOME_FAILED if bad else cli.OK
+    return SOME_FAILED if bad else OK
 
 
 # --- which pictures -----------------------------------------------------------------------------
@@ -200,12 +201,12 @@ def _table(rows: Iterable[Row], detector: Detector) -> None:
     for row in rows:
         spread = "" if row["uncertainty"] is None else f" ± {row['uncertainty']:.3f}"
         chance = "-" if row["probability"] is None else f"{row['probability']:.3f}{spread}"
-        care = "\n".join(map(_printable, row["flags"] or [row["error"] or ""]))
+        care = "\n".join(map(printable, row["flags"] or [row["error"] or ""]))
         verdict = row["verdict"] or "not scored"
-        table.add_row(_printable(row["path"]), chance, verdict, care, f"{row['seconds']:.2f}")
+        table.add_row(printable(row["path"]), chance, verdict, care, f"{row['seconds']:.2f}")
     console.print(table)
     for sentence in detector.in_words():
-        console.print(f"- {_printable(sentence)}", soft_wrap=True)
+        console.print(f"- {printable(sentence)}", soft_wrap=True)
 
 
 def _json(rows: Iterable[Row], detector: Detector) -> None:
@@ -248,8 +249,3 @@ WRITERS: dict[str, Callable[[Iterable[Row], Detector], None]] = {
 
 def _line(record: Row) -> str:
     return json.dumps(record, allow_nan=False)
-
-
-def _printable(text: str) -> str:
-    """Spells out line breaks and terminal commands that a file name may hold."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

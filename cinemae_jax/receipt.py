@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ import pyarrow as pa
 from PIL import features as pillow
 
 from cinemae_jax import trained
+from cinemae_jax.console import versions
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.features import BankedSet, FeatureSet
 from cinemae_jax.trained import TrainedDetector
@@ -148,10 +148,7 @@ def facts_of(detector: TrainedDetector, replicas: Replicas) -> dict[str, Any]:
             "machine": platform.machine(),
             "cores": os.cpu_count(),
         },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "versions": versions(PACKAGES),
     }
     return json.loads(json.dumps(facts))
 

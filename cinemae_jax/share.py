@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from cinemae_jax import bundle, cli, export
+from cinemae_jax import bundle, cli, console, export
 from cinemae_jax.detector import Detector
 
 
@@ -27,12 +27,12 @@ def main(argv: Sequence[str]) -> int:
         else:
             write_export(options.source, options.out, options.backbone)
     except (ValueError, OSError) as error:
-        return cli.fail(error)
-    return cli.OK
+        return console.fail(error)
+    return console.OK
 
 
 def bundle_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="cinemae bundle",
         description="Writes a trained detector into one file, to be passed on: heads, settings, "
         "what verdicts are calibrated by; not the backbone, whose sha256 it holds.",
@@ -43,7 +43,7 @@ def bundle_parser() -> argparse.ArgumentParser:
 
 
 def export_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="cinemae export",
         description="Writes a detector as a StableHLO program with its weights, and beside it "
         "(F.json) what has to be done to a picture first.",

@@ -3,7 +3,6 @@
 Exit codes: 0 equal; 1 some scores differ, or images are gone; 2 it cannot be replayed.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import math
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cinemae_jax import bundle, cli, evaluate, receipt
+from cinemae_jax.console import Parser, count, fail
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.distributed import Replicas
@@ -189,7 +189,7 @@ def main(argv: Sequence[str]) -> int:
                 old, detector, data.scan(), sample=options.sample, tolerance=options.tolerance
             )
     except (ValueError, OSError) as error:
-        return cli.fail(error)
+        return fail(error)
     print(f"receipt   {options.receipt}: {len(old.images)} images, scored {_how(old)}")
     print("\n".join(done.in_words()))
     return DIFFERENT if done.found else EQUAL
@@ -201,8 +201,8 @@ def _how(old: Receipt) -> str:
     return f"online on {where}" if old.is_exact else f"from a bank on {where}"
 
 
-def parser() -> argparse.ArgumentParser:
-    arguments = argparse.ArgumentParser(
+def parser() -> Parser:
+    arguments = Parser(
         prog="cinemae verify",
         description="Scores the images of an evaluation again and compares with its receipt.",
         epilog="exit codes: 0 equal, 1 scores differ, 2 cannot be replayed; see docs/report.md",
@@ -217,7 +217,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--backbone", default="", metavar="F", help="its backbone's file, if it has moved")
     add("--root", default="", metavar="ROOT", help="the data set, if it has moved")
-    add("--sample", type=_count, default=0, metavar="N", help="images, in whole batches (all)")
+    add(
+        "--sample",
+        type=count,
+        default=0,
+        metavar="N",
+        help="images, in whole batches (all)",
+    )
     add(
         "--tolerance",
         type=float,
@@ -225,9 +231,3 @@ def parser() -> argparse.ArgumentParser:
         help=f"of a logit (0; {BANK_TOLERANCE:g} for scores from a bank)",
     )
     return arguments
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
-    return int(text)

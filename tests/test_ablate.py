@@ -22,6 +22,7 @@ from cinemae_jax import (
     ablation,
     banking,
     cli,
+    console,
     settings,
     steps,
     train,
@@ -139,7 +140,7 @@ def test_a_typo_ends_the_command_before_anything_runs(tmp_path: Path) -> None:
     process = subprocess.run(
         [*command, f"--workdir={tmp_path / 'run'}"], cwd=ROOT, capture_output=True, text=True
     )
-    assert process.returncode == cli.USAGE, process.stderr
+    assert process.returncode == console.USAGE, process.stderr
     assert "row 'odd': 'trian.epochs' is no field" in process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -186,12 +186,13 @@ def test_errors_name_what_is_wrong() -> None:
 def test_platt_is_the_maximum_of_its_likelihood() -> None:
     """No small step in scale or offset is better, for Platt's smoothed targets."""
     z, y = draw(8, 60)
+    z, y = np.append(z, z[y == 0]), np.append(y, y[y == 0])  # twice as many photographs
     found = fit(z, y)
-    targets = np.where(y == 1, 31 / 32, 1 / 32)
+    targets = np.where(y == 1, 31 / 32, 1 / 62)
 
     def loss(scale: float, offset: float) -> float:
         s = scale * z + offset
-        return float((np.logaddexp(0, s) - targets * s).sum())
+        return float((np.where(y == 1, 2, 1) * (np.logaddexp(0, s) - targets * s)).sum())
 
     best = loss(found.scale, found.offset)
     for step in (-1e-3, 1e-3):

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from cinemae_jax import cli, hosts, preemption, pretrain, settings, trained, weights
+from cinemae_jax import cli, console, hosts, preemption, pretrain, settings, trained, weights
 from cinemae_jax import train as training
 from cinemae_jax.checkpoint import Checkpoints, Interrupted
 from cinemae_jax.data.bad import BadImage, BadImages
@@ -249,7 +249,7 @@ def test_two_processes_of_four_devices_are_one(
 
 
 def test_four_processes_of_two_devices_are_one(job: Job, undisturbed: Path, tmp_path: Path) -> None:
-    assert job.run(tmp_path / "run", 4, 2) == cli.SOME_FAILED
+    assert job.run(tmp_path / "run", 4, 2) == console.SOME_FAILED
     assert_same_run(tmp_path / "run", undisturbed)
 
 
@@ -278,7 +278,7 @@ def test_whatever_disturbs_a_run_it_ends_as_if_nothing_had(
         patch.setattr(preemption, "asked", Stop(3))
         with pytest.raises(Preempted):
             training.train(job.config, workdir, Replicas(tuple(jax.devices()[:1])))
-    assert job.run(workdir, 2, 1) == cli.SOME_FAILED
+    assert job.run(workdir, 2, 1) == console.SOME_FAILED
     assert_same_run(workdir, undisturbed)
 
 
@@ -293,7 +293,7 @@ def test_a_process_that_finds_no_coordinator_says_so_in_time(tmp_path: Path) -> 
         text=True,
         timeout=120,
     )
-    assert process.returncode == cli.USAGE
+    assert process.returncode == console.USAGE
     assert "did not all meet within 3 s (coordinator localhost:9, process 1 of 2)" in process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
     assert time.monotonic() - begin < 90  # most of it imports, on a machine that is busy

@@ -313,12 +313,18 @@ def test_the_worst_generator_is_worst_by_each_metrics_own_direction() -> None:
 FACTS = {
     "backbone": "b",
     "backbone_sha256": "abc",
+    "head_sha256": "def",
+    "test_images": "ghi",
     "checkpoint_step": 3,
     "data_root": "data",
     "bad_images": {"nature": 0, "ai": 1},
     "low_context_images": 0,
     "left_out": {"extension .txt": 2},
-    "settings": {"eval": {"confidence": 0.95, "bootstrap": 200}, "x": "</pre><script>"},
+    "settings": {
+        "eval": {"confidence": 0.95, "bootstrap": 200, "detector": ""},
+        "data": {"root": "data", "source": "folder", "quarantine": ""},
+        "x": "</pre><script>",
+    },
 }
 
 

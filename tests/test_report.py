@@ -38,6 +38,7 @@ FACTS = {
     "backbone": "MAE",
     "backbone_sha256": "abc",
     "head_sha256": "def",
+    "test_images": "ghi",
     "checkpoint_step": 3,
     "data_root": "data",
     "bad_images": {"nature": 0, "ai": 1},
@@ -45,8 +46,13 @@ FACTS = {
     "left_out": {"extension .txt": 2},
     "calibration": CALIBRATION.to_dict(),
     "settings": {
-        "eval": {"confidence": 0.95, "bootstrap": 20},
-        "data": {"root": "my data", "train_generators": ["glide"]},
+        "eval": {"confidence": 0.95, "bootstrap": 20, "detector": ""},
+        "data": {
+            "root": "my data",
+            "source": "folder",
+            "quarantine": "",
+            "train_generators": ["glide"],
+        },
     },
 }
 
@@ -88,7 +94,7 @@ def pages(folder: Path, table: pa.Table, **facts: object) -> dict[str, str]:
     )
 
 
-def write_audit(folder: Path, table: pa.Table, **detector: object) -> None:
+def write_audit(folder: Path, table: pa.Table, **other: object) -> None:
     """What ``cinemae audit --robustness --json`` writes, of scores half as good."""
     images = Catalog(folder, table.select(SCHEMA.names), {})
     logit = table["logit"].to_numpy().astype(np.float64)
@@ -100,7 +106,9 @@ def write_audit(folder: Path, table: pa.Table, **detector: object) -> None:
     changed[Named("SocialNetwork()", "social network", 1.0)] = worse
     effects = robustness.measure(images, clean, changed, CALIBRATION, resampling).effects
     record = {
-        "detector": {"backbone_sha256": "abc", "step": 3} | detector,
+        "root": "other data",
+        "detector": {n: other.get(n, FACTS[n]) for n in audited.DETECTOR} | {"step": 3},
+        "test_images": other.get("test_images", FACTS["test_images"]),
         "num_scored": len(logit),
         "verdict": ["nothing good"],
         "equalised": {"side": 256, "quality": 90, "comparison": found},
@@ -170,7 +178,7 @@ def test_doubts_say_what_is_the_matter(tmp_path: Path) -> None:
 def test_an_audit_beside_the_report_becomes_part_of_it(tmp_path: Path) -> None:
     table = scores()
     write_audit(tmp_path, table)
-    found, _ = audited.read(tmp_path / audited.FILE, backbone_sha256="abc", step=3)
+    found, _ = audited.read(tmp_path / audited.FILE, FACTS)
     after = report.format_value(found.equalised.after[-1].metrics["accuracy"])
     for page in pages(tmp_path, table).values():
         assert "Raw against equalised" in page
@@ -189,7 +197,9 @@ def test_an_audit_beside_the_report_becomes_part_of_it(tmp_path: Path) -> None:
         (lambda path: path.unlink(), "has not been audited"),
         (lambda path: path.write_text("{"), "cannot be read"),
         (lambda path: path.write_text('{"verdict": []}'), "without a detector"),
-        (lambda path: write_audit(path.parent, scores(), step=4), "is of another detector"),
+        (lambda path: write_audit(path.parent, scores(), head_sha256="x"), "of another detector"),
+        (lambda path: write_audit(path.parent, scores(), backbone_sha256="x"), "another detector"),
+        (lambda path: write_audit(path.parent, scores(), test_images="x"), "is of other images"),
     ],
 )
 def test_an_audit_that_is_not_this_detectors_is_left_out(tmp_path, spoil, why) -> None:

@@ -72,18 +72,23 @@ class Examination:
         return self.files.filter(pc.not_equal(self.files["reason"], ""))
 
 
-def examine(root: str | os.PathLike[str], *, workers: int | None = None) -> Examination:
+def examine(
+    root: str | os.PathLike[str], *, workers: int | None = None, quarantine: str | None = None
+) -> Examination:
     """Opens every image of a data set, in processes of its own (``examiner``).
 
     Args:
       root: a folder in any layout of the catalog; in another one its images are unlabelled.
       workers: processes; by default one a core.
+      quarantine: list of images to leave out; None leaves out none.
 
     Raises:
       CatalogError: if there are no images.
       OSError: if a process cannot be started.
     """
     found, layout = _find(root)
+    if quarantine:
+        found = found.without_listed(quarantine)
     names = found.table["path"]
     labels = pc.if_else(pc.equal(found.table["label"], catalog.AI), "ai", "nature")
     about = {"path": names, "label": labels} | {

@@ -38,6 +38,14 @@ def equalise(image: bytes | Image.Image, *, side: int, quality: int) -> bytes:
     return buffer.getvalue()
 
 
+def require_possible(side: int, quality: int) -> None:
+    """Raises ValueError unless files can have this shorter side and JPEG quality."""
+    if not MIN_SIDE <= side <= MAX_SIDE:
+        raise ValueError(f"side must be in [{MIN_SIDE}, {MAX_SIDE}], is {side}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be in [1, 100], is {quality}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Equalise:
     """Another transform, on equalised files; adds no chance to it.
@@ -53,10 +61,7 @@ class Equalise:
     quality: int = 90
 
     def __post_init__(self) -> None:
-        if not MIN_SIDE <= self.side <= MAX_SIDE:
-            raise ValueError(f"side must be in [{MIN_SIDE}, {MAX_SIDE}], is {self.side}")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality must be in [1, 100], is {self.quality}")
+        require_possible(self.side, self.quality)
 
     @property
     def shape(self) -> tuple[int, ...]:

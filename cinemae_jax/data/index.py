@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cinemae_jax import console
 from cinemae_jax.data import walk
 from cinemae_jax.data.decode import EXTENSIONS
 from cinemae_jax.data.walk import Listing
@@ -63,13 +64,10 @@ def listing(root: Path, *, cache: bool = True) -> Listing:
 
 def cache_file(root: Path) -> Path | None:
     """Where the listing of a folder is kept; None if that would be inside the folder itself."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"  # noqa: PTH117
-    except RuntimeError:  # no home
+    if (base := console.cache_folder()) is None:
         return None
     real = os.path.realpath(root)
-    folder = base / "cinemae_jax" / "index"
+    folder = base / "index"
     if Path(os.path.realpath(folder)).is_relative_to(real):
         return None
     return folder / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.parquet"

@@ -56,12 +56,15 @@ class Audited:
     changes: tuple[Change, ...]
 
 
-def read(path: Path, *, backbone_sha256: str, step: int) -> tuple[Audited | None, str]:
-    """The audit beside a report, and where there is none of this detector, why.
+DETECTOR = ("backbone_sha256", "head_sha256")
+
+
+def read(path: Path, facts: Mapping[str, Any]) -> tuple[Audited | None, str]:
+    """The audit beside a report, and where there is none of this detector and data set, why.
 
     Args:
       path: of the file.
-      backbone_sha256, step: of the detector that the report is about.
+      facts: of the report: hashes of backbone and head, fingerprint of the test images.
     """
     if not path.is_file():
         return None, "this detector has not been audited"
@@ -70,8 +73,10 @@ def read(path: Path, *, backbone_sha256: str, step: int) -> tuple[Audited | None
         if "equalised" not in record:
             return None, f"{path.name} was made without a detector"
         detector = record["detector"]
-        if (detector["backbone_sha256"], detector["step"]) != (backbone_sha256, step):
+        if any(detector[name] != facts[name] for name in DETECTOR):
             return None, f"{path.name} is of another detector (step {detector['step']})"
+        if record["test_images"] != facts["test_images"]:
+            return None, f"{path.name} is of other images (root {record['root']})"
         return _audited(record), ""
     except (KeyError, TypeError, ValueError) as error:
         return None, f"{path.name} cannot be read ({type(error).__name__}: {error})"

@@ -68,7 +68,7 @@ class Calibration:
                 raise ValueError(f"calibration.{name} must be finite or null, is {value}")
 
     def probability(self, logits: Any) -> np.ndarray:
-        """Probability of AI, for as many AI images as there were among the held-out ones.
+        """Probability of AI, where every second image is one.
 
         Args:
           logits: any shape.
@@ -229,19 +229,26 @@ def _platt(z: np.ndarray, is_ai: np.ndarray) -> tuple[float, float]:
     """Scale and offset of greatest likelihood, for Platt's targets (1999, section 2.2).
 
     The targets (n₁ + 1) / (n₁ + 2) and 1 / (n₀ + 2), in place of 1 and 0, keep the scale finite
-    where the classes do not overlap.  Each image enters twice, with the weights of both outcomes.
+    where the classes do not overlap.  Each image enters twice, with the weights of both outcomes,
+    and each class counts as much as the other, however many images it has.
     """
     from sklearn.linear_model import LogisticRegression  # a second, which only fitting pays
 
     num_ai = int(is_ai.sum())
-    target = np.where(is_ai, (num_ai + 1) / (num_ai + 2), 1 / (len(z) - num_ai + 2))
+    num_nature = len(z) - num_ai
+    target = np.where(is_ai, (num_ai + 1) / (num_ai + 2), 1 / (num_nature + 2))
+    weight = np.where(is_ai, 1 / num_ai, 1 / num_nature) * len(z) / 2
     mean, spread = float(z.mean()), float(z.std())
     if spread > 0:
         x = np.tile((z - mean) / spread, 2)[:, None]  # so that units do not matter to the solver
         outcome = np.repeat([1, 0], len(z))
         model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8)
-        model.fit(x, outcome, sample_weight=np.concatenate([target, 1 - target]))
+        model.fit(
+            x, outcome, sample_weight=np.tile(weight, 2) * np.concatenate([target, 1 - target])
+        )
         scale = float(model.coef_[0, 0]) / spread
         if scale > 0:
             return scale, float(model.intercept_[0]) - scale * mean
-    return 0.0, float(logit(target.mean()))  # the likelihood's maximum over scales from 0 on
+    return 0.0, float(
+        logit(np.average(target, weights=weight))
+    )  # the likelihood's maximum over scales from 0 on

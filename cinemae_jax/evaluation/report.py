@@ -4,11 +4,9 @@ The pages need nothing but themselves: figures and pictures are inside.
 """
 
 import dataclasses
-import importlib.metadata
 import io
 import json
 import math
-import platform
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cinemae_jax.console import versions
 from cinemae_jax.evaluation import audit, audited, metrics, reported, summary
 from cinemae_jax.evaluation.bootstrap import ECE_BINS
 from cinemae_jax.evaluation.metrics import METRICS, Estimate, Row
@@ -169,7 +168,7 @@ def write(
       hardest: images to show.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    facts = {**facts, "command": command(), "versions": versions()}
+    facts = {**facts, "command": command(), "versions": versions(PACKAGES)}
     worst = {metric: row.name for metric, row in metrics.worst(rows).items()}
     result = {"results": [_as_json(row) for row in rows], "worst_generator": worst, **facts}
     (workdir / "eval.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -191,11 +190,7 @@ def pages(
     """report.html and report.md by name; ``write`` has the arguments."""
     from cinemae_jax.evaluation import plots  # matplotlib: a second, which only reports pay
 
-    found, why_not = audited.read(
-        workdir / audited.FILE,
-        backbone_sha256=facts["backbone_sha256"],
-        step=facts["checkpoint_step"],
-    )
+    found, why_not = audited.read(workdir / audited.FILE, facts)
     known = {
         "rows": rows,
         "tables": shown(rows),
@@ -249,21 +244,18 @@ def _compared(found: audited.Audited | None) -> Iterator[tuple[Row, Row, Row]]:
 
 
 def _audit_command(workdir: Path, facts: Mapping[str, Any]) -> str:
-    root = facts["settings"].get("data", {}).get("root", facts["data_root"])
-    detector = facts["settings"]["eval"].get("detector") or str(workdir)
+    data = facts["settings"]["data"]
+    root = data["root"] if data["source"] == "folder" else "FOLDER"  # that the records came from
+    detector = facts["settings"]["eval"]["detector"] or str(workdir)
     words = ["cinemae", "audit", root, "--detector", detector, "--robustness"]
+    if data["quarantine"]:
+        words += ["--quarantine", data["quarantine"]]
     return shlex.join([*words, "--json", str(workdir / audited.FILE)])
 
 
 def command() -> str:
     """The command line of this process, to be repeated in a shell."""
     return shlex.join(sys.orig_argv)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that a number depends on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
 
 
 def _as_json(row: Row) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import jax
 
 from cinemae_jax import bundle, cli
+from cinemae_jax.console import OK, Parser, fail, positive
 from cinemae_jax.detector import Detector
 from cinemae_jax.distributed import Replicas
 
@@ -30,7 +31,7 @@ EXTRA = "cinemae serve needs the web extra: pip install 'cinemae_jax[web]'"
 
 
 def parser() -> argparse.ArgumentParser:
-    arguments = cli.Parser(
+    arguments = Parser(
         prog="cinemae serve",
         description="Serves a page for people and HTTP for programs. Nothing that is sent to it "
         "is kept.",
@@ -48,17 +49,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     add("--port", type=_port, default=8000, help="port; 0 takes a free one (8000)")
-    add("--max-megabytes", type=_positive, default=32, metavar="M", help="largest upload (32)")
-    add("--queue", type=_positive, default=32, metavar="N", help="requests at a time (32)")
+    add(
+        "--max-megabytes",
+        type=positive,
+        default=32,
+        metavar="M",
+        help="largest upload (32)",
+    )
+    add("--queue", type=positive, default=32, metavar="N", help="requests at a time (32)")
     add("--open", action="store_true", help="open the page in a browser")
     return arguments
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, is {value}")
-    return value
 
 
 def _port(text: str) -> int:
@@ -81,9 +81,9 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         pass  # that is how it is told to end
     except (ValueError, OSError) as error:
-        return cli.fail(error)
+        return fail(error)
     cli.say("stopped")
-    return cli.OK
+    return OK
 
 
 def run(options: argparse.Namespace) -> None:

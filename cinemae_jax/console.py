@@ -1,0 +1,116 @@
+"""What commands share on the terminal and on disk; without JAX, so that ``doctor`` starts fast."""
+
+import argparse
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from rich.console import Console
+
+OK, SOME_FAILED, USAGE = 0, 1, 2
+"""Exit codes: all done; some inputs failed, each named; usage, configuration or a missing file."""
+
+CACHE = "cinemae_jax"  # folder in that of the user's caches
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments of a command; a mistake is one line, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"error: {message} ({self.prog} --help says more)\n")
+
+
+def count(text: str) -> int:
+    """A whole number from 0 on, as an argument."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, as an argument."""
+    if (value := count(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, is {value}")
+    return value
+
+
+def fail(error: Exception) -> int:
+    """Says on one line of stderr what went wrong, and returns the exit code for it."""
+    print("error:", *str(error).split(), file=sys.stderr, flush=True)
+    return USAGE
+
+
+def printable(text: str) -> str:
+    """Spells out line breaks and terminal commands that a file name may hold."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def accept_any_name() -> None:
+    """Lets stdout spell out what it cannot show, in place of failing at a file's name."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def report_console(pipe_width: int) -> Console:
+    """For reports whose text is data: nothing in it is markup.
+
+    Args:
+      pipe_width: characters a line where there is no terminal to fit.
+    """
+    width = None if sys.stdout.isatty() else pipe_width
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def require_writable(path: Path | None) -> None:
+    """Fails before hours of work, not after them; None is no file, and fine.
+
+    Raises:
+      ValueError: naming the path.
+    """
+    if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise ValueError(f"cannot write {path}: it needs a file name in a folder to write to")
+
+
+def write_whole(path: Path, fill: Callable[[TextIO], None]) -> None:
+    """Writes a text file that is there in full or not at all.
+
+    Args:
+      path: replaced once it is complete.
+      fill: writes into the open file.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        fill(file)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, report: Any) -> None:
+    """Writes a report whole."""
+    write_whole(path, lambda file: json.dump(report, file, indent=1, allow_nan=False))
+
+
+def cache_folder() -> Path | None:
+    """Where this package may keep what can be made again; None for a user without a home."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(home).is_absolute():  # the standard says to ignore any other
+        return Path(home) / CACHE
+    try:
+        return Path.home() / ".cache" / CACHE
+    except RuntimeError:
+        return None
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of Python and of installed packages, by name."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
