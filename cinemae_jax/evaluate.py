@@ -5,9 +5,10 @@
 
 Reads the best checkpoint of --workdir, or ``eval.detector`` if one is named.  Of the config only
 ``data.root``, ``data.source``, ``data.quarantine``, ``data.test_generators``, ``data.num_threads``
-and ``eval`` count, and ``backbone`` where that file exists: everything else is part of the trained
-detector.  Writes eval.json, eval.csv, scores.csv, report.html, report.md, receipt.json (for
-``cinemae verify``) and, where there were any, bad_images.csv.
+and ``eval`` count, and ``backbone`` where that file exists (of a detector that is named, where its
+own does not): everything else is part of the trained detector.  Writes eval.json, eval.csv,
+scores.csv, report.html, report.md, receipt.json (for ``cinemae verify``) and, where there were any,
+bad_images.csv.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
-from cinemae_jax import bundle, cli, distributed, hardest, receipt, settings, trained
+from cinemae_jax import bundle, cli, distributed, hardest, receipt, settings, trained, weights
 from cinemae_jax.data.bad import BadImage, BadImages, count_by_class
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.evaluation import metrics, report
@@ -208,7 +209,7 @@ def over_seeds(
 def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> list[BadImage]:
     """Evaluates a detector on the config's data; returns the images that could not be read."""
     if config.eval.detector:
-        detector = bundle.load(config.eval.detector).detector
+        detector = _named(config)
     else:
         detector = trained.load(workdir, backbone=config.backbone)
     data = dataclasses.replace(
@@ -234,6 +235,16 @@ def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> li
     cli.share_bad_images(bad)
     cli.report_bad_images(workdir, bad.of(images))
     return bad.of(images)
+
+
+def _named(config: Settings) -> TrainedDetector:
+    """The detector that the config names, on the config's backbone where its own is not there."""
+    try:
+        return bundle.load(config.eval.detector).detector
+    except weights.BackboneError:
+        if not weights.resolve(config.backbone).is_file():
+            raise
+    return bundle.load(config.eval.detector, backbone=config.backbone).detector
 
 
 def main(argv: list[str] | None = None) -> int:

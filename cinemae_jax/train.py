@@ -74,8 +74,10 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
     best = trained.load(workdir, which="best", backbone=config.backbone)
     evaluate.evaluate(best, sets.test, workdir, bad, replicas)
     cli.share_bad_images(bad)
-    cli.report_bad_images(workdir, bad.listed)
-    return bad.listed
+    parts = data.train, data.validation, data.test  # the list may hold other sets, evaluated here
+    unread = sorted((image for part in parts for image in bad.of(part)), key=lambda one: one.path)
+    cli.report_bad_images(workdir, unread)
+    return unread
 
 
 def fit(

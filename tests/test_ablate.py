@@ -470,6 +470,17 @@ def test_the_value_of_several_heads_is_their_mean() -> None:
     assert line.deviations["accuracy"] == pytest.approx(accuracy.std(ddof=1))
 
 
+def test_a_generator_that_nobody_could_read_does_not_leave_the_mean() -> None:
+    found = scores(0)
+    found.logit[found.generator == "a"] = np.nan
+    options = {"bootstrap": 9, "confidence": 0.9, "seed": 0}
+    nothing = dataclasses.replace(found, logit=np.full_like(found.logit, np.nan))
+    rows = {name: Finished(s, {}, False, 1) for name, s in (("x", found), ("y", nothing))}
+    for line in ablation_table.lines(rows, dict.fromkeys(rows), **options):
+        assert [np.isnan(e.value) for e in line.values.values()] == [True, True]
+    assert np.isnan(metrics.evaluate(*measured(found), **options)[-1].metrics["auc"].value)
+
+
 def test_other_images_are_not_compared() -> None:
     first, second = scores(0), scores(1)
     fewer = Scores(*(getattr(second, f.name)[1:] for f in dataclasses.fields(Scores)))

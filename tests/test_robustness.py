@@ -147,7 +147,6 @@ def test_only_pixels_are_differentiable_and_only_on_the_attacks_path(backbone: B
 
     of_backbone, of_pixels = both(backbone, pixels)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(of_backbone.params))
-    assert np.abs(of_pixels).min(axis=(1, 2, 3)).max() >= 0
     assert (np.abs(of_pixels) > 0).mean() > 0.9
     extract = jax.jit(extract_features, static_argnums=4)
     path = jax.jit(pixel_features, static_argnums=4)

@@ -6,7 +6,7 @@ import pytest
 from cinemae_jax import settings
 from cinemae_jax.settings import PretrainSettings, Settings
 
-CONFIGS = ("sd14", "demo")
+CONFIGS = ("sd14", "demo", "tiny")
 
 
 def config_with(path: str, value: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.csv
 import pytest
 
-from cinemae_jax import banking, cli, evaluate, settings, trained, weights
+from cinemae_jax import banking, bundle, cli, evaluate, settings, trained, weights
 from cinemae_jax import train as train_module
 from cinemae_jax.checkpoint import CheckpointError
 from cinemae_jax.data import genimage
@@ -23,6 +23,7 @@ from cinemae_jax.model.detector import Backbone, random_backbone
 from cinemae_jax.settings import Settings
 
 from .conftest import SMALL, write_data_set
+from .small_detector import small_bundle
 from .small_run import small_config
 
 ROOT = Path(__file__).parents[1]
@@ -229,6 +230,21 @@ def test_a_checkpoint_of_another_backbone_is_refused(
         train_module.train(dataclasses.replace(config, backbone=str(path)), finished)
 
 
+def test_a_named_detector_finds_its_backbone_by_the_config(
+    config: Settings, tmp_path: Path
+) -> None:
+    made = small_bundle(Path(config.backbone))
+    detector = dataclasses.replace(
+        made.detector, settings=dataclasses.replace(made.detector.settings, backbone="gone.st")
+    )
+    bundle.save(tmp_path / "it.safetensors", dataclasses.replace(made, detector=detector))
+    named = dataclasses.replace(config.eval, detector=str(tmp_path / "it.safetensors"))
+    config = dataclasses.replace(config, eval=named)
+    assert evaluate.run(config, tmp_path / "run") == []
+    with pytest.raises(weights.BackboneError, match=r"gone\.st"):
+        evaluate.run(dataclasses.replace(config, backbone="nowhere"), tmp_path / "run")
+
+
 def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
     config: Settings, tmp_path: Path
 ) -> None:
@@ -249,6 +265,11 @@ def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
     again = evaluate.run(config, tmp_path / "run")
     assert [Path(image.path).name for image in again] == ["001.png"]
     assert len(pyarrow.csv.read_csv(tmp_path / "run/bad_images.csv")) == 3
+    other = write_data_set(tmp_path / "other")
+    spoil(other, "val/nature/002.png")
+    elsewhere = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(other)))
+    assert len(evaluate.run(elsewhere, tmp_path / "run")) == 1
+    assert len(train_module.train(config, tmp_path / "run")) == 3  # the other set's is not its own
     row = results(tmp_path / "run")[0]
     assert (row["nature"], row["ai"], row["bad"]) == (6, 7, 1)
     scores = pyarrow.csv.read_csv(tmp_path / "run/scores.csv")

@@ -14,8 +14,7 @@ import pyarrow.csv
 
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch, Host
-
-CLASS_NAMES = ("nature", "ai")
+from cinemae_jax.data.records import CLASS_NAMES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -247,4 +247,4 @@ def verdict(
     for where in ("splits", "classes"):
         if number := len(copies[f"across_{where}"]):
             said.append(f"pictures in several {where}, byte for byte: {number:,}, which is a leak")
-    return said + shortcuts.in_words(found)
+    return said if examined.layout else said + shortcuts.in_words(found)

@@ -34,9 +34,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from cinemae_jax.data import catalog
-from cinemae_jax.data.bad import CLASS_NAMES
 from cinemae_jax.data.catalog import Catalog, CatalogError
 from cinemae_jax.data.decode import FORMATS
+from cinemae_jax.data.records import CLASS_NAMES
 from cinemae_jax.data.tfds_records import (
     INDEX,
     INDEX_FACTS,

@@ -166,9 +166,22 @@ def in_words(found: Sequence[Shortcut]) -> list[str]:
                 f"within {len(inside)} of {parts} generators {fact} alone says something, most in "
                 f"{most.scope} with {most.in_words()}"
             )
-    return said or [
-        f"no fact of the files alone tells the classes apart (highest AUC {max(known):.2f})"
-    ]
+    if not said:
+        said.append(
+            "of the facts of the files that could be tested, none alone tells the classes apart "
+            f"beyond chance (highest AUC {max(known):.2f})"
+        )
+    untested = {
+        fact: sum(one.auc is None for one in found if one.fact == fact and not one.is_all)
+        for fact in FACTS
+    }
+    alone = [one.fact for one in found if one.is_all and one.auc is None]
+    if parts_of := [
+        *(f"{fact} in {n} of {parts} generators" for fact, n in untested.items() if n),
+        *(f"{fact} over all" for fact in alone),
+    ]:
+        said.append(f"not tested, for want of images that have it: {', '.join(parts_of)}")
+    return said
 
 
 def _does(one: Shortcut) -> str:

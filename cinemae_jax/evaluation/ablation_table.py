@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cinemae_jax.evaluation.bootstrap import Weighted, resamples
-from cinemae_jax.evaluation.metrics import Estimate
+from cinemae_jax.evaluation.metrics import Estimate, interval
 from cinemae_jax.evaluation.report import format_interval, format_value
 
 METRICS = {"accuracy": "accuracy", "auc": "AUC"}
@@ -119,11 +119,13 @@ def replicates(scores: Scores, *, times: int, seed: int) -> Float[np.ndarray, "s
     """Of each head and of ``METRICS``: the mean over generators, and then its resamples.
 
     Rows with the same images get the same resamples, so that their differences are paired; so do
-    ``metrics.evaluate`` and ``compare``, which this equals.
+    ``metrics.evaluate`` and ``compare``, which this equals.  A generator none of whose images could
+    be read makes the mean undefined.
     """
     keep = scores.scored
     label, logit = scores.label[keep], scores.logit[keep]
-    names, generator = np.unique(scores.generator[keep], return_inverse=True)
+    names, generator = np.unique(scores.generator, return_inverse=True)
+    generator = generator[keep]
     members = [np.flatnonzero(generator == i) for i in range(len(names))]
     ready = [[Weighted.of(label[own], head) for head in logit[own].T] for own in members]
     once = np.ones((1, len(label)))
@@ -187,12 +189,10 @@ def lines(
 
 
 def _estimates(results: Float[np.ndarray, "m r"], confidence: float) -> dict[str, Estimate]:
-    tail = (1 - confidence) / 2
-    found = {}
-    for name, (value, *resampled) in zip(METRICS, results.tolist(), strict=True):
-        low, high = np.quantile(resampled, [tail, 1 - tail]) if resampled else (NAN, NAN)
-        found[name] = Estimate(value, float(low), float(high))
-    return found
+    return {
+        name: interval(float(result[0]), result[1:], confidence)
+        for name, result in zip(METRICS, results, strict=True)
+    }
 
 
 # --- output -------------------------------------------------------------------------------------

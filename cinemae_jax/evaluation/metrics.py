@@ -314,12 +314,13 @@ def _centre_ece(results: Float[np.ndarray, "s g m r"]) -> Float[np.ndarray, "s g
 
 def _estimates(results: Float[np.ndarray, "m r"], confidence: float) -> dict[str, Estimate]:
     return {
-        name: _interval(float(result[0]), result[1:], confidence)
+        name: interval(float(result[0]), result[1:], confidence)
         for name, result in zip(METRICS, results, strict=True)
     }
 
 
-def _interval(value: float, replicates: np.ndarray, confidence: float) -> Estimate:
+def interval(value: float, replicates: np.ndarray, confidence: float) -> Estimate:
+    """A value between the percentiles of its resamples; without them where any is undefined."""
     if np.isnan(value) or not len(replicates) or np.isnan(replicates).any():
         return Estimate(value, NAN, NAN)
     tail = (1 - confidence) / 2
