@@ -42,8 +42,8 @@ from cinemae_jax.console import versions
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.order import Order
 from cinemae_jax.distributed import Replicas
-from cinemae_jax.evaluation import ablation_table, report
-from cinemae_jax.evaluation.ablation_table import PHASES, Finished
+from cinemae_jax.evaluation import ablation_scores, ablation_table, report
+from cinemae_jax.evaluation.ablation_scores import PHASES, Finished
 from cinemae_jax.features import FeatureSet, OnlineSet
 from cinemae_jax.model.detector import Backbone, num_params
 from cinemae_jax.model.head import HeadState
@@ -92,7 +92,7 @@ def ablate(plan: Ablation, workdir: Path, replicas: Replicas | None = None) -> l
             cli.say(f"failed    {rows[row.name]}")
         bad |= {image.path: image for image in BadImages(folder / cli.BAD_IMAGES).listed}
     measured = plan.rows[0].config
-    table = ablation_table.lines(
+    table = ablation_scores.lines(
         rows,
         {row.name: row.reported for row in plan.rows},
         bootstrap=measured.eval.bootstrap,
@@ -192,7 +192,7 @@ def _made_of(row: Row, data: Data, backbone: Backbone) -> dict[str, Any]:
 
 def _finished(folder: Path) -> Finished:
     note = json.loads((folder / FINISHED).read_text())
-    scores = ablation_table.read_scores(folder / "scores.csv")
+    scores = ablation_scores.read_scores(folder / "scores.csv")
     return Finished(scores, note["seconds"], note["resumed"], note["trained_parameters"])
 
 

@@ -4,9 +4,8 @@ Config files (``configs/*.py``) state every field; these classes say what each m
 """
 
 import dataclasses
+import math
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
 
 from cinemae_jax.data import catalog
 from cinemae_jax.data.augment import Augment
@@ -14,8 +13,9 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Images, from_catalog
 from cinemae_jax.data.transforms import MultiCrop
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
+from cinemae_jax.typed import read as read
+from cinemae_jax.typed import require
 
-T = TypeVar("T")
 Source = typing.Literal["folder", "tfds"]
 FeatureSource = typing.Literal["bank", "online"]
 
@@ -61,8 +61,14 @@ class DataSettings:
             raise ValueError(f"config.data.source is {self.source!r}: use 'folder' or 'tfds'")
         if not self.train_generators:
             raise ValueError("config.data.train_generators is empty: name at least one generator")
-        _require("config.data", self, holdout=(0, 1), resize=(0, None), num_threads=(1, None))
-        _require("config.data", self, eval_crops=(0, None))
+        require("config.data", self, holdout=(0, 1), resize=(0, None), num_threads=(1, None))
+        require("config.data", self, num_crops=(1, None), eval_crops=(0, None))
+        crops = "eval_crops" if self.eval_crops else "num_crops"
+        if math.isqrt(self.scored_crops) ** 2 != self.scored_crops:
+            raise ValueError(
+                f"config.data.{crops} is {self.scored_crops}: scored crops lie on a square grid, "
+                "so use a square number (1, 4, 9, …)"
+            )
 
     def scan(self) -> Catalog:
         """All images of the data set but the quarantined ones.
@@ -137,7 +143,7 @@ class FeatureSettings:
         if self.source not in typing.get_args(FeatureSource):
             raise ValueError(f"config.features.source is {self.source!r}: use 'bank' or 'online'")
         least = 1 if self.source == "bank" else 0
-        _require(
+        require(
             "config.features",
             self,
             seed=(0, None),
@@ -179,7 +185,7 @@ class TrainSettings:
     checkpoint_every: int
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             "config.train",
             self,
             batch_size=(1, None),
@@ -216,7 +222,7 @@ class EvalSettings:
     fnr: float
 
     def __post_init__(self) -> None:
-        _require("config.eval", self, batch_size=(1, None), bootstrap=(0, None), confidence=(0, 1))
+        require("config.eval", self, batch_size=(1, None), bootstrap=(0, None), confidence=(0, 1))
         for name in ("fpr", "fnr"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"config.eval.{name} must lie between 0 and 1")
@@ -243,7 +249,7 @@ class Settings:
     eval: EvalSettings
 
     def __post_init__(self) -> None:
-        _require("config", self, seed=(0, None), num_seeds=(1, None))
+        require("config", self, seed=(0, None), num_seeds=(1, None))
         stored, wanted = self.features.num_runs, self.detector.num_runs
         if stored < wanted and (stored or self.features.source == "bank"):
             raise ValueError(
@@ -271,7 +277,7 @@ class PhotoSettings:
     num_threads: int
 
     def __post_init__(self) -> None:
-        _require("config.data", self, native=(0, 1), holdout=(0, 1), num_threads=(1, None))
+        require("config.data", self, native=(0, 1), holdout=(0, 1), num_threads=(1, None))
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"config.data.scale must rise within (0, 1], is {self.scale}")
 
@@ -295,7 +301,7 @@ class PretrainSettings:
     checkpoint_every: int
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             "config",
             self,
             seed=(0, None),
@@ -310,66 +316,3 @@ class PretrainSettings:
         )
         if self.dtype not in typing.get_args(Dtype):
             raise ValueError(f"config.dtype is {self.dtype!r}: use one of {typing.get_args(Dtype)}")
-
-
-def read(config: Mapping[str, Any], kind: type[T], *, saved: bool = False) -> T:
-    """Checks a config (``ConfigDict.to_dict``) and makes it typed.
-
-    Args:
-      config: nested.
-      kind: ``Settings`` or ``PretrainSettings``.
-      saved: it came with a trained detector, whose version may have had fewer fields: those with a
-        default may be missing.
-
-    Raises:
-      ValueError: naming the first field that is missing, unknown, of the wrong type or impossible.
-    """
-    return _read(kind, config, "config", saved)
-
-
-def _require(section: str, settings: Any, **ranges: tuple[float, float | None]) -> None:
-    """Raises ValueError, naming the field, unless each lies in its closed range."""
-    for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
-        if value < low or (high is not None and value > high):
-            bounds = f"between {low} and {high}" if high is not None else f"{low} or more"
-            raise ValueError(f"{section}.{name} must be {bounds}, is {value}")
-
-
-def _read(kind: Any, section: Any, name: str, saved: bool) -> Any:
-    if not isinstance(section, Mapping):
-        raise ValueError(f"{name} must be a section with fields, is {section!r}")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(section) - set(hints))
-    defaults = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-    missing = sorted(set(hints) - set(section) - (defaults if saved else set()))
-    if unknown or missing:
-        problems = [f"{name}.{field} is not a setting" for field in unknown]
-        problems += [f"{name}.{field} is missing" for field in missing]
-        raise ValueError("; ".join(problems) + f" (there are: {', '.join(hints)})")
-    values = {
-        field: _read(hint, section[field], f"{name}.{field}", saved)
-        if dataclasses.is_dataclass(hint)
-        else _typed(hint, section[field], f"{name}.{field}")
-        for field, hint in hints.items()
-        if field in section
-    }
-    return kind(**values)
-
-
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        inner = typing.get_args(hint)
-        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        if isinstance(value, str) or len(kinds) != len(value):
-            raise ValueError(f"{name} must be a tuple, is {value!r}")
-        pairs = zip(kinds, value, strict=True)
-        return tuple(_typed(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(pairs))
-    if origin is typing.Literal:
-        return value  # the class says what is allowed
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{name} must be {hint.__name__}, is {value!r}")
-    return value

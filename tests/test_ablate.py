@@ -33,8 +33,8 @@ from cinemae_jax import (
 from cinemae_jax.ablation import Ablation
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.distributed import Replicas
-from cinemae_jax.evaluation import ablation_table, metrics
-from cinemae_jax.evaluation.ablation_table import Finished, Scores
+from cinemae_jax.evaluation import ablation_scores, metrics
+from cinemae_jax.evaluation.ablation_scores import Finished, Scores
 from cinemae_jax.model import masking
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.detector import Backbone, extract_features, num_params, random_backbone
@@ -445,10 +445,10 @@ def test_values_and_differences_are_those_of_metrics() -> None:
     first, second = scores(0), scores(1)
     options = {"bootstrap": 50, "confidence": 0.9, "seed": 3}
     rows = {name: Finished(s, {}, False, 1) for name, s in (("x", first), ("y", second))}
-    lines = ablation_table.lines(rows, {"x": None, "y": None}, **options)
+    lines = ablation_scores.lines(rows, {"x": None, "y": None}, **options)
     expected = metrics.evaluate(*measured(second), **options)[-1]
     paired = metrics.compare(first.label, first.logit[:, 0], *measured(second)[1:], **options)[-1]
-    for name in ablation_table.METRICS:
+    for name in ablation_scores.METRICS:
         for found, wanted in (
             (lines[1].values[name], expected.metrics[name]),
             (lines[1].differences[name], paired.metrics[name]),
@@ -460,11 +460,11 @@ def test_values_and_differences_are_those_of_metrics() -> None:
 def test_the_value_of_several_heads_is_their_mean() -> None:
     both = scores(0, heads=2)
     alone = [dataclasses.replace(both, logit=both.logit[:, i : i + 1]) for i in (0, 1)]
-    found = ablation_table.replicates(both, times=9, seed=0)
+    found = ablation_scores.replicates(both, times=9, seed=0)
     for i, one in enumerate(alone):
-        np.testing.assert_allclose(found[i], ablation_table.replicates(one, times=9, seed=0)[0])
+        np.testing.assert_allclose(found[i], ablation_scores.replicates(one, times=9, seed=0)[0])
     rows = {"x": Finished(both, {}, False, 1)}
-    (line,) = ablation_table.lines(rows, {"x": None}, bootstrap=9, confidence=0.9, seed=0)
+    (line,) = ablation_scores.lines(rows, {"x": None}, bootstrap=9, confidence=0.9, seed=0)
     accuracy = found[:, 0, 0]
     assert line.values["accuracy"].value == pytest.approx(accuracy.mean())
     assert line.deviations["accuracy"] == pytest.approx(accuracy.std(ddof=1))
@@ -476,7 +476,7 @@ def test_a_generator_that_nobody_could_read_does_not_leave_the_mean() -> None:
     options = {"bootstrap": 9, "confidence": 0.9, "seed": 0}
     nothing = dataclasses.replace(found, logit=np.full_like(found.logit, np.nan))
     rows = {name: Finished(s, {}, False, 1) for name, s in (("x", found), ("y", nothing))}
-    for line in ablation_table.lines(rows, dict.fromkeys(rows), **options):
+    for line in ablation_scores.lines(rows, dict.fromkeys(rows), **options):
         assert [np.isnan(e.value) for e in line.values.values()] == [True, True]
     assert np.isnan(metrics.evaluate(*measured(found), **options)[-1].metrics["auc"].value)
 
@@ -486,6 +486,6 @@ def test_other_images_are_not_compared() -> None:
     fewer = Scores(*(getattr(second, f.name)[1:] for f in dataclasses.fields(Scores)))
     rows = {name: Finished(s, {}, False, 1) for name, s in (("x", first), ("y", fewer))}
     reported = {"x": None, "y": None}
-    lines = ablation_table.lines(rows, reported, bootstrap=9, confidence=0.9, seed=0)
+    lines = ablation_scores.lines(rows, reported, bootstrap=9, confidence=0.9, seed=0)
     assert lines[1].differences == {}
     assert lines[1].values["auc"].value > 0.5
