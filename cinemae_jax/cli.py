@@ -229,13 +229,3 @@ class Metrics:
         if jax.process_index() == 0:
             with open(self.path, "a") as file:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
-
-
-def require_finite(loss: float, step: int, field: str) -> None:
-    """Stops a training that has diverged, before it spoils its last good checkpoint.
-
-    Raises:
-      ValueError: naming the step and the field to lower.
-    """
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} at step {step}: lower {field}")

@@ -24,7 +24,7 @@ from flax import struct
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from cinemae_jax import cli, distributed, optim, preemption, settings, weights
+from cinemae_jax import cli, distributed, loop, optim, preemption, settings, weights
 from cinemae_jax.checkpoint import Checkpoints, Interrupted
 from cinemae_jax.data import catalog, loader
 from cinemae_jax.data.bad import BadImage, BadImages
@@ -36,7 +36,6 @@ from cinemae_jax.distributed import AXIS, Replicas
 from cinemae_jax.model.detector import random_backbone
 from cinemae_jax.model.mae import MAE
 from cinemae_jax.model.reconstruction import masked_loss, pictures
-from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import PretrainSettings
 
 INPUTS = ("image", "example_id", "epoch", "valid")
@@ -155,22 +154,23 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
     def at_checkpoint(step: int) -> bool:
         return step % config.checkpoint_every == 0 or step == num_steps
 
-    def record() -> None:
-        """Validates, logs and saves the state after ``step``."""
+    def advance(state: TrainState, batch: loader.Batch) -> tuple[TrainState, Any]:
+        bad.note(photographs, batch)
+        return step_fn(state, key, replicas.shard(batch, INPUTS))
+
+    def record(step: int, state: TrainState, loss: float) -> None:
         values = {
-            "loss": float(np.mean(jax.device_get(losses))),
+            "loss": loss,
             "validation_loss": validation_loss(state.params),
             "epoch": step * config.batch_size / len(photographs),
             "learning_rate": float(schedule(step)),
         }
-        cli.require_finite(values["loss"], step, "config.learning_rate")
         log.write(step, **values)
         cli.say(
             f"step {step} of {num_steps}  loss {values['loss']:.4f}  "
             f"validation loss {values['validation_loss']:.4f}"
         )
         checkpoints.save(step, {"train_state": state}, metadata)
-        losses.clear()
         if replicas.host.index == 0:
             _write_pictures(workdir, state.params, held_out, model, config)
 
@@ -182,7 +182,6 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
         else:
             bad.forget()
         log.rewind(start)
-        state, step = replicas.replicate(state), start
         batches = loader.train_batches(
             loader.from_catalog(photographs),
             RandomResizedCrop(size, config.data.scale, native=config.data.native),
@@ -192,18 +191,21 @@ def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None
             host=replicas.host,
             num_threads=config.data.num_threads,
         )
-        try:
-            if losses and at_checkpoint(step):  # stopped while it was validated
-                record()
-            for step, batch in cli.progress(batches, start, num_steps, "pretrain"):
-                bad.note(photographs, batch)
-                state, loss = step_fn(state, key, replicas.shard(batch, INPUTS))
-                losses.append(loss)
-                if at_checkpoint(step):
-                    record()
-        except Preempted as stop:
-            interrupted.save(step, {"train_state": state}, metadata, losses)
-            raise Preempted(f"at step {step} of {num_steps}") from stop
+        state = loop.run(
+            replicas.replicate(state),
+            batches,
+            advance,
+            start=start,
+            num_steps=num_steps,
+            losses=losses,
+            at_checkpoint=at_checkpoint,
+            record=record,
+            keep=lambda step, state, losses: interrupted.save(
+                step, {"train_state": state}, metadata, losses
+            ),
+            what="pretrain",
+            rate_field="config.learning_rate",
+        )
     path = workdir / "backbone.safetensors"
     if replicas.host.index == 0:
         origin = _origin(config, len(photographs))

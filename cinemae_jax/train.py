@@ -11,6 +11,7 @@ metrics.jsonl, bad_images.csv where there were any, and what evaluate writes.
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cinemae_jax import (
     cli,
     distributed,
     evaluate,
+    loop,
     optim,
     preemption,
     settings,
@@ -35,10 +37,9 @@ from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.data.order import Order
 from cinemae_jax.distributed import Replicas, merge
 from cinemae_jax.evaluation import metrics
-from cinemae_jax.features import FeatureSet, Sets
+from cinemae_jax.features import Featured, FeatureSet, Sets
 from cinemae_jax.model.detector import Backbone
 from cinemae_jax.model.head import HeadState, Normalizer
-from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import Settings
 from cinemae_jax.trained import HeldOut
 
@@ -124,19 +125,22 @@ def fit(
         steps.make_head_step(config.detector, tx, num_patches), replicated=2, donate=(0,)
     )
     scorer = trained.Scorer(config.detector, num_patches, replicas)
-    step = start
+
+    def advance(state: steps.TrainState, sent: Featured) -> tuple[steps.TrainState, Any]:
+        batch, features = sent
+        bad.note(images, batch)
+        labels = replicas.shard(batch, ("label", "valid"))
+        return step_fn(state, normalizer, steps.Labelled(features, **labels))
 
     def at_checkpoint(step: int) -> bool:
         return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
 
-    def record() -> None:
-        """Validates, logs and saves the state after ``step``."""
+    def record(step: int, state: steps.TrainState, loss: float) -> None:
         values = {
             "epoch": step * config.train.batch_size / len(images),
-            "loss": float(np.mean(jax.device_get(losses))),
+            "loss": loss,
             "learning_rate": float(schedule(step)),
         }
-        cli.require_finite(values["loss"], step, "config.train.learning_rate")
         trained_heads = HeadState(state.params, heads.normalizer)
         validated = {"validation_loss": math.inf}  # never the best checkpoint
         held_out = HeldOut.unknown(len(sets.validation.images), config.num_seeds)
@@ -151,23 +155,24 @@ def fit(
         log.write(step, **values)
         items = {"head": trained_heads, "opt_state": state.opt_state, "held_out": held_out}
         checkpoints.save(step, items, metadata, validated)
-        losses.clear()
 
-    try:
-        if losses and at_checkpoint(step):  # stopped while it was validated
-            record()
-        batches = sets.train.training(order, start)
-        for step, (batch, features) in cli.progress(batches, start, num_steps, "train"):
-            bad.note(images, batch)
-            labels = replicas.shard(batch, ("label", "valid"))
-            state, loss = step_fn(state, normalizer, steps.Labelled(features, **labels))
-            losses.append(loss)
-            if at_checkpoint(step):
-                record()
-    except Preempted as stop:
+    def keep(step: int, state: steps.TrainState, losses: Sequence[Any]) -> None:
         items = {"head": HeadState(state.params, heads.normalizer), "opt_state": state.opt_state}
         interrupted.save(step, items, metadata, losses)
-        raise Preempted(f"at step {step} of {num_steps}") from stop
+
+    loop.run(
+        state,
+        sets.train.training(order, start),
+        advance,
+        start=start,
+        num_steps=num_steps,
+        losses=losses,
+        at_checkpoint=at_checkpoint,
+        record=record,
+        keep=keep,
+        what="train",
+        rate_field="config.train.learning_rate",
+    )
 
 
 def fit_normalizer(

@@ -18,7 +18,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from cinemae_jax import cli, optim, steps, trained
+from cinemae_jax import cli, loop, optim, steps, trained
 from cinemae_jax.banking import Data
 from cinemae_jax.checkpoint import Checkpoints, Interrupted
 from cinemae_jax.data import loader
@@ -31,7 +31,6 @@ from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.detector import Backbone, Features, logits
 from cinemae_jax.model.head import HeadState, Normalizer
 from cinemae_jax.model.mae import MAE, normalize_images, patchify, to_target
-from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import Settings
 from cinemae_jax.trained import HeldOut
 
@@ -268,15 +267,16 @@ def fit(
         )
         constant = replicas.replicate((fixed, heads.normalizer, mask_key(config)))
         own = jax.tree.map(np.array, jax.device_get(state))  # steps donate it: no caller's arrays
-        state, step = replicas.replicate(own), start
+
+        def advance(state: State, batch: loader.Batch) -> tuple[State, Any]:
+            bad.note(data.train, batch)
+            return step_fn(state, *constant, replicas.shard(batch, INPUTS))
 
         def at_checkpoint(step: int) -> bool:
             return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
 
-        def record() -> None:
-            """Validates, logs and saves the state after ``step``."""
-            values = {"loss": float(np.mean(jax.device_get(losses)))}
-            cli.require_finite(values["loss"], step, "config.unfrozen.learning_rate")
+        def record(step: int, state: State, loss: float) -> None:
+            values = {"loss": loss}
             held_out = HeldOut.unknown(len(data.validation), 1)
             validated = {"validation_loss": math.inf}  # never the best checkpoint
             if order.ends_epoch(step):
@@ -285,24 +285,25 @@ def fit(
                 held_out, validated = validate(now, HeadState(state.params["head"], constant[1]))
                 values |= validated
             log.write(step, **values)
-            loss = np.asarray(validated["validation_loss"])
-            items = {"state": state, "held_out": held_out, "loss": loss}
+            of_validation = np.asarray(validated["validation_loss"])
+            items = {"state": state, "held_out": held_out, "loss": of_validation}
             checkpoints.save(step, items, metadata, validated)
-            losses.clear()
 
-        try:
-            if losses and at_checkpoint(step):  # stopped while it was validated
-                record()
-            batches = _batches(config, data, backbone.config.image_size, order, start, replicas)
-            for step, batch in cli.progress(batches, start, order.num_steps, "train unfrozen"):
-                bad.note(data.train, batch)
-                state, loss = step_fn(state, *constant, replicas.shard(batch, INPUTS))
-                losses.append(loss)
-                if at_checkpoint(step):
-                    record()
-        except Preempted as stop:
-            interrupted.save(step, {"state": state}, metadata, losses)
-            raise Preempted(f"at step {step} of {order.num_steps}") from stop
+        state = loop.run(
+            replicas.replicate(own),
+            _batches(config, data, backbone.config.image_size, order, start, replicas),
+            advance,
+            start=start,
+            num_steps=order.num_steps,
+            losses=losses,
+            at_checkpoint=at_checkpoint,
+            record=record,
+            keep=lambda step, state, losses: interrupted.save(
+                step, {"state": state}, metadata, losses
+            ),
+            what="train unfrozen",
+            rate_field="config.unfrozen.learning_rate",
+        )
         return _best(checkpoints, state, fixed, heads.normalizer, len(data.validation))
 
 
