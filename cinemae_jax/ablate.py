@@ -30,6 +30,7 @@ from cinemae_jax import (
     banking,
     cli,
     evaluate,
+    jobs,
     train,
     trained,
     unfrozen,
@@ -214,7 +215,8 @@ def _frozen(
             sets = banking.open_sets(config, data, backbone, folder, replicas, bad)
         with _timed(seconds, "training"):
             train.fit(config, sets, backbone, folder, replicas, bad, checkpoints, metadata)
-    return trained.load(folder, backbone=config.backbone), sets.test
+    best = trained.load(folder, backbone=config.backbone)
+    return dataclasses.replace(best, settings=config), sets.test
 
 
 def _unfrozen(
@@ -284,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[Any]:
         return ablate(ablation.read(config.to_dict()), workdir)
 
-    return cli.run_config(sys.argv if argv is None else argv, job, __doc__)
+    return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 
 
 if __name__ == "__main__":

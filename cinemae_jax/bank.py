@@ -21,7 +21,7 @@ from cinemae_jax import __version__
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import SCHEMA
 
-FORMAT = "cinemae-bank-1"
+FORMAT = "cinemae-bank-2"
 METADATA = b"cinemae"
 TERMS = (
     "deviation",
@@ -32,7 +32,12 @@ TERMS = (
     "bands",
 )
 """Columns of the LCAS terms, by their names in ``lcas.Terms``."""
-FILE_FACTS = (("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()))
+FILE_FACTS = (
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("format", pa.string()),
+    ("num_bytes", pa.int64()),
+)
 
 
 class BankError(ValueError):
@@ -126,8 +131,8 @@ def write(
       part: of ``plan``.
       recipe: that the features were made by.
       images: the catalog that ``part.rows`` counts.
-      facts: ``width``, ``height``, ``format`` and ``error`` of each row; an error is why an image
-        has no features, else empty.
+      facts: ``FILE_FACTS`` and ``error`` of each row; an error is why an image has no features,
+        else empty.
       features: by ``recipe.columns``, float32, one row an image; views, runs and patches are
         flattened in this order.
 
@@ -255,6 +260,19 @@ def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part
                 "another folder as config.features.bank, or delete this one to extract anew"
             )
     return [part for part in parts if not part.path.exists()]
+
+
+def files(part: Part) -> tuple[list[str], list[int]]:
+    """Of each image of a part: why it has no features, else ''; and the bytes that it had, else 0.
+
+    Raises:
+      BankError: if the part is damaged, or lacks a column.
+    """
+    table = _read_part(part, ["error", "num_bytes"])
+    return (
+        [error or "" for error in table["error"].to_pylist()],
+        [size or 0 for size in table["num_bytes"].to_pylist()],
+    )
 
 
 def read(

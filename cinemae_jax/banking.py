@@ -13,6 +13,8 @@ from cinemae_jax import bank, cli, distributed, hosts, preemption, steps
 from cinemae_jax.bank import Part, Recipe
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.decode import DecodeError
+from cinemae_jax.data.loader import Images
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.distributed import Replicas, merge
 from cinemae_jax.features import BankedSet, Extractor, Featured, OnlineSet, Sets
@@ -20,6 +22,7 @@ from cinemae_jax.model.detector import BEFORE_THE_HEAD, Backbone
 from cinemae_jax.settings import Settings
 
 BANK = "bank"
+COMPARED = 100  # files of a bank whose size is looked at whenever it is opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +163,11 @@ def fill(
       OSError: if a part cannot be written, or does not show up on all hosts.
       Preempted: when the run was told to stop; finished parts are kept.
     """
+    if replicas.host.index == 0:
+        for one in made.values():
+            one.missing()  # refuses what was made otherwise, before anything of it is dropped
+            _look_again(one, config.data.images(one.images), bad)
+    distributed.barrier("banks are compared with their files")
     found = {name: {part.index for part in one.missing()} for name, one in made.items()}
     lacking = distributed.exchange({name: sorted(parts) for name, parts in found.items()})[0]
     todo = [(name, made[name].parts[i]) for name, parts in lacking.items() for i in parts]
@@ -172,9 +180,9 @@ def fill(
     extractor = Extractor(dataclasses.replace(config, features=share), backbone, replicas.local)
     mine = todo[host.index :: host.count]
     with tqdm(
-        total=sum(len(part.rows) for _, part in mine),
+        total=sum(len(part.rows) * made[name].num_calls for name, part in mine),
         desc="extract",
-        unit="image",
+        unit="view",
         disable=True if host.index else None,
     ) as bar:
         for turn in range(math.ceil(len(todo) / host.count)):
@@ -194,6 +202,52 @@ def fill(
     cli.say(f"bank      {folder}: {images} images, {size / 1e6:,.1f} MB")
 
 
+def _look_again(one: Bank, files: Images, bad: BadImages) -> None:
+    """Compares what is there of a bank with the files that it was made of.
+
+    A part with an image that could not be read then and can be now is dropped, to be extracted
+    anew.  Of the images that were read, ``COMPARED``, evenly spread, must have their old size: a
+    data set that was changed as a whole is found out, a single changed file is not.
+
+    Raises:
+      bank.BankError: if a file has another size now.
+    """
+    read: list[tuple[int, int]] = []
+    for part in one.parts:
+        if not part.path.exists():
+            continue
+        errors, sizes = bank.files(part)
+        rows = list(zip(part.rows, errors, sizes, strict=True))
+        if any(error and _is_readable(files, row, one.transform) for row, error, _ in rows):
+            part.path.unlink()
+            table = one.images.table.slice(part.rows.start, len(part.rows))
+            bad.forget(dataclasses.replace(one.images, table=table))
+            cli.say(f"bank      {part.path.name} anew: images in it can be read by now")
+            continue
+        read += [(row, size) for row, error, size in rows if not error]
+    for i in np.linspace(0, len(read) - 1, min(COMPARED, len(read))).astype(int):
+        row, before = read[i]
+        try:
+            now = len(files.read(row))
+        except (DecodeError, OSError):  # gone: its features are as good as ever
+            continue
+        if now != before:
+            path = Path(one.images.root, one.images.table["path"][row].as_py())
+            raise bank.BankError(
+                f"{path} had {before:,} bytes when the bank {one.parts[0].path.parent} was made, "
+                f"and has {now:,}: the images have changed; name another folder as "
+                "config.features.bank, or delete this one to extract anew"
+            )
+
+
+def _is_readable(files: Images, row: int, transform: Transform) -> bool:
+    try:
+        transform(files.read(row), np.random.default_rng(0))
+    except (DecodeError, OSError):
+        return False
+    return True
+
+
 def _extract(part: Part, one: Bank, extractor: Extractor, bad: BadImages, bar: tqdm) -> None:
     """Makes one part on the devices of this host."""
     source = OnlineSet(one.images, extractor)
@@ -206,21 +260,20 @@ def _collect(
     batches: Iterable[Featured], one: Bank, part: Part, bad: BadImages, bar: tqdm
 ) -> tuple[dict[str, list], dict[str, np.ndarray]]:
     """File facts and features of the rows of a part."""
-    facts: dict[str, list] = {name: [] for name in ("width", "height", "format", "error")}
+    facts: dict[str, list] = {name: [] for name, _ in (*bank.FILE_FACTS, ("error", None))}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in one.recipe.columns}
     for batch, features in _ahead(batches):
         bad.note(one.images, batch)
-        first = slice(0, None, one.num_calls)  # views share a file
         for name, values in facts.items():
-            values.extend(batch[name][first].tolist())
+            values.extend(batch[name].tolist())
         merged = merge(features)
         for name, values in columns.items():
             values.append(getattr(merged.terms if name in bank.TERMS else merged, name))
-        bar.update((batch["row"][first] >= 0).sum())
+        bar.update((batch["row"] >= 0).sum())
     rows = len(part.rows)
     views = rows * one.recipe.num_views
     return (
-        {name: values[:rows] for name, values in facts.items()},
+        {name: values[:: one.num_calls][:rows] for name, values in facts.items()},  # views share it
         {name: np.concatenate(v)[:views].reshape(rows, -1) for name, v in columns.items()},
     )
 

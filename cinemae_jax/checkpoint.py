@@ -5,6 +5,7 @@ backbone while it is pre-trained, never a frozen backbone, of which it holds the
 holds all of it, so the first one writes and every one reads, in a folder that they share.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,7 @@ class Checkpoints:
           folder: of the run's checkpoints; made when something is saved.
           best: score of a checkpoint's metrics, larger is better; None keeps only the last one.
         """
+        self._best = best
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         policies: list[Any] = [LatestN(1)]
@@ -109,8 +111,11 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the best checkpoint by its metrics; None if there is none."""
-        return self._manager.best_step()
+        """Step of the best checkpoint by its metrics; None if none has a score that is finite."""
+        step = self._manager.best_step()
+        if step is None or self._best is None:
+            return step
+        return step if math.isfinite(self._best(self._manager.metrics(step))) else None
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata of a checkpoint, without its arrays."""

@@ -65,6 +65,8 @@ class Detector:
         """``load`` has the arguments."""
         trained, config = loaded.detector, loaded.detector.settings
         if fpr is not None:
+            if not 0 < fpr < 1:
+                raise ValueError(f"the share of photographs called ai must be in (0, 1), is {fpr}")
             config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, fpr=fpr))
             trained = dataclasses.replace(trained, settings=config)
         self.trained, self.card, self.seen = trained, loaded.card, loaded.seen
@@ -77,7 +79,7 @@ class Detector:
         if batch_size is None:
             per_device = 1 if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
             batch_size = per_device * self._replicas.count
-        self._replicas.check_batch_size(batch_size, "batch_size")
+        self._replicas.check_batch_size(batch_size, "the batch of pictures")
         self.batch_size = batch_size
         placed = trained.backbone.in_dtype(config.detector.dtype)
         self._frozen = self._replicas.replicate((placed, first_head(trained), mask_key(config)))

@@ -56,7 +56,9 @@ class Replicas:
 
     def check_batch_size(self, batch_size: int, field: str) -> None:
         """Raises ValueError, naming the field, unless all devices get as many examples."""
-        if batch_size < 1 or batch_size % self.count:
+        if batch_size < 1:
+            raise ValueError(f"{field} must be 1 or more, is {batch_size}")
+        if batch_size % self.count:
             raise ValueError(
                 f"{field} {batch_size} is not divisible by the {self.count} devices "
                 f"of this run: use a multiple of {self.count}"

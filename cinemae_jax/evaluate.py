@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
-from cinemae_jax import bundle, cli, distributed, hardest, receipt, settings, trained, weights
+from cinemae_jax import bundle, cli, distributed, hardest, jobs, receipt, settings, trained, weights
 from cinemae_jax.data.bad import BadImage, BadImages, count_by_class
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.evaluation import metrics, report
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> Any:
         return run(settings.read(config.to_dict(), Settings), workdir)
 
-    return cli.run_config(sys.argv if argv is None else argv, job, __doc__)
+    return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 
 
 if __name__ == "__main__":

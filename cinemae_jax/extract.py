@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cinemae_jax import banking, cli, distributed, settings, trained
+from cinemae_jax import banking, cli, distributed, jobs, settings, trained
 from cinemae_jax.data.bad import BadImage, BadImages
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.settings import Settings
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
         return extract(settings.read(config.to_dict(), Settings), workdir)
 
-    return cli.run_config(sys.argv if argv is None else argv, job, __doc__)
+    return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from cinemae_jax import cli
-from cinemae_jax.console import OK, SOME_FAILED, Parser, fail, printable
+from cinemae_jax.console import (
+    OK,
+    SOME_FAILED,
+    Parser,
+    fail,
+    printable,
+    report_console,
+)
 from cinemae_jax.data.decode import EXTENSIONS, DecodeError, open_header
 from cinemae_jax.data.walk import walk
 from cinemae_jax.detector import Detector
@@ -28,6 +34,7 @@ from cinemae_jax.inputs import Source
 
 STDIN = "-"
 PIPE_WIDTH = 140  # characters a line of the table, where there is no terminal to fit
+STEM = 60  # characters of a picture's name in that of its map: file systems end at 255 bytes
 Row = dict[str, Any]
 
 
@@ -108,10 +115,14 @@ def run(options: argparse.Namespace) -> int:
             if options.heatmaps:
                 row["heatmap"] = None
                 if prediction.example_id is not None:
-                    stem = "stdin" if name == STDIN else Path(name).stem
+                    stem = "stdin" if name == STDIN else Path(name).stem[:STEM]
                     path = options.heatmaps / f"{stem}-{prediction.example_id:08x}.png"
-                    prediction.lcas_map(score=SHOWN).save(path)
-                    row["heatmap"] = str(path)
+                    try:
+                        prediction.lcas_map(score=SHOWN).save(path)
+                        row["heatmap"] = str(path)
+                    except (DecodeError, OSError) as error:  # of this picture: the others go on
+                        row["error"] = f"no heatmap: {error}"
+                        bad.append(name)
             if prediction.error is not None:
                 bad.append(name)
             yield row | {"note": detector.in_words()[0]}
@@ -192,8 +203,7 @@ def _is_list(data: bytes) -> bool:
 
 
 def _table(rows: Iterable[Row], detector: Detector) -> None:
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console = report_console(PIPE_WIDTH)
     table = Table()
     for head in ("picture", "probability of AI", "verdict", "care", "seconds"):
         numeric = head in ("probability of AI", "seconds")

@@ -24,7 +24,7 @@ from flax import struct
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from cinemae_jax import cli, distributed, loop, optim, preemption, settings, weights
+from cinemae_jax import cli, distributed, jobs, loop, optim, preemption, settings, weights
 from cinemae_jax.checkpoint import Checkpoints, Interrupted
 from cinemae_jax.data import catalog, loader
 from cinemae_jax.data.bad import BadImage, BadImages
@@ -109,7 +109,9 @@ def make_eval(model: MAE, mask_ratio: float) -> Any:
     return evaluate
 
 
-def pretrain(config: ConfigDict, workdir: Path, replicas: Replicas | None = None) -> list[BadImage]:
+def pretrain(
+    config: PretrainSettings, workdir: Path, replicas: Replicas | None = None
+) -> list[BadImage]:
     """Runs or resumes a pre-training and writes ``backbone.safetensors``.
 
     Returns:
@@ -275,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
         return pretrain(settings.read(config.to_dict(), PretrainSettings), workdir)
 
-    return cli.run_config(sys.argv if argv is None else argv, job, __doc__)
+    return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 
 
 if __name__ == "__main__":

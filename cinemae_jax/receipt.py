@@ -220,10 +220,14 @@ def read(path: str | os.PathLike[str]) -> Receipt:
         record = json.loads(text)
         if record["format"] != FORMAT:
             raise ValueError(f"its format is {record['format']!r}, expected {FORMAT!r}")
+        facts, batch_size = dict(record["facts"]), int(record["batch_size"])
+        needed = (facts["calibration"]["fpr"], facts["calibration"]["fnr"])
+        if min(batch_size, int(facts["devices"]["count"]), *needed) <= 0:
+            raise ValueError("batch size, number of devices and error rates must be positive")
         return Receipt(
-            facts=dict(record["facts"]),
+            facts=facts,
             source=str(record["source"]),
-            batch_size=int(record["batch_size"]),
+            batch_size=batch_size,
             data={name: str(record["data"][name]) for name in ("root", "source")},
             detector=str(record["detector"]),
             command=str(record["command"]),

@@ -153,11 +153,6 @@ class FeatureSettings:
             shard_images=(1, None),
             memory=(0, None),
         )
-        if self.num_views and self.batch_size % self.num_views:
-            raise ValueError(
-                f"config.features.batch_size {self.batch_size} is not a multiple of num_views "
-                f"{self.num_views}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ was stopped, on as many hosts and devices as there are then.  Leaves checkpoints
 metrics.jsonl, bad_images.csv where there were any, and what evaluate writes.
 """
 
+import dataclasses
 import math
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from cinemae_jax import (
     cli,
     distributed,
     evaluate,
+    jobs,
     loop,
     optim,
     preemption,
@@ -58,7 +60,8 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
     replicas = replicas or Replicas()
     replicas.check_batch_size(config.train.batch_size, "config.train.batch_size")
     replicas.check_batch_size(config.eval.batch_size, "config.eval.batch_size")
-    replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
+    if config.features.source == "bank":
+        replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
     data = banking.read_data(config)
     backbone = trained.load_backbone(config)
     cli.say(f"backbone  {trained.describe(backbone)}")
@@ -73,6 +76,7 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
         sets = banking.open_sets(config, data, backbone, workdir, replicas, bad)
         fit(config, sets, backbone, workdir, replicas, bad, checkpoints, metadata)
     best = trained.load(workdir, which="best", backbone=config.backbone)
+    best = dataclasses.replace(best, settings=config)  # evaluation may be asked for anew, otherwise
     evaluate.evaluate(best, sets.test, workdir, bad, replicas)
     cli.share_bad_images(bad)
     parts = data.train, data.validation, data.test  # the list may hold other sets, evaluated here
@@ -227,12 +231,15 @@ def validate(held_out: HeldOut) -> dict[str, float]:
     """Loss, accuracy and AUC on the held-out images: means over heads.
 
     Raises:
-      ValueError: if none of them could be read.
+      ValueError: if no image has a finite score from every head.
     """
     scored = np.isfinite(held_out.logit).all(axis=1)
     logit, label = held_out.logit[scored].T, held_out.label[scored]
     if not scored.any():
-        raise ValueError(f"none of the {len(scored)} held-out images could be read")
+        raise ValueError(
+            f"none of the {len(scored)} held-out images has a finite score: they cannot be read "
+            "(bad_images.csv), or the heads have diverged (lower config.train.learning_rate)"
+        )
     loss = np.asarray(steps.binary_cross_entropy(jnp.asarray(logit), jnp.asarray(label[None])))
     return {
         "validation_loss": float(loss.mean()),
@@ -245,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
         return train(settings.read(config.to_dict(), Settings), workdir)
 
-    return cli.run_config(sys.argv if argv is None else argv, job, __doc__)
+    return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,10 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple:
         inner = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{name} must be a tuple, is {value!r}")
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        if isinstance(value, str) or len(kinds) != len(value):
+        if len(kinds) != len(value):
             raise ValueError(f"{name} must be a tuple, is {value!r}")
         pairs = zip(kinds, value, strict=True)
         return tuple(_typed(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(pairs))

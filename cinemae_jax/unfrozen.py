@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Key
 
 from cinemae_jax import cli, loop, optim, steps, trained
 from cinemae_jax.banking import Data
@@ -26,11 +26,11 @@ from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.order import Order
 from cinemae_jax.distributed import AXIS, Replicas
 from cinemae_jax.features import Extractor, mask_key
-from cinemae_jax.model import lcas, masking
+from cinemae_jax.model import masking
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
-from cinemae_jax.model.detector import Backbone, Features, logits
+from cinemae_jax.model.detector import Backbone, logits, unfrozen_features
 from cinemae_jax.model.head import HeadState, Normalizer
-from cinemae_jax.model.mae import MAE, normalize_images, patchify, to_target
+from cinemae_jax.model.mae import normalize_images
 from cinemae_jax.settings import Settings
 from cinemae_jax.trained import HeldOut
 
@@ -119,39 +119,6 @@ class MovingExtractor(Extractor):
         self._frozen = self.replicas.replicate((placed, mask_key(self.config)))
 
 
-def features(
-    params: Any,
-    model: MAEConfig,
-    images: UInt8[Array, "b h w 3"],
-    keys: Key[Array, " b"],
-    runs: Int[Array, "b k"],
-    config: DetectorConfig,
-) -> Features:
-    """``detector.extract_features`` without its stop_gradient: the same values, differentiable.
-
-    The arguments are the same, the backbone's parameters and architecture apart.
-    """
-    mae = MAE(model, jnp.dtype(config.dtype))
-    pixels = normalize_images(images)
-    patches = patchify(pixels, model.patch_size)
-    target = to_target(patches, model.target)
-    tokens = mae.apply({"params": params}, pixels, method="encode").astype(jnp.float32)
-    f_global = tokens[:, 0] if config.pooling == "cls" else tokens[:, 1:].mean(axis=1)
-    num_visible = model.num_visible(config.mask_ratio)
-    visible = jax.vmap(lambda k, r: masking.run_ids(k, r, model.num_patches, num_visible))(
-        keys, runs
-    )
-    masked = masking.masked_ids(visible, model.num_patches)
-
-    def one_run(vis: Int[Array, "b n"], mask: Int[Array, "b m"]) -> lcas.Terms:
-        predictions = mae.apply({"params": params}, pixels, vis, mask)
-        return jax.vmap(lcas.run_terms)(target, predictions, vis, mask)
-
-    terms = jax.vmap(one_run, in_axes=1, out_axes=1)(visible, masked)
-    uniform = jax.vmap(lambda p: lcas.uniform_share(p, config.uniform_variance))(patches)
-    return Features(f_global, terms, masked, uniform)
-
-
 def make_step(
     config: DetectorConfig,
     model: MAEConfig,
@@ -168,14 +135,14 @@ def make_step(
     ) -> tuple[State, Float[Array, ""]]:
         num_crops = math.prod(batch["image"].shape[1:-3])
         ids, epoch = (jnp.repeat(batch[name], num_crops) for name in ("example_id", "epoch"))
-        images = batch["image"].reshape(-1, *batch["image"].shape[-3:])
+        pixels = normalize_images(batch["image"].reshape(-1, *batch["image"].shape[-3:]))
         keys = masking.example_keys(key, ids)
         valid = batch["valid"].astype(jnp.float32)
         per_device = jnp.maximum(jax.lax.pmean(valid.sum(), AXIS), 1e-9)
 
         def loss_of(params: dict[str, Any]) -> Float[Array, ""]:
             backbone = params["backbone"] | fixed
-            seen = features(backbone, model, images, keys, runs(keys, epoch), config)
+            seen = unfrozen_features(backbone, model, pixels, keys, runs(keys, epoch), config)
             head = jax.tree.map(lambda leaf: leaf[0], HeadState(params["head"], normalizer))
             rows, _ = logits(head, seen, config, model.num_patches)
             crops = rows.reshape(len(valid), -1)

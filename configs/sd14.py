@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.detector.fusion = "additive"  # concat, gate, logit, global, lcas
     config.detector.hidden = 256  # of MLP_δ; 0 makes it linear
     config.detector.clip = 0.0  # of MLP_δ's standardised inputs; 0 for none
-    config.detector.dtype = "float32"  # of the backbone; bfloat16 on accelerators
+    config.detector.dtype = "float32"  # of the backbone, in full; bfloat16 is for accelerators
     config.detector.uniform_variance = 1e-3  # within a patch, below which it counts as uniform
     config.detector.low_context_share = 0.5  # of uniform patches, above which an image is flagged
 

@@ -37,8 +37,15 @@ from cinemae_jax.evaluation import ablation_scores, metrics
 from cinemae_jax.evaluation.ablation_scores import Finished, Scores
 from cinemae_jax.model import masking
 from cinemae_jax.model.config import DetectorConfig
-from cinemae_jax.model.detector import Backbone, extract_features, num_params, random_backbone
+from cinemae_jax.model.detector import (
+    Backbone,
+    extract_features,
+    num_params,
+    random_backbone,
+    unfrozen_features,
+)
 from cinemae_jax.model.head import HeadState
+from cinemae_jax.model.mae import normalize_images
 from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import Settings
 
@@ -358,7 +365,8 @@ def test_unfrozen_features_are_those_of_the_frozen_backbone(backbone: Backbone) 
 
     @jax.jit
     def free(params: Any) -> Any:
-        return unfrozen.features(params, SMALL, images, keys, runs, config)
+        pixels = normalize_images(images)
+        return unfrozen_features(params, SMALL, pixels, keys, runs, config)
 
     @jax.jit
     def frozen(params: Any) -> Any:

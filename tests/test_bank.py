@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cinemae_jax import bank, banking, cli, extract, settings, trained
 from cinemae_jax import train as train_module
@@ -240,6 +241,45 @@ def test_a_bank_made_otherwise_is_refused(
     with pytest.raises(BankError, match=message):
         extract.extract(change(config), tmp_path)
     assert digests(tmp_path / "bank") == before
+
+
+def test_a_bank_of_files_that_have_changed_is_refused(backbone_file: Path, tmp_path: Path) -> None:
+    root = write_data_set(tmp_path / "data")
+    config = typed(small_config(root, backbone_file))
+    extract.extract(config, tmp_path)
+    for path in root.rglob("*.png"):
+        Image.open(path).resize((41, 41)).save(path)
+    with pytest.raises(BankError, match=r"had [\d,]+ bytes when the bank .* delete this one"):
+        open_sets(config, tmp_path)
+
+
+def test_an_image_that_can_be_read_by_now_is_extracted(backbone_file: Path, tmp_path: Path) -> None:
+    root = write_data_set(tmp_path / "data")
+    config = with_features(typed(small_config(root, backbone_file)), shard_images=10)
+    whole = tmp_path / "whole"
+    extract.extract(config, whole)
+    file = root / "gen_a/imagenet_ai_test/val/ai/000.png"
+    content = file.read_bytes()
+    spoil(root, "val/ai/000.png")
+    assert len(extract.extract(config, tmp_path)) == 1
+    assert digests(tmp_path / "bank") != digests(whole / "bank")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*.parquet")}
+    open_sets(config, tmp_path)  # still broken: nothing is done
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    file.write_bytes(content)
+    assert extract.extract(config, tmp_path) == []
+    assert digests(tmp_path / "bank") == digests(whole / "bank")
+    anew = [path.name for path, time in stamps.items() if path.stat().st_mtime_ns != time]
+    assert anew == ["part-00000-of-00003.parquet"]
+
+
+def test_views_of_an_image_may_lie_in_two_batches(config: Settings, tmp_path: Path) -> None:
+    extract.extract(with_features(config, num_views=3, batch_size=24), tmp_path / "one")
+    extract.extract(with_features(config, num_views=3, batch_size=16), tmp_path / "other")
+    one, other = (pq.read_table(tmp_path / name / "bank/train") for name in ("one", "other"))
+    assert one.select(["path", "num_bytes"]) == other.select(["path", "num_bytes"])
+    values = [np.stack(table["f_global"].to_numpy()) for table in (one, other)]
+    np.testing.assert_allclose(*values, atol=2e-5)
 
 
 def test_a_full_disk_keeps_what_is_there(

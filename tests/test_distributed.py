@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from cinemae_jax import cli, console, hosts, preemption, pretrain, settings, trained, weights
+from cinemae_jax import cli, console, hosts, jobs, preemption, pretrain, settings, trained, weights
 from cinemae_jax import train as training
 from cinemae_jax.checkpoint import Checkpoints, Interrupted
 from cinemae_jax.data.bad import BadImage, BadImages
@@ -272,7 +272,7 @@ def test_whatever_disturbs_a_run_it_ends_as_if_nothing_had(
     time.sleep(random.Random(0).uniform(0, 0.6))
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
-    assert process.returncode == cli.PREEMPTED, errors
+    assert process.returncode == jobs.PREEMPTED, errors
     assert "stopped" in errors
     with monkeypatch.context() as patch:
         patch.setattr(preemption, "asked", Stop(3))

@@ -101,7 +101,16 @@ def test_any_image_size_that_patches_divide(size: int, patch: int) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_size", 33), ("num_heads", 5), ("decoder_num_heads", 3), ("depth", 0), ("target", "x")],
+    [
+        ("image_size", 33),
+        ("num_heads", 5),
+        ("decoder_num_heads", 3),
+        ("decoder_num_heads", 0),
+        ("width", 27),
+        ("decoder_width", 18),
+        ("depth", 0),
+        ("target", "x"),
+    ],
 )
 def test_impossible_architectures_are_refused_by_name(field: str, value: object) -> None:
     fields = SMALL.__dict__ | {field: value}

@@ -215,8 +215,8 @@ def test_options_reach_the_detector(
         (["a.png", "--format", "xml"], "invalid choice: 'xml'"),
         (["a.png", "--runs", "3"], "runs is 3, but the head was trained on 2 masks"),
         (["a.png", "--runs", "x"], "invalid int value"),
-        (["a.png", "--threshold-fpr", "2"], "fpr must lie between 0 and 1"),
-        (["a.png", "--batch", "0"], "batch_size 0 is not divisible"),
+        (["a.png", "--threshold-fpr", "2"], "photographs called ai must be in (0, 1), is 2"),
+        (["a.png", "--batch", "0"], "the batch of pictures must be 1 or more, is 0"),
         (["a.png", "--detector", "nowhere"], "no detector nowhere: name the folder"),
         (["a.png", "--backbone", "nowhere"], "backbone nowhere does not exist"),
         (["*.absent"], "no file matches *.absent"),
@@ -260,6 +260,23 @@ def test_predict_starts_without_what_only_fitting_and_drawing_need() -> None:
     loaded = set(found.stdout.split())
     assert "cinemae_jax.detector" in loaded
     assert not {"sklearn", "scipy.stats", "matplotlib"} & loaded
+
+
+def test_importing_the_library_defines_no_flags() -> None:
+    script = "import cinemae_jax; cinemae_jax.Detector; from absl import flags; print(*flags.FLAGS)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert not {"config", "workdir", "coordinator"} & set(done.stdout.split()), done.stderr
+
+
+def test_a_map_that_cannot_be_written_costs_its_row_alone(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "b" * 240 + ".png"):
+        (tmp_path / name).write_bytes(encoded(photo(np.random.default_rng(len(name)), ai=True)))
+    maps = tmp_path / "maps"
+    assert run(small, str(tmp_path), "--heatmaps", str(maps), "--format", "json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [len(list(maps.iterdir())), len(rows)] == [2, 2]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(small: Path, folder: Path) -> None:

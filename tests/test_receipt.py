@@ -145,6 +145,12 @@ def test_what_is_no_receipt_is_refused(
     cut.write_text(Path(path_of(run)).read_text()[:-30])
     with pytest.raises(ReceiptError, match=r"cut\.json is no receipt"):
         receipt.read(cut)
+    record = json.loads(Path(path_of(run)).read_text())
+    for lacking in ("devices", "calibration"):
+        facts = {name: value for name, value in record["facts"].items() if name != lacking}
+        cut.write_text(json.dumps(record | {"facts": facts}))
+        with pytest.raises(ReceiptError, match=lacking):
+            receipt.read(cut)
 
 
 def test_every_bit_survives_the_file(tmp_path: Path, old: Receipt) -> None:

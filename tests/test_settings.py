@@ -98,11 +98,24 @@ def test_a_detector_saved_before_a_field_existed_has_its_default() -> None:
             r"augment.jpeg_quality\[0\] must be",
         ),
         ("extra", 1, "config.extra is not a setting"),
+        ("data.train_generators", 3, "config.data.train_generators must be a tuple, is 3"),
+        ("detector.statistics", ("variability",) * 2, "name each once"),
     ],
 )
 def test_mistakes_are_named(path: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings.read(config_with(path, value), Settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("score", "relative"), ("fusion", "global"), ("anomaly", "bands")]
+)
+def test_a_weight_that_nothing_reads_cannot_be_learned(field: str, value: str) -> None:
+    config = config_with("detector.learn_mismatch_weight", True)
+    assert settings.read(config, Settings).detector.learn_mismatch_weight
+    config["detector"][field] = value
+    with pytest.raises(ValueError, match="has no weight to learn"):
+        settings.read(config, Settings)
 
 
 def test_whole_numbers_are_fine_where_fractions_are_asked_for() -> None:

@@ -172,8 +172,28 @@ def test_resuming_under_other_settings_is_refused(config: Settings, finished: Pa
 def test_what_does_not_change_the_head_may_change(config: Settings, finished: Path) -> None:
     before = results(finished)
     threads = dataclasses.replace(config.data, num_threads=1)
-    train_module.train(dataclasses.replace(config, data=threads), finished)
+    config = dataclasses.replace(config, data=threads)
+    train_module.train(config, finished)
     assert results(finished) == before
+    stricter = dataclasses.replace(config.eval, fpr=0.3, bootstrap=7)
+    train_module.train(dataclasses.replace(config, eval=stricter), finished)
+    evaluated = json.loads((finished / "eval.json").read_text())
+    assert (evaluated["calibration"]["fpr"], evaluated["settings"]["eval"]["bootstrap"]) == (0.3, 7)
+    train_module.train(config, finished)
+
+
+def test_a_run_that_was_never_validated_has_no_best_checkpoint(
+    config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "score_held_out", stop)  # at the end of the first epoch
+    with pytest.raises(KeyboardInterrupt):
+        train_module.train(config, tmp_path)
+    assert trained.load(tmp_path, which="last", backbone=config.backbone).step == 4
+    with pytest.raises(CheckpointError, match="no validated checkpoint yet"):
+        trained.load(tmp_path, backbone=config.backbone)
 
 
 def test_other_training_images_do_not_resume(

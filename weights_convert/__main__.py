@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from cinemae_jax.console import OK, Parser, fail, positive
 from cinemae_jax.model.config import PRESETS
 from cinemae_jax.weights import BackboneError
 from weights_convert import convert, goldens, sources, verify
 from weights_convert.infer import Options
 
-OK, ABOVE_BOUNDS, USAGE = 0, 1, 2
+ABOVE_BOUNDS = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,12 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except (sources.ConversionError, BackboneError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
+        return fail(error)
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__)
+    top = Parser(prog="python -m weights_convert", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="{convert,verify,goldens}")
 
     command = commands.add_parser("convert", help="published MAE file to frozen backbone")
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--random", choices=sorted(PRESETS), help="random weights of this size instead of SRC"
     )
     command.add_argument(
-        "--images", type=_count, default=2, metavar="N", help="synthetic, default 2"
+        "--images", type=positive, default=2, metavar="N", help="synthetic, default 2"
     )
     command.add_argument("--seed", type=int, default=0, help="of images, noise and head")
     command.add_argument("--floor", action="store_true", help="also run PyTorch in float64")
@@ -81,12 +81,6 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-heads", type=int, metavar="N")
     command.add_argument("--decoder-num-heads", type=int, metavar="N")
     command.add_argument("--layer-norm-eps", type=float, metavar="EPS")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
 
 
 def _options(args: argparse.Namespace, *, encoder_only: bool = False) -> Options:

@@ -23,7 +23,8 @@ Batch = dict[str, np.ndarray]
 
 image (B, *transform.shape) uint8; label int32; example_id uint32 (the low half of the catalog's,
 for keys); epoch int32; row int64 (of the catalog, -1 for padding); valid bool; error str; and of
-the file, as its head has them: format str, width and height int32, pixels, 0 if unknown.
+the file: num_bytes int64, and as its head has them: format str, width and height int32, pixels; 0
+if unknown.
 """
 
 MAX_ERROR = 200  # characters kept of a reason
@@ -154,11 +155,12 @@ def _reader(
     def read(record: dict[str, Any]) -> dict[str, Any]:
         row, view = record["row"], record["view"]
         pixels, error, label, example_id = np.zeros(transform.shape, np.uint8), "", 0, 0
-        kind, width, height = "", 0, 0
+        kind, width, height, num_bytes = "", 0, 0, 0
         if row >= 0:
             label, example_id = int(images.labels[row]), int(images.example_ids[row])
             try:
                 data = images.read(row)
+                num_bytes = len(data)
                 header = open_header(data)
                 kind, (width, height) = header.format or "", header.size
                 pixels = transform(data, np.random.default_rng([seed, view, example_id]))
@@ -170,6 +172,7 @@ def _reader(
             "example_id": np.uint32(example_id & 0xFFFFFFFF),
             "epoch": np.int32(record["epoch"]),
             "row": np.int64(row),
+            "num_bytes": np.int64(num_bytes),
             "format": np.str_(kind),
             "width": np.int32(width),
             "height": np.int32(height),

@@ -64,6 +64,11 @@ class MAEConfig:
             )
         for prefix in ("", "decoder_") if self.has_decoder else ("",):
             width, heads = getattr(self, f"{prefix}width"), getattr(self, f"{prefix}num_heads")
+            if min(width, heads) < 1 or width % 4:
+                raise ValueError(
+                    f"MAEConfig.{prefix}width {width} must be a multiple of 4, for the position "
+                    f"table, and {prefix}num_heads {heads} positive"
+                )
             if width % heads:
                 raise ValueError(
                     f"MAEConfig.{prefix}width {width} is not a multiple of "
@@ -205,6 +210,16 @@ class DetectorConfig:
             )
         if self.learn_mismatch_weight and self.mismatch_weight <= 0:
             raise ValueError("detector.learn_mismatch_weight starts at mismatch_weight: above 0")
+        reads_weight = self.score in ("deviation_plus_mismatch", "reconstruction_deviation")
+        if self.learn_mismatch_weight and not (
+            reads_weight and self.anomaly == "statistics" and self.fusion != "global"
+        ):
+            raise ValueError(
+                "detector.learn_mismatch_weight has no weight to learn: of anomaly "
+                f"{self.anomaly!r}, score {self.score!r} and fusion {self.fusion!r} one reads none"
+            )
+        if len(set(self.statistics)) < len(self.statistics):
+            raise ValueError(f"detector.statistics is {self.statistics}: name each once")
         if self.hidden < 0:
             raise ValueError(f"detector.hidden must be 0 or more, is {self.hidden}")
         if self.num_runs < 0:

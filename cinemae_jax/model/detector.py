@@ -125,9 +125,21 @@ def pixel_features(
     reconstruct: Reconstruct | None = None,
 ) -> Features:
     """``extract_features`` of ImageNet-normalised pixels, differentiable in them alone."""
-    mae_config = backbone.config
-    model = MAE(mae_config, jnp.dtype(config.dtype))
-    variables = {"params": jax.lax.stop_gradient(jax.tree.map(jnp.asarray, backbone.params))}
+    params = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, backbone.params))
+    return unfrozen_features(params, backbone.config, pixels, keys, runs, config, reconstruct)
+
+
+def unfrozen_features(
+    params: Any,
+    mae_config: MAEConfig,
+    pixels: Float[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    runs: Int[Array, "b k"],
+    config: DetectorConfig,
+    reconstruct: Reconstruct | None = None,
+) -> Features:
+    """The same, differentiable in the backbone's parameters too: no constant of anything."""
+    model, variables = MAE(mae_config, jnp.dtype(config.dtype)), {"params": params}
     patches = patchify(pixels, mae_config.patch_size)
     target = to_target(patches, mae_config.target)
     num_visible = mae_config.num_visible(config.mask_ratio)

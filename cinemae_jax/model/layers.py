@@ -18,8 +18,15 @@ from jaxtyping import Array, Float
 
 def _product(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "..."]:
     """Product over one axis of each, accumulated and returned in float32."""
-    axes = ((contract[0],), (contract[1],))
-    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
+    axes = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(
+        a, b, axes, precision=_precision(a, b), preferred_element_type=jnp.float32
+    )
+
+
+def _precision(a: Array, b: Array) -> jax.lax.Precision | None:
+    """float32 is that on every device; JAX's default is TF32 on GPUs, and bfloat16 on TPUs."""
+    return jax.lax.Precision.HIGHEST if a.dtype == b.dtype == jnp.float32 else None
 
 
 @jax.custom_vjp
@@ -177,7 +184,9 @@ class LayerNorm(nn.Module):
 
 # --- attention ----------------------------------------------------------------------------------
 
-_sum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+def _sum(how: str, a: Array, b: Array) -> Float[Array, "..."]:
+    return jnp.einsum(how, a, b, precision=_precision(a, b), preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 DRAW = 0x7FFFFFFF
+SEED_STRIDE = 1 << 21  # runs of one head before those of the next, where none are stored
 """Folded into an example's key for the choice of runs: no run has this number."""
 
 
@@ -63,7 +64,7 @@ def draw_runs(
     """
     seeds = jnp.arange(num_seeds)
     if not num_stored:
-        first = (epoch[:, None] * num_seeds + seeds[None]) * num_runs
+        first = epoch[:, None] * num_runs + SEED_STRIDE * seeds[None]
         return first[:, :, None] + jnp.arange(num_runs)[None, None]
 
     def one(key: Key[Array, ""], e: Int[Array, ""], seed: Int[Array, ""]) -> Int[Array, " k"]:
