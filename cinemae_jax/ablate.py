@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 import traceback
@@ -46,6 +45,7 @@ from cinemae_jax.distributed import Replicas
 from cinemae_jax.evaluation import ablation_scores, ablation_table, report
 from cinemae_jax.evaluation.ablation_scores import PHASES, Finished
 from cinemae_jax.features import FeatureSet, OnlineSet
+from cinemae_jax.files import replacing
 from cinemae_jax.model.detector import Backbone, num_params
 from cinemae_jax.model.head import HeadState
 from cinemae_jax.preemption import Preempted
@@ -172,9 +172,8 @@ def run(row: Row, folder: Path, bench: Bench) -> Finished:
     cli.report_bad_images(folder, bad.listed)
     of_head = num_params(detector.heads.params) // row.config.num_seeds
     cost = {"seconds": seconds, "resumed": resumed, "trained_parameters": of_head + trained_too}
-    partial = note.with_suffix(".partial")
-    partial.write_text(json.dumps({"made_of": made_of, **cost}, indent=2) + "\n")
-    os.replace(partial, note)
+    with replacing(note) as partial:
+        partial.write_text(json.dumps({"made_of": made_of, **cost}, indent=2) + "\n")
     return _finished(folder)
 
 

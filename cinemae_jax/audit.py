@@ -25,9 +25,7 @@ from cinemae_jax.console import (
     count,
     fail,
     report_console,
-    require_writable,
     versions,
-    write_json,
 )
 from cinemae_jax.data import catalog, diagnosis, doctor, shortcuts
 from cinemae_jax.data.bad import BadImages
@@ -37,6 +35,7 @@ from cinemae_jax.data.equalise import require_possible
 from cinemae_jax.evaluation import audit, probes
 from cinemae_jax.evaluation.attacks import Attack
 from cinemae_jax.evaluation.audit import Resampling
+from cinemae_jax.files import require_writable, write_json
 from cinemae_jax.trained import TrainedDetector
 
 SCHEMA_VERSION = 1

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from cinemae_jax import __version__
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import SCHEMA
+from cinemae_jax.files import replacing
 
 FORMAT = "cinemae-bank-2"
 METADATA = b"cinemae"
@@ -157,9 +158,8 @@ def write(
     }
     table = table.replace_schema_metadata({METADATA: json.dumps(described, sort_keys=True)})
     part.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = part.path.with_name(part.path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with replacing(part.path) as partial, open(partial, "wb") as file:
             pq.write_table(
                 table,
                 file,
@@ -169,9 +169,7 @@ def write(
             )
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, part.path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             error.errno, f"{error.strerror}: the bank keeps its finished parts", str(part.path)
         ) from error

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from cinemae_jax import __version__, banking, settings, trained, weights
 from cinemae_jax.checkpoint import CheckpointError
 from cinemae_jax.data.facts import SAME_FORMAT
+from cinemae_jax.files import replacing
 from cinemae_jax.settings import Settings
 from cinemae_jax.trained import HeldOut, TrainedDetector
 
@@ -88,10 +89,9 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
         "card": bundle.card,
     }
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    save_file(_flatten(tree), partial, metadata=header)
-    partial.chmod(0o644)  # safetensors writes for its owner alone
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(_flatten(tree), partial, metadata=header)
+        partial.chmod(0o644)  # safetensors writes for its owner alone
     return weights.file_sha256(path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cinemae_jax import bundle, cli, console, retrain
+from cinemae_jax import bundle, cli, console, files, retrain
 from cinemae_jax.console import Parser
 from cinemae_jax.data import catalog
 from cinemae_jax.data.bad import BadImages
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = parser().parse_args(argv[1:])
     try:
-        console.require_writable(options.out)
+        files.require_writable(options.out)
         found = bundle.load(options.detector, backbone=options.backbone)
         photographs = catalog.photographs(options.folder)
         cli.report_skipped(photographs)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from tqdm import tqdm
 
-from cinemae_jax import console, distributed, preemption
+from cinemae_jax import distributed, files, preemption
 from cinemae_jax.checkpoint import CheckpointError
 from cinemae_jax.data.bad import BadImage, BadImages, count_by_class
 from cinemae_jax.data.catalog import Catalog
@@ -75,7 +74,7 @@ def progress(
 @contextlib.contextmanager
 def kept_compilations() -> Iterator[None]:
     """Programs are compiled once a machine, unless JAX was told of a cache of its own."""
-    folder = console.cache_folder()
+    folder = files.cache_folder()
     if getattr(jax.config, CACHE_FOLDER) or folder is None:
         yield
         return
@@ -132,9 +131,8 @@ class Metrics:
         """Drops what was written after ``step``: it will be computed again."""
         if jax.process_index() or not self.path.exists():
             return
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in self._up_to(step)))
-        os.replace(partial, self.path)
+        with files.replacing(self.path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in self._up_to(step)))
 
     def _up_to(self, step: int) -> Iterator[str]:
         for line in self.path.read_text().splitlines():

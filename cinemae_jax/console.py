@@ -1,22 +1,17 @@
-"""What commands share on the terminal and on disk; without JAX, so that ``doctor`` starts fast."""
+"""What commands share on the terminal; without JAX, so that ``doctor`` starts fast."""
 
 import argparse
 import importlib.metadata
 import io
-import json
-import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from collections.abc import Iterable
+from typing import NoReturn
 
 from rich.console import Console
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 """Exit codes: all done; some inputs failed, each named; usage, configuration or a missing file."""
-
-CACHE = "cinemae_jax"  # folder in that of the user's caches
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,48 +60,6 @@ def report_console(pipe_width: int) -> Console:
     """
     width = None if sys.stdout.isatty() else pipe_width
     return Console(width=width, markup=False, emoji=False, highlight=False)
-
-
-# --- files --------------------------------------------------------------------------------------
-
-
-def require_writable(path: Path | None) -> None:
-    """Fails before hours of work, not after them; None is no file, and fine.
-
-    Raises:
-      ValueError: naming the path.
-    """
-    if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise ValueError(f"cannot write {path}: it needs a file name in a folder to write to")
-
-
-def write_whole(path: Path, fill: Callable[[TextIO], None]) -> None:
-    """Writes a text file that is there in full or not at all.
-
-    Args:
-      path: replaced once it is complete.
-      fill: writes into the open file.
-    """
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        fill(file)
-    os.replace(partial, path)
-
-
-def write_json(path: Path, report: Any) -> None:
-    """Writes a report whole."""
-    write_whole(path, lambda file: json.dump(report, file, indent=1, allow_nan=False))
-
-
-def cache_folder() -> Path | None:
-    """Where this package may keep what can be made again; None for a user without a home."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(home).is_absolute():  # the standard says to ignore any other
-        return Path(home) / CACHE
-    try:
-        return Path.home() / ".cache" / CACHE
-    except RuntimeError:
-        return None
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -66,7 +66,9 @@ class Detector:
         trained, config = loaded.detector, loaded.detector.settings
         if fpr is not None:
             if not 0 < fpr < 1:
-                raise ValueError(f"the share of photographs called ai must be in (0, 1), is {fpr}")
+                raise ValueError(
+                    f"the share of photographs called ai must lie between 0 and 1, is {fpr}"
+                )
             config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, fpr=fpr))
             trained = dataclasses.replace(trained, settings=config)
         self.trained, self.card, self.seen = trained, loaded.card, loaded.seen
@@ -82,7 +84,7 @@ class Detector:
         self._replicas.check_batch_size(batch_size, "the batch of pictures")
         self.batch_size = batch_size
         placed = trained.backbone.in_dtype(config.detector.dtype)
-        self._frozen = self._replicas.replicate((placed, first_head(trained), mask_key(config)))
+        self._frozen = self._replicas.replicate((placed, trained.first_head, mask_key(config)))
         self._lock = threading.Lock()  # one batch at a time: memory stays flat under load
         self._programs: dict[Any, Any] = {}
 
@@ -312,11 +314,6 @@ class _Prepared:
     facts: Facts | None
     error: str
     seconds: float
-
-
-def first_head(trained: Any) -> Any:
-    """The head of the first seed."""
-    return jax.tree.map(lambda leaf: leaf[0], trained.heads)
 
 
 def _num_groups(runs: int, trained: int) -> int:

@@ -7,7 +7,7 @@ import argparse
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,13 +21,11 @@ from cinemae_jax.console import (
     positive,
     printable,
     report_console,
-    require_writable,
     versions,
-    write_json,
-    write_whole,
 )
 from cinemae_jax.data import diagnosis, doctor
 from cinemae_jax.data.shortcuts import ALL, FACTS, rounded
+from cinemae_jax.files import replacing, require_writable, write_json
 
 LISTED = 10  # unreadable files and leaks named on the terminal
 FEW = 3  # files named of every other finding
@@ -53,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         if options.json:
             write_json(options.json, reported)
         if options.quarantine:
-            write_whole(options.quarantine, lambda file: _write_quarantine(file, reported))
+            _write_quarantine(options.quarantine, reported)
     except (ValueError, OSError) as error:
         return fail(error)
     show(reported, report_console(PIPE_WIDTH))
@@ -84,10 +82,14 @@ def parser() -> argparse.ArgumentParser:
 # --- files --------------------------------------------------------------------------------------
 
 
-def _write_quarantine(file: TextIO, reported: dict[str, Any]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("path", "reason"))
-    writer.writerows(diagnosis.quarantine(reported))
+def _write_quarantine(path: Path, reported: dict[str, Any]) -> None:
+    with (
+        replacing(path) as partial,
+        open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("path", "reason"))
+        writer.writerows(diagnosis.quarantine(reported))
 
 
 # --- terminal -----------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from jaxtyping import Float, UInt8, UInt32
 
 from cinemae_jax import __version__, inference, weights
 from cinemae_jax.data.decode import BACKGROUND
-from cinemae_jax.detector import OPINION, Detector, first_head
+from cinemae_jax.detector import OPINION, Detector
 from cinemae_jax.features import mask_key
+from cinemae_jax.files import replacing
 
 FORMAT = "cinemae-export-1"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -74,7 +75,7 @@ def save(
             f"{trained.settings.detector.num_runs} that it was trained with"
         )
     logits = inference.make_logits(trained.settings.detector)
-    frozen = trained.backbone, first_head(trained)
+    frozen = trained.backbone, trained.first_head
 
     def program(images: jax.Array, example_ids: jax.Array) -> jax.Array:
         return logits(*frozen, mask_key(trained.settings), images, example_ids).logit[:, 0]
@@ -150,6 +151,5 @@ def _record(detector: Detector) -> dict[str, Any]:
 
 
 def _replace(path: Path, content: bytes | bytearray) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_bytes(content)

@@ -123,10 +123,14 @@ class OnlineSet:
         )
         return self.extractor(self.extractor.training, batches)
 
+    @property
+    def scored(self) -> Transform:
+        """What scored images go through."""
+        return self.extractor.config.data.eval_transform(self.extractor.model.image_size)
+
     def scoring(self) -> Iterator[Featured]:
         config = self.extractor.config
-        transform = config.data.eval_transform(self.extractor.model.image_size)
-        batches = self.views(transform, 1, range(len(self.images)), config.eval.batch_size)
+        batches = self.views(self.scored, 1, range(len(self.images)), config.eval.batch_size)
         return self.extractor(self.extractor.scoring, batches)
 
     def storing(self, transform: Transform, num_views: int, rows: range) -> Iterator[Featured]:

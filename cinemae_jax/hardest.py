@@ -86,8 +86,7 @@ class _Mapper:
     def __init__(self, detector: TrainedDetector) -> None:
         config = detector.settings
         self._transform = config.data.eval_transform(detector.backbone.config.image_size)
-        head = jax.tree.map(lambda leaf: leaf[0], detector.heads)
-        self._frozen = jax.device_put((detector.backbone, head, mask_key(config)))
+        self._frozen = jax.device_put((detector.backbone, detector.first_head, mask_key(config)))
         self._maps = _compiled(config.detector)
 
     def __call__(self, image: Image.Image, example_id: int) -> LcasMap:

@@ -7,7 +7,6 @@ surprises, which is not where a forgery is.
 import dataclasses
 import os
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 
 from cinemae_jax.data.augment import resize_short
 from cinemae_jax.data.transforms import MultiCrop, multi_crop
+from cinemae_jax.files import replacing
 from cinemae_jax.model.config import Score
 
 if TYPE_CHECKING:
@@ -83,9 +83,8 @@ class LcasMap:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the figure as PNG, complete or not at all."""
-        partial = Path(path).with_name(Path(path).name + ".partial")
-        self.figure().savefig(partial, format="png")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            self.figure().savefig(partial, format="png")
 
 
 def assemble(

@@ -20,6 +20,7 @@ from cinemae_jax import trained
 from cinemae_jax.console import versions
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.features import BankedSet, FeatureSet
+from cinemae_jax.files import replacing
 from cinemae_jax.trained import TrainedDetector
 
 FILE = "receipt.json"
@@ -201,11 +202,9 @@ def write(path: Path, receipt: Receipt) -> None:
         )
         for image in receipt.images
     )
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         file.write(json.dumps(head, indent=1).removesuffix("\n}"))
         file.write(',\n "images": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
-    os.replace(partial, path)
 
 
 def read(path: str | os.PathLike[str]) -> Receipt:

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from cinemae_jax import trained
 from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch
+from cinemae_jax.data.transforms import Transform
 from cinemae_jax.distributed import Replicas, merge
 from cinemae_jax.evaluation.attacks import Attack, make_attack
 from cinemae_jax.evaluation.audit import Change, Scored
@@ -24,11 +24,9 @@ class ChangedSet(OnlineSet):
 
     change: Change
 
-    def scoring(self) -> Iterator[Featured]:
-        config = self.extractor.config
-        transform = self.change(config.data.eval_transform(self.extractor.model.image_size))
-        batches = self.views(transform, 1, range(len(self.images)), config.eval.batch_size)
-        return self.extractor(self.extractor.scoring, batches)
+    @property
+    def scored(self) -> Transform:
+        return self.change(super().scored)
 
 
 class Rescorer:
@@ -76,9 +74,8 @@ class Attacker:
         self.undefined: set[int] = set()
         self._replicas = replicas
         config = detector.settings
-        head = jax.tree.map(lambda leaf: leaf[0], detector.heads)
         placed = detector.backbone.in_dtype(config.detector.dtype)
-        self._known = replicas.replicate((placed, head, mask_key(config)))
+        self._known = replicas.replicate((placed, detector.first_head, mask_key(config)))
         push = make_attack(config.detector, attack)
 
         def on_device(known: Any, epsilon: Any, batch: Any) -> Any:

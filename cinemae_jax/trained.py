@@ -66,6 +66,11 @@ class TrainedDetector:
     held_out: HeldOut
     held_out_images: str
 
+    @property
+    def first_head(self) -> HeadState:
+        """The head of the first seed, without the axis of seeds."""
+        return jax.tree.map(lambda leaf: leaf[0], self.heads)
+
     def calibration(self, head: int = 0) -> Calibration:
         """Probabilities and thresholds of one head, at the error rates of its ``settings.eval``."""
         scored = np.isfinite(self.held_out.logit[:, head])

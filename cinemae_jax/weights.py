@@ -18,6 +18,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cinemae_jax.files import replacing
 from cinemae_jax.model.config import MAEConfig
 from cinemae_jax.model.detector import Backbone
 from cinemae_jax.model.mae import initial_variables
@@ -61,10 +62,9 @@ def save(
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(flat, partial, metadata=header)
-    partial.chmod(0o644)  # safetensors writes for its owner alone
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(flat, partial, metadata=header)
+        partial.chmod(0o644)  # safetensors writes for its owner alone
     return file_sha256(path)
 
 

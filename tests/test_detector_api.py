@@ -176,7 +176,7 @@ def test_probability_and_verdict_are_the_calibrated_ones(
         for one in judge.predict(photos):
             assert one.probability == judge.calibration.probability(one.logit)
             assert one.verdict == judge.calibration.verdict(one.logit)
-    with pytest.raises(ValueError, match="fpr must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="must lie between 0 and 1"):
         Detector(small, fpr=1.5, replicas=one_device())
 
 

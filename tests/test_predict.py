@@ -215,7 +215,7 @@ def test_options_reach_the_detector(
         (["a.png", "--format", "xml"], "invalid choice: 'xml'"),
         (["a.png", "--runs", "3"], "runs is 3, but the head was trained on 2 masks"),
         (["a.png", "--runs", "x"], "invalid int value"),
-        (["a.png", "--threshold-fpr", "2"], "photographs called ai must be in (0, 1), is 2"),
+        (["a.png", "--threshold-fpr", "2"], "photographs called ai must lie between 0 and 1"),
         (["a.png", "--batch", "0"], "the batch of pictures must be 1 or more, is 0"),
         (["a.png", "--detector", "nowhere"], "no detector nowhere: name the folder"),
         (["a.png", "--backbone", "nowhere"], "backbone nowhere does not exist"),

@@ -15,6 +15,7 @@ import pyarrow.csv
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch, Host
 from cinemae_jax.data.records import CLASS_NAMES
+from cinemae_jax.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +118,9 @@ class BadImages:
             own.unlink(missing_ok=True)
             return
         own.parent.mkdir(parents=True, exist_ok=True)
-        partial = own.with_name(own.name + ".partial")
         rows = [dataclasses.asdict(image) for image in self.listed]
-        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), partial)
-        os.replace(partial, own)
+        with replacing(own) as partial:
+            pyarrow.csv.write_csv(pa.Table.from_pylist(rows), partial)
 
 
 def count_by_class(bad: Iterable[BadImage]) -> dict[str, int]:

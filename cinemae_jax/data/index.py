@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cinemae_jax import console
+from cinemae_jax import files
 from cinemae_jax.data import walk
 from cinemae_jax.data.decode import EXTENSIONS
 from cinemae_jax.data.walk import Listing
@@ -64,7 +64,7 @@ def listing(root: Path, *, cache: bool = True) -> Listing:
 
 def cache_file(root: Path) -> Path | None:
     """Where the listing of a folder is kept; None if that would be inside the folder itself."""
-    if (base := console.cache_folder()) is None:
+    if (base := files.cache_folder()) is None:
         return None
     real = os.path.realpath(root)
     folder = base / "index"
