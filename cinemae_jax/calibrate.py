@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cinemae_jax import bundle, cli, console, files, retrain
+from cinemae_jax import bundle, cli, console, files, retrain, weights
 from cinemae_jax.console import Parser
 from cinemae_jax.data import catalog
 from cinemae_jax.data.bad import BadImages
@@ -49,6 +49,9 @@ def main(argv: Sequence[str]) -> int:
         return console.fail(error)
     for line in in_words(found.detector, detector):
         cli.say(line)
+    backbone = Path(detector.settings.backbone).name
+    if backbone not in weights.BUNDLED:
+        cli.say(f"backbone  {backbone}, needed beside it")
     cli.say(f"wrote     {options.out}")
     return console.SOME_FAILED if bad.listed else console.OK
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from cinemae_jax import bundle, cli, console, export
+from cinemae_jax import bundle, cli, console, export, weights
 from cinemae_jax.detector import Detector
 
 
@@ -65,7 +65,8 @@ def write_bundle(source: str, out: Path, backbone: str, card: Path | None) -> No
         found = dataclasses.replace(found, card=card.read_text(encoding="utf-8"))
     sha256 = bundle.save(out, found)
     cli.say(f"detector  {bundle.identity(found.detector)}, step {found.detector.step}")
-    cli.say(f"backbone  {Path(found.detector.settings.backbone).name}, needed beside it")
+    name = Path(found.detector.settings.backbone).name
+    cli.say(f"backbone  {name}, {'bundled' if name in weights.BUNDLED else 'needed beside it'}")
     cli.say(f"wrote     {out}, {out.stat().st_size / 1e6:,.1f} MB, sha256 {sha256}")
 
 

@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m weights_convert", description=__doc__)
+    called = "cinemae" if Path(sys.argv[0]).stem == "cinemae" else "python -m weights_convert"
+    top = Parser(prog=called, description=__doc__)
     commands = top.add_subparsers(required=True, metavar="{convert,verify,goldens}")
 
     command = commands.add_parser("convert", help="published MAE file to frozen backbone")
