@@ -85,6 +85,7 @@ def test_another_share_may_be_asked_for(
         (("--fpr", 2), "fpr"),
         (("--out", "no/such/folder/x"), "cannot write no/such/folder/x"),
         (("--backbone", "lost.safetensors"), "lost.safetensors does not exist"),
+        (("../a",), "lie in each other: name the outer one alone"),
     ],
 )
 def test_mistakes_are_told_before_any_work(
@@ -97,7 +98,9 @@ def test_mistakes_are_told_before_any_work(
 ) -> None:
     write_photographs(tmp_path / "a", 20, 0)
     out = tmp_path / "mine.safetensors"
-    assert run(detector_file, backbone_file, out, tmp_path / "a", *words) == 2
+    inner = [tmp_path / "a" / word for word in words if word == "../a"]
+    words = tuple(word for word in words if word != "../a")
+    assert run(detector_file, backbone_file, out, tmp_path / "a", *inner, *words) == 2
     assert said in capsys.readouterr().err
     assert not out.exists()
 

@@ -7,6 +7,7 @@ each class, or folders of photographs.  ``Catalog.explain`` says what was taken 
 import collections
 import dataclasses
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -251,9 +252,7 @@ def class_folders(
         has images inside and outside of split folders.
     """
     folders = [Path(os.path.abspath(folder)) for folder in (nature, ai)]  # noqa: PTH100
-    real = [Path(os.path.realpath(folder)) for folder in folders]
-    if real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0]):
-        raise CatalogError(f"{nature} and {ai} lie in each other: give one folder a class")
+    _refuse_nested(folders, "give one folder a class")
     generator = generator or records.printable(folders[AI].name)
     parts = [
         _one_class(folder, label, generator, "", name=CLASS_NAMES[label], cache=cache)
@@ -264,16 +263,25 @@ def class_folders(
     return _joined(parts)
 
 
+def _refuse_nested(folders: Sequence[Path], way_out: str) -> None:
+    """Raises CatalogError if an image would be in two of the folders."""
+    real = [Path(os.path.realpath(folder)) for folder in folders]
+    for i, j in itertools.permutations(range(len(folders)), 2):
+        if real[i].is_relative_to(real[j]):
+            raise CatalogError(f"{folders[i]} and {folders[j]} lie in each other: {way_out}")
+
+
 def photographs(roots: Sequence[str | os.PathLike[str]], *, cache: bool = True) -> Catalog:
     """All images below some folders as photographs to pre-train on: nature, split train.
 
     Paths are whole ones; the generator column names the folder.
 
     Raises:
-      CatalogError: if no folder is named, or one is missing or holds no images.
+      CatalogError: if no folder is named, or one is missing, holds no images, or lies in another.
     """
     if not roots:
         raise CatalogError("no folder of photographs is named")
+    _refuse_nested([Path(root) for root in roots], "name the outer one alone")
     return _joined(
         [
             _one_class(root, NATURE, root.name, "train", name=root.name, cache=cache)
