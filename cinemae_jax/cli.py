@@ -53,7 +53,8 @@ def report_skipped(images: Catalog) -> None:
     """Says which files of a data set were left out, by reason."""
     if images.skipped:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(images.skipped.items()))
-        say(f"left out  {sum(images.skipped.values())} entries of {images.root}: {reasons}")
+        where = "" if images.root == Path("/") else f" of {images.root}"  # of several folders
+        say(f"left out  {sum(images.skipped.values())} entries{where}: {reasons}")
 
 
 def progress(
