@@ -275,7 +275,10 @@ def test_the_global_pathway_has_its_own_weight_decay(backbone: Backbone, strong:
     assert same == is_global
 
 
-@pytest.mark.parametrize("batch_size", [0, 12])
-def test_batches_that_devices_cannot_share_are_refused(batch_size: int) -> None:
-    with pytest.raises(ValueError, match=f"some.field {batch_size} is not divisible by the 8"):
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [(0, "some.field must be 1 or more, is 0"), (12, "some.field 12 is not divisible by the 8")],
+)
+def test_batches_that_devices_cannot_share_are_refused(batch_size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Replicas().check_batch_size(batch_size, "some.field")
