@@ -19,7 +19,7 @@ demo: $(VENV)/.package
 	$(CACHED) $(BIN)/python -m cinemae_jax.train --config configs/demo.py --workdir $(DEMO)/trained
 	@echo "2. The bundled detector on the bundled test images, none of which it has seen."
 	$(CACHED) $(BIN)/python -m cinemae_jax.evaluate --config configs/demo.py --workdir $(DEMO) \
-		--config.eval.detector=tiny --config.eval.fpr=0.02
+		--config.eval.detector=tiny
 
 test: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/python -m pytest -m "not parity" -n auto --dist loadfile $(ARGS)

@@ -60,7 +60,7 @@ def parser() -> Parser:
     arguments = Parser(
         prog="cinemae calibrate",
         description="Moves the threshold of a detector's verdict 'ai' to where at most a given "
-        "share of photographs like yours lie above it.",
+        "share of photographs like yours lie above it, and fits its probabilities anew.",
         epilog="exit codes: 0 done, 1 some photographs cannot be read, 2 usage; "
         "see docs/predict.md",
     )

@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import io
 import platform
+import signal
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
@@ -39,6 +40,12 @@ def fail(error: Exception) -> int:
     """Says on one line of stderr what went wrong, and returns the exit code for it."""
     print("error:", *str(error).split(), file=sys.stderr, flush=True)
     return USAGE
+
+
+def interrupted() -> int:
+    """Says that Ctrl-C ended it, and returns the exit code of shells for that."""
+    print("stopped   by Ctrl-C", file=sys.stderr, flush=True)
+    return 128 + signal.SIGINT
 
 
 def printable(text: str) -> str:

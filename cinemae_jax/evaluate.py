@@ -5,10 +5,11 @@
 
 Reads the best checkpoint of --workdir, or ``eval.detector`` if one is named.  Of the config only
 ``data.root``, ``data.source``, ``data.quarantine``, ``data.test_generators``, ``data.num_threads``
-and ``eval`` count, and ``backbone`` where that file exists (of a detector that is named, where its
-own does not): everything else is part of the trained detector.  Writes eval.json, eval.csv,
-scores.csv, report.html, report.md, receipt.json (for ``cinemae verify``) and, where there were any,
-bad_images.csv.
+and ``eval`` count (not ``eval.fpr`` and ``eval.fnr`` of a detector that is named: its promises are
+its own), and ``backbone`` where that file exists (of a named detector, where its own does not):
+everything else is part of the trained detector.  Writes eval.json, eval.csv, scores.csv,
+report.html, report.md, receipt.json (for ``cinemae verify``) and, where there were any,
+bad_images.csv, in place of those that are there.
 """
 
 import dataclasses
@@ -212,6 +213,11 @@ def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> li
         detector = _named(config)
     else:
         detector = trained.load(workdir, backbone=config.backbone)
+        if (trained_on := detector.settings.data.root) != config.data.root:
+            cli.say(
+                f"caution   the run was trained on {trained_on}; its results in {workdir} are "
+                f"replaced by those on {config.data.root}"
+            )
     data = dataclasses.replace(
         detector.settings.data,
         root=config.data.root,
@@ -220,7 +226,11 @@ def run(config: Settings, workdir: Path, replicas: Replicas | None = None) -> li
         test_generators=config.data.test_generators,
         num_threads=config.data.num_threads,
     )
-    used = dataclasses.replace(detector.settings, data=data, eval=config.eval)
+    asked = config.eval
+    if asked.detector:  # its verdicts are those that `predict` gives
+        own = detector.settings.eval
+        asked = dataclasses.replace(asked, fpr=own.fpr, fnr=own.fnr)
+    used = dataclasses.replace(detector.settings, data=data, eval=asked)
     everything = data.scan()
     cli.say(everything.explain())
     cli.report_skipped(everything)

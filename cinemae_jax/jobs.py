@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cinemae_jax import cli, hosts, preemption
-from cinemae_jax.console import OK, SOME_FAILED, fail
+from cinemae_jax.console import OK, SOME_FAILED, fail, interrupted
 from cinemae_jax.preemption import Preempted
 
 PREEMPTED = 75
@@ -54,6 +54,8 @@ def run_config(
             "--coordinator=HOST:PORT --num_processes=N --process_id=I",
         )
         return OK
+    if lost := _missing_config(argv):
+        return fail(ValueError(f"no config file {lost}: the repository has some in configs/"))
     try:
         flags.mark_flags_as_required(["config", "workdir"])
         stray = flags.FLAGS(argv)[1:]
@@ -63,6 +65,16 @@ def run_config(
         return fail(error)
     code = _run(stray, job)
     return hosts.leave(code) if _DISTRIBUTED.value else code
+
+
+def _missing_config(argv: Sequence[str]) -> str:
+    """The config file that is named and not there; ml_collections says it in a page."""
+    for i, word in enumerate(argv):
+        flag, _, value = word.partition("=")
+        if flag in ("--config", "-config"):
+            file = (value or "".join(argv[i + 1 : i + 2])).partition(":")[0]
+            return "" if Path(file).exists() else file
+    return ""
 
 
 def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]]) -> int:
@@ -84,6 +96,8 @@ def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]])
     except hosts.Lost as lost:
         print(f"stopped   {lost}: the same command goes on", file=sys.stderr, flush=True)
         return hosts.LOST
+    except KeyboardInterrupt:
+        return interrupted()
     except (ValueError, OSError) as error:
         return fail(error)
     return SOME_FAILED if failed else OK

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from cinemae_jax import __version__
+from cinemae_jax.console import interrupted
 
 COMMANDS = {
     "audit": "what a detector's accuracy on a data set is worth",
@@ -39,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; each has its own ``--help``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
-        return importlib.import_module(MODULES[arguments[0]]).main(arguments)
+        try:
+            return importlib.import_module(MODULES[arguments[0]]).main(arguments)
+        except KeyboardInterrupt:
+            return interrupted()
     parser().parse_args(arguments)
     parser().print_help()
     return 0

@@ -4,6 +4,7 @@ Exit codes: 0 every picture was judged; 1 some could not be, each a row with its
 """
 
 import argparse
+import collections
 import csv
 import glob
 import io
@@ -162,20 +163,25 @@ def _is_file(name: str) -> bool:
 
 def _in_folder(folder: Path, *, recursive: bool) -> list[str]:
     if recursive:
-        found = [str(folder / name) for name in walk(folder).images["path"].to_pylist()]
+        listing = walk(folder)
+        found = [str(folder / name) for name in listing.images["path"].to_pylist()]
+        others = listing.skipped
     else:
-        found = sorted(
-            str(entry)
-            for entry in folder.iterdir()
-            if entry.suffix.lower() in EXTENSIONS
-            and not entry.name.startswith(".")
-            and not entry.is_dir()
+        files = [e for e in folder.iterdir() if not e.name.startswith(".") and not e.is_dir()]
+        found = sorted(str(file) for file in files if file.suffix.lower() in EXTENSIONS)
+        suffixes = (file.suffix.lower() for file in files)
+        others = collections.Counter(
+            f"extension {suffix or 'none'}" for suffix in suffixes if suffix not in EXTENSIONS
         )
     if not found:
         below = "" if recursive else "; --recursive looks below it too"
         raise ValueError(
             f"folder {folder} holds no picture ({' '.join(sorted(EXTENSIONS))}){below}"
         )
+    if others:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(others.items()))
+        told = f"left out  {sum(others.values())} entries of {folder}: {reasons}"
+        print(printable(told), file=sys.stderr, flush=True)
     return found
 
 

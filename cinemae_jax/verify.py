@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from cinemae_jax import bundle, cli, evaluate, receipt
 from cinemae_jax.console import Parser, count, fail
 from cinemae_jax.data.bad import BadImages
-from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.catalog import Catalog, CatalogError
 from cinemae_jax.distributed import Replicas
 from cinemae_jax.features import Extractor, OnlineSet
 from cinemae_jax.receipt import Difference, Receipt, ReceiptError
@@ -185,9 +185,13 @@ def main(argv: Sequence[str]) -> int:
             detector = dataclasses.replace(
                 detector, settings=dataclasses.replace(detector.settings, data=data)
             )
-            done = replay(
-                old, detector, data.scan(), sample=options.sample, tolerance=options.tolerance
-            )
+            try:
+                images = data.scan()
+            except CatalogError as error:
+                raise ReceiptError(
+                    f"{error}; if the data set has moved, name it by --root"
+                ) from error
+            done = replay(old, detector, images, sample=options.sample, tolerance=options.tolerance)
     except (ValueError, OSError) as error:
         return fail(error)
     print(f"receipt   {options.receipt}: {len(old.images)} images, scored {_how(old)}")

@@ -94,6 +94,6 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 256  # images, over all devices
     config.eval.bootstrap = 1000  # resamples
     config.eval.confidence = 0.95
-    config.eval.fpr = 0.05  # share of photographs, at most, that a verdict may call ai
-    config.eval.fnr = 0.05  # share of ai images, at most, that a verdict may call nature
+    config.eval.fpr = 0.05  # share of photographs called ai, at most; a named detector has its own
+    config.eval.fnr = 0.05  # share of ai images called nature, at most; likewise
     return config

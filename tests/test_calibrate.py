@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cinemae_jax import bundle, main
+from cinemae_jax import bundle, calibrate, main
 from cinemae_jax.data.records import AI
 from cinemae_jax.trained import HeldOut
 
@@ -103,6 +103,17 @@ def test_mistakes_are_told_before_any_work(
     assert run(detector_file, backbone_file, out, tmp_path / "a", *inner, *words) == 2
     assert said in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_ctrl_c_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(argv: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "main", stop)
+    assert main.main(["calibrate", "tiny"]) == 130
+    assert capsys.readouterr().err == "stopped   by Ctrl-C\n"
 
 
 def test_photographs_that_cannot_be_read_do_not_count(

@@ -121,7 +121,7 @@ def _failure(error: Exception) -> DecodeError:
     """What Pillow meant: its codecs raise almost anything on damaged input."""
     match error:
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
-            return DecodeError(f"too large to decode: {error}", TOO_LARGE)
+            return DecodeError(f"too large: above {MAX_PIXELS:,} pixels", TOO_LARGE)
         case UnidentifiedImageError():
             return DecodeError("not an image, or of an unsupported format", NO_IMAGE)
         case MemoryError():

@@ -247,6 +247,9 @@ def controls_in_words(found: Mapping[str, Comparison]) -> list[str]:
             rows[-1].metrics["auc"]
             for rows in (comparison.before, comparison.after, comparison.difference)
         )
+        if other.value == other.low == other.high == 0.5:  # all scores alike, in every resample
+            said.append(f"{name} has learned nothing: its scores are all alike, and say nothing")
+            continue
         numbers = f"AUC {number(other)} against {number(recipe)} ({signed(change)})"
         if name == CONTENT:
             said.append(

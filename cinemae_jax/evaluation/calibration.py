@@ -119,8 +119,8 @@ class Calibration:
     def in_words(self) -> list[str]:
         """What a reader should know: the promises, and those that cannot be made."""
         said = [
-            f"calibrated on {self.num_nature:,} nature and {self.num_ai:,} ai images held out "
-            "from training"
+            f"calibrated on {self.num_nature:,} nature and {self.num_ai:,} ai images that it "
+            "was not trained on"
         ]
         if min(self.num_nature, self.num_ai) < MIN_IMAGES:
             said.append(
