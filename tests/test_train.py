@@ -258,9 +258,11 @@ def test_a_named_detector_finds_its_backbone_by_the_config(
         made.detector, settings=dataclasses.replace(made.detector.settings, backbone="gone.st")
     )
     bundle.save(tmp_path / "it.safetensors", dataclasses.replace(made, detector=detector))
-    named = dataclasses.replace(config.eval, detector=str(tmp_path / "it.safetensors"))
+    named = dataclasses.replace(config.eval, detector=str(tmp_path / "it.safetensors"), fpr=0.4)
     config = dataclasses.replace(config, eval=named)
     assert evaluate.run(config, tmp_path / "run") == []
+    promised = json.loads((tmp_path / "run/eval.json").read_text())["calibration"]["fpr"]
+    assert promised == detector.settings.eval.fpr != 0.4
     with pytest.raises(weights.BackboneError, match=r"gone\.st"):
         evaluate.run(dataclasses.replace(config, backbone="nowhere"), tmp_path / "run")
 
