@@ -240,7 +240,7 @@ def _unfrozen(
 
     def validate(now: Backbone, heads: HeadState) -> tuple[HeldOut, dict[str, float]]:
         extractor.move(now)
-        held_out = train.score_held_out(heads, OnlineSet(data.validation, extractor), scorer, bad)
+        held_out = trained.score_held_out(heads, OnlineSet(data.validation, extractor), scorer, bad)
         return held_out, train.validate(held_out)
 
     with _timed(seconds, "training"):

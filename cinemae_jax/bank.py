@@ -24,6 +24,7 @@ from cinemae_jax.files import replacing
 
 FORMAT = "cinemae-bank-2"
 METADATA = b"cinemae"
+WAY_OUT = "name another folder as config.features.bank, or delete this one to extract anew"
 TERMS = (
     "deviation",
     "reconstruction_deviation",
@@ -80,10 +81,7 @@ class Recipe:
             if made.get(name) != value
         ]
         if changed:
-            raise BankError(
-                f"{where} was made otherwise: {'; '.join(changed)}. Name another folder as "
-                "config.features.bank, or delete this one to extract anew"
-            )
+            raise BankError(f"{where} was made otherwise: {'; '.join(changed)}; {WAY_OUT}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +226,9 @@ def described(path: Path) -> dict[str, Any]:
         raise BankError(f"{path} is a Parquet file, but not part of a bank: name another folder")
     found = json.loads(metadata[METADATA])
     if found.get("format") != FORMAT:
-        raise BankError(f"{path} is of format {found.get('format')!r}, expected {FORMAT!r}")
+        raise BankError(
+            f"{path} is of format {found.get('format')!r}, expected {FORMAT!r}: {WAY_OUT}"
+        )
     return found
 
 
@@ -246,7 +246,7 @@ def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part
         raise BankError(
             f"{folder} holds {', '.join(sorted(strangers)[:3])}, which {len(images)} images in "
             f"{len(parts)} parts do not have: the data set or config.features.shard_images has "
-            "changed; name another folder as config.features.bank, or delete this one"
+            f"changed; {WAY_OUT}"
         )
     fingerprint = images.fingerprint if there else ""
     for part in there:
@@ -254,8 +254,8 @@ def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part
         recipe.require(found["recipe"], part.path)
         if found["images"] != fingerprint:
             raise BankError(
-                f"{part.path} is of another set of images than the {len(images)} asked for: name "
-                "another folder as config.features.bank, or delete this one to extract anew"
+                f"{part.path} is of another set of images than the {len(images)} asked for: "
+                f"{WAY_OUT}"
             )
     return [part for part in parts if not part.path.exists()]
 

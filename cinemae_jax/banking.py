@@ -163,11 +163,7 @@ def fill(
       OSError: if a part cannot be written, or does not show up on all hosts.
       Preempted: when the run was told to stop; finished parts are kept.
     """
-    if replicas.host.index == 0:
-        for one in made.values():
-            one.missing()  # refuses what was made otherwise, before anything of it is dropped
-            _look_again(one, config.data.images(one.images), bad)
-    distributed.barrier("banks are compared with their files")
+    _look_again(made, config, replicas.host.index == 0, bad)
     found = {name: {part.index for part in one.missing()} for name, one in made.items()}
     lacking = distributed.exchange({name: sorted(parts) for name, parts in found.items()})[0]
     todo = [(name, made[name].parts[i]) for name, parts in lacking.items() for i in parts]
@@ -202,16 +198,40 @@ def fill(
     cli.say(f"bank      {folder}: {images} images, {size / 1e6:,.1f} MB")
 
 
-def _look_again(one: Bank, files: Images, bad: BadImages) -> None:
-    """Compares what is there of a bank with the files that it was made of.
+def _look_again(made: dict[str, Bank], config: Settings, is_first: bool, bad: BadImages) -> None:
+    """Compares what is there of the banks with their files, on the first host for all of them.
 
-    A part with an image that could not be read then and can be now is dropped, to be extracted
-    anew.  Of the images that were read, ``COMPARED``, evenly spread, must have their old size: a
-    data set that was changed as a whole is found out, a single changed file is not.
+    Raises:
+      bank.BankError: on every host, if a bank cannot be used.
+    """
+    refused, dropped = "", {}
+    if is_first:
+        try:
+            for name, one in made.items():
+                one.missing()  # refuses what was made otherwise, before anything of it is dropped
+                dropped[name] = _drop_outdated(one, config.data.images(one.images))
+        except bank.BankError as error:
+            refused = str(error)
+    refused, dropped = distributed.exchange([refused, dropped])[0]
+    if refused:
+        raise bank.BankError(refused)
+    for name, numbers in dropped.items():
+        images = made[name].images
+        for rows in (made[name].parts[number].rows for number in numbers):
+            table = images.table.slice(rows.start, len(rows))
+            bad.forget(dataclasses.replace(images, table=table))
+
+
+def _drop_outdated(one: Bank, files: Images) -> list[int]:
+    """Drops the parts with an image that could not be read and can be by now; returns which.
+
+    Of the images that were read, ``COMPARED``, evenly spread, must have their old size: a data set
+    that was changed as a whole is found out, a single changed file is not.
 
     Raises:
       bank.BankError: if a file has another size now.
     """
+    dropped: list[int] = []
     read: list[tuple[int, int]] = []
     for part in one.parts:
         if not part.path.exists():
@@ -220,8 +240,7 @@ def _look_again(one: Bank, files: Images, bad: BadImages) -> None:
         rows = list(zip(part.rows, errors, sizes, strict=True))
         if any(error and _is_readable(files, row, one.transform) for row, error, _ in rows):
             part.path.unlink()
-            table = one.images.table.slice(part.rows.start, len(part.rows))
-            bad.forget(dataclasses.replace(one.images, table=table))
+            dropped.append(part.index)
             cli.say(f"bank      {part.path.name} anew: images in it can be read by now")
             continue
         read += [(row, size) for row, error, size in rows if not error]
@@ -235,9 +254,9 @@ def _look_again(one: Bank, files: Images, bad: BadImages) -> None:
             path = Path(one.images.root, one.images.table["path"][row].as_py())
             raise bank.BankError(
                 f"{path} had {before:,} bytes when the bank {one.parts[0].path.parent} was made, "
-                f"and has {now:,}: the images have changed; name another folder as "
-                "config.features.bank, or delete this one to extract anew"
+                f"and has {now:,}: the images have changed; {bank.WAY_OUT}"
             )
+    return dropped
 
 
 def _is_readable(files: Images, row: int, transform: Transform) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cinemae_jax import bundle, cli, console, files, retrain, weights
+from cinemae_jax import bundle, cli, console, files, retrain, trained, weights
 from cinemae_jax.console import Parser
 from cinemae_jax.data import catalog
 from cinemae_jax.data.bad import BadImages
@@ -21,7 +21,6 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import AI
 from cinemae_jax.evaluation import calibration
 from cinemae_jax.features import Extractor, OnlineSet
-from cinemae_jax.train import score_held_out
 from cinemae_jax.trained import HeldOut, Scorer, TrainedDetector
 
 
@@ -102,7 +101,7 @@ def calibrated(
         Extractor(dataclasses.replace(config, data=local), detector.backbone, replicas),
     )
     scorer = Scorer(config.detector, detector.backbone.config.num_patches, replicas)
-    scored = score_held_out(detector.heads, online, scorer, bad)
+    scored = trained.score_held_out(detector.heads, online, scorer, bad)
     if (count := int(np.isfinite(scored.logit).all(axis=1).sum())) < needed:
         raise ValueError(_too_few(count, needed, fpr))
     kept = np.asarray(detector.held_out.label) == AI

@@ -149,7 +149,7 @@ def fit(
         validated = {"validation_loss": math.inf}  # never the best checkpoint
         held_out = HeldOut.unknown(len(sets.validation.images), config.num_seeds)
         if order.ends_epoch(step):
-            held_out = score_held_out(trained_heads, sets.validation, scorer, bad)
+            held_out = trained.score_held_out(trained_heads, sets.validation, scorer, bad)
             validated = validate(held_out)
             values |= validated
             cli.say(
@@ -212,19 +212,6 @@ def fit_normalizer(
     same = [np.broadcast_to(m, (config.num_seeds, *m.shape)) for m in moments]
     moments = [*same, stats.mean(images_and_crops), stats.std(images_and_crops)]
     return Normalizer(*(jnp.asarray(m, jnp.float32) for m in moments))
-
-
-def score_held_out(
-    heads: HeadState, held_out: FeatureSet, scorer: trained.Scorer, bad: BadImages
-) -> HeldOut:
-    """Scores of the held-out images of the training generators by all heads."""
-    found = HeldOut.unknown(len(held_out.images), len(jax.tree.leaves(heads)[0]))
-    for batch, scores in scorer(heads, preemption.checked(held_out.scoring())):
-        bad.note(held_out.images, batch)
-        rows = batch["row"][batch["valid"]]
-        found.logit[rows] = scores.logit[batch["valid"]]
-        found.label[rows] = batch["label"][batch["valid"]]
-    return found
 
 
 def validate(held_out: HeldOut) -> dict[str, float]:

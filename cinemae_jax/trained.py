@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization, struct, traverse_util
 
-from cinemae_jax import __version__, cli, settings, steps, weights
+from cinemae_jax import __version__, cli, preemption, settings, steps, weights
 from cinemae_jax.checkpoint import CheckpointError, Checkpoints, Which
+from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.distributed import Replicas, merge
 from cinemae_jax.evaluation import calibration
 from cinemae_jax.evaluation.calibration import Calibration
-from cinemae_jax.features import Featured
+from cinemae_jax.features import Featured, FeatureSet
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.detector import Backbone, num_params, num_statistics
 from cinemae_jax.model.head import HeadState, Normalizer, init_params
@@ -276,6 +277,19 @@ class Scorer:
     def _fetched(self, batch: Batch, sent: Any) -> tuple[Batch, steps.Scores]:
         scores = self._replicas.gather(_average_crops(batch, sent))
         return self._replicas.gather_batch(batch), scores
+
+
+def score_held_out(
+    heads: HeadState, held_out: FeatureSet, scorer: Scorer, bad: BadImages
+) -> HeldOut:
+    """Scores of the held-out images of the training generators by all heads."""
+    found = HeldOut.unknown(len(held_out.images), len(jax.tree.leaves(heads)[0]))
+    for batch, scores in scorer(heads, preemption.checked(held_out.scoring())):
+        bad.note(held_out.images, batch)
+        rows = batch["row"][batch["valid"]]
+        found.logit[rows] = scores.logit[batch["valid"]]
+        found.label[rows] = batch["label"][batch["valid"]]
+    return found
 
 
 def _average_crops(batch: Batch, scores: steps.Scores) -> steps.Scores:

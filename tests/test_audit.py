@@ -259,9 +259,11 @@ def test_a_control_that_does_as_well_is_said_to() -> None:
             "random weights": fake(good, good + rng.normal(0, 0.01, 200), labels),
             "encoder alone": fake(good, noise, labels),
             "LCAS alone": fake(noise, good, labels),
+            "content": fake(good, np.zeros(200), labels),
         }
     )
-    assert len(said) == 3
+    assert len(said) == 4
+    assert said[3] == "content has learned nothing: its scores are all alike, and say nothing"
     assert said[0].startswith("the recipe is not measurably better than random weights: AUC 0.9")
     assert said[1].startswith("the recipe is better than encoder alone: ")
     assert said[2].startswith("the recipe is worse than LCAS alone: ")

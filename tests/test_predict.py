@@ -14,6 +14,7 @@ import pytest
 
 from cinemae_jax import bundle, cli, main, predict
 from cinemae_jax.detector import OPINION, Detector
+from cinemae_jax.heatmap import LcasMap
 
 from .conftest import photo
 from .odd_images import ODD, UNREADABLE
@@ -269,7 +270,10 @@ def test_importing_the_library_defines_no_flags() -> None:
 
 
 def test_a_map_that_cannot_be_written_costs_its_row_alone(
-    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("a.png", "b" * 240 + ".png"):
         (tmp_path / name).write_bytes(encoded(photo(np.random.default_rng(len(name)), ai=True)))
@@ -277,6 +281,18 @@ def test_a_map_that_cannot_be_written_costs_its_row_alone(
     assert run(small, str(tmp_path), "--heatmaps", str(maps), "--format", "json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [len(list(maps.iterdir())), len(rows)] == [2, 2]
+    save = LcasMap.save
+
+    def full_disk(self: LcasMap, path: Path) -> None:
+        if path.name.startswith("a"):
+            raise OSError(28, "No space left on device")
+        save(self, path)
+
+    monkeypatch.setattr(LcasMap, "save", full_disk)
+    assert run(small, str(tmp_path), "--heatmaps", str(maps), "--format", "json") == 1
+    one, other = json.loads(capsys.readouterr().out)
+    assert one["error"] == "no heatmap: [Errno 28] No space left on device"
+    assert (one["probability"], other["error"]) == (rows[0]["probability"], None)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(small: Path, folder: Path) -> None:

@@ -188,7 +188,7 @@ def test_a_run_that_was_never_validated_has_no_best_checkpoint(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "score_held_out", stop)  # at the end of the first epoch
+    monkeypatch.setattr(trained, "score_held_out", stop)  # at the end of the first epoch
     with pytest.raises(KeyboardInterrupt):
         train_module.train(config, tmp_path)
     assert trained.load(tmp_path, which="last", backbone=config.backbone).step == 4
