@@ -356,7 +356,9 @@ def test_quarantined_files_are_left_out(tmp_path: Path) -> None:
     listed, file = tmp_path / "quarantine.csv", tmp_path / "audit.json"
     listed.write_text("path,reason\ngen_a/imagenet_x/val/ai/bad.png,damaged\n")
     assert run(root, "--quarantine", listed, "--json", file) == 0
-    assert json.loads(file.read_text())["unreadable"] == []
+    report = json.loads(file.read_text())
+    assert report["unreadable"] == []
+    assert report["images"] == catalog.scan(root).without_listed(listed).fingerprint
 
 
 @pytest.mark.parametrize(
