@@ -51,7 +51,7 @@ def detector_config(num_runs: int, dtype: str) -> DetectorConfig:
     return DetectorConfig(num_runs=num_runs, dtype=dtype, fusion=fusion)
 
 
-def extraction(num_runs: int, dtype: str) -> Any:
+def make_features(num_runs: int, dtype: str) -> Any:
     """Jitted features of (backbone, key, batch), as training and evaluation take them."""
     runs = steps.first_runs(num_runs)
     return jax.jit(steps.make_extract(detector_config(num_runs, dtype), runs))
@@ -68,7 +68,7 @@ def random_batch(config: MAEConfig, batch: int) -> dict[str, Any]:
 
 def jax_run(backbone: Any, num_runs: int, batch: int, dtype: str) -> Any:
     """The extraction as one repetition."""
-    extract, key = extraction(num_runs, dtype), jax.random.key(0)
+    extract, key = make_features(num_runs, dtype), jax.random.key(0)
     backbone = backbone.in_dtype(dtype)
     images = random_batch(backbone.config, batch)
     return lambda: jax.block_until_ready(extract(backbone, key, images))
@@ -78,7 +78,7 @@ def loop_run(backbone: Any, num_runs: int, batch: int, dtype: str) -> Any:
     """The same without vmap: the unmasked pass, then one program called K times."""
     key, images = jax.random.key(0), random_batch(backbone.config, batch)
     backbone = backbone.in_dtype(dtype)
-    whole, config = extraction(0, dtype), detector_config(1, dtype)
+    whole, config = make_features(0, dtype), detector_config(1, dtype)
 
     @jax.jit
     def once(backbone: Any, key: Any, images: Any, run: Any) -> Any:

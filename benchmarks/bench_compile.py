@@ -55,7 +55,7 @@ def compile_here(config: MAEConfig, num_runs: int, batch: int, dtype: str) -> di
     shapes = jax.eval_shape(lambda: placed(config, dtype))
     before = measure.peak_bytes()
     begin = time.perf_counter()
-    lowered = bench_backbone.extraction(num_runs, dtype).lower(
+    lowered = bench_backbone.make_features(num_runs, dtype).lower(
         Backbone(shapes, config), key, images
     )
     traced = time.perf_counter()

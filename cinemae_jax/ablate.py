@@ -92,23 +92,23 @@ def ablate(plan: Ablation, workdir: Path, replicas: Replicas | None = None) -> l
             rows[row.name] = " ".join(str(error).split()) or type(error).__name__
             cli.say(f"failed    {rows[row.name]}")
         bad |= {image.path: image for image in BadImages(folder / cli.BAD_IMAGES).listed}
-    measured = plan.rows[0].config
-    table = ablation_scores.lines(
+    first = plan.rows[0].config
+    compared = ablation_scores.lines(
         rows,
         {row.name: row.reported for row in plan.rows},
-        bootstrap=measured.eval.bootstrap,
-        confidence=measured.eval.confidence,
-        seed=measured.seed,
+        bootstrap=first.eval.bootstrap,
+        confidence=first.eval.confidence,
+        seed=first.seed,
     )
     facts = {
         "command": " ".join(sys.argv),
         "versions": versions(report.PACKAGES),
         "folders": {row.name: row.folder for row in plan.rows},
     }
-    ablation_table.write(workdir, plan.title, table, measured.eval.confidence, facts)
-    cli.say(ablation_table.as_text(plan.title, table, measured.eval.confidence))
+    ablation_table.write(workdir, plan.title, compared, first.eval.confidence, facts)
+    cli.say(ablation_table.as_text(plan.title, compared, first.eval.confidence))
     cli.say(f"table     {workdir / 'ablation.md'}")
-    return [*(line.name for line in table if line.failure), *bad.values()]
+    return [*(line.name for line in compared if line.failure), *bad.values()]
 
 
 class Bench:

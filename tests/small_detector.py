@@ -13,7 +13,7 @@ from cinemae_jax.model.head import Normalizer
 from cinemae_jax.settings import Settings
 from cinemae_jax.trained import HeldOut, TrainedDetector
 
-from .small_run import small_config
+from tests.small_run import small_config
 
 NUM_HELD_OUT = 100
 """Of each class: enough to promise error rates of 0.05 and 0.01."""

@@ -49,9 +49,9 @@ from cinemae_jax.model.mae import normalize_images
 from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import Settings
 
-from .conftest import SMALL
-from .small_run import small_config
-from .test_train import ROOT
+from tests.conftest import SMALL
+from tests.small_run import small_config
+from tests.test_train import ROOT
 
 ONE_DEVICE = Replicas((jax.devices()[0],))
 SWIFT = {"train.epochs": 2, "features.num_runs": 3, "num_seeds": 2, "eval.bootstrap": 20}
@@ -132,8 +132,8 @@ def test_every_config_file_is_an_ablation() -> None:
     for name in names:
         config = importlib.import_module(f"configs.ablation.{name}").get_config()
         config.base.data.root = "somewhere"
-        plan = ablation.read(config.to_dict())
-        assert len({repr((row.config, row.unfrozen)) for row in plan.rows}) == len(plan.rows)
+        found = ablation.read(config.to_dict())
+        assert len({repr((row.config, row.unfrozen)) for row in found.rows}) == len(found.rows)
 
 
 def test_a_typo_ends_the_command_before_anything_runs(tmp_path: Path) -> None:

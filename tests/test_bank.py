@@ -25,9 +25,9 @@ from cinemae_jax.distributed import Replicas, merge
 from cinemae_jax.features import Sets
 from cinemae_jax.settings import Settings
 
-from .conftest import write_data_set
-from .small_run import small_config
-from .test_train import ROOT, flatten, spoil
+from tests.conftest import write_data_set
+from tests.small_run import small_config
+from tests.test_train import ROOT, flatten, spoil
 
 
 def typed(config: object, **features: object) -> Settings:

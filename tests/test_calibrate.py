@@ -11,8 +11,8 @@ from cinemae_jax import bundle, calibrate, main
 from cinemae_jax.data.records import AI
 from cinemae_jax.trained import HeldOut
 
-from .conftest import photo
-from .small_detector import small_bundle
+from tests.conftest import photo
+from tests.small_detector import small_bundle
 
 FPR = 0.2  # that of the small detector: four photographs can promise it
 

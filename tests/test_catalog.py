@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cinemae_jax.data import catalog, records
 from cinemae_jax.data.catalog import CatalogError
 
-from .trees import names, touch
+from tests.trees import names, touch
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,8 @@ from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.detector import Backbone, extract_features
 from cinemae_jax.model.mae import MAE
 
-from .conftest import SMALL
-from .small_run import small_settings
+from tests.conftest import SMALL
+from tests.small_run import small_settings
 
 LARGE = mae.vit_large()
 VISIBLE = 49

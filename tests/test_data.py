@@ -9,7 +9,7 @@ from cinemae_jax.data.bad import BadImages, count_by_class
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Crop, MultiCrop, RandomResizedCrop, Transform
 
-from .conftest import write_data_set
+from tests.conftest import write_data_set
 
 # --- loader -------------------------------------------------------------------------------------
 

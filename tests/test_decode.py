@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cinemae_jax.data.decode import EXTENSIONS, DecodeError, decode
 
-from .pictures import encoded, gradient, noise, raw_png, saved
+from tests.pictures import encoded, gradient, noise, raw_png, saved
 
 
 def pixels(data: bytes) -> np.ndarray:

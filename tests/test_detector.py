@@ -17,7 +17,7 @@ from cinemae_jax.model.detector import (
 )
 from cinemae_jax.model.head import HeadState, Normalizer, init_params
 
-from .conftest import SMALL
+from tests.conftest import SMALL
 
 CONFIG = DetectorConfig(num_runs=3, hidden=8)
 extract = jax.jit(extract_features, static_argnums=4)

@@ -24,10 +24,10 @@ from cinemae_jax.distributed import Replicas
 from cinemae_jax.model.detector import random_backbone
 from cinemae_jax.settings import Settings
 
-from .conftest import SMALL, photo
-from .pictures import encoded
-from .small_detector import one_device, small_bundle
-from .small_run import small_config
+from tests.conftest import SMALL, photo
+from tests.pictures import encoded
+from tests.small_detector import one_device, small_bundle
+from tests.small_run import small_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 

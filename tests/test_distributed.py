@@ -34,10 +34,10 @@ from cinemae_jax.model.detector import random_backbone
 from cinemae_jax.preemption import Preempted
 from cinemae_jax.settings import PretrainSettings, Settings
 
-from .conftest import SMALL, write_data_set
-from .small_run import small_config
-from .test_pretrain import small_config as small_pretraining
-from .test_train import ROOT, flatten, spoil
+from tests.conftest import SMALL, write_data_set
+from tests.small_run import small_config
+from tests.test_pretrain import small_config as small_pretraining
+from tests.test_train import ROOT, flatten, spoil
 
 THIN = dataclasses.replace(SMALL, depth=1, decoder_depth=1)  # compiles faster
 
@@ -158,17 +158,17 @@ def undisturbed(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pretraining(job: Job) -> PretrainSettings:
+def pretrain_settings(job: Job) -> PretrainSettings:
     """Seven steps on ten photographs."""
     photos = Path(job.config.data.root, "gen_a/imagenet_ai_test/train/nature")
     return dataclasses.replace(small_pretraining(photos), model=THIN)
 
 
 @pytest.fixture(scope="module")
-def pretrained(pretraining: PretrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pretrained(pretrain_settings: PretrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """By one process on one device."""
     workdir = tmp_path_factory.mktemp("pretrained")
-    pretrain.pretrain(pretraining, workdir, Replicas(tuple(jax.devices()[:1])))
+    pretrain.pretrain(pretrain_settings, workdir, Replicas(tuple(jax.devices()[:1])))
     return workdir
 
 
@@ -226,7 +226,7 @@ def test_eight_devices_of_one_process_are_one(job: Job, undisturbed: Path, tmp_p
 def test_two_processes_of_four_devices_are_one(
     job: Job,
     undisturbed: Path,
-    pretraining: PretrainSettings,
+    pretrain_settings: PretrainSettings,
     pretrained: Path,
     tmp_path: Path,
 ) -> None:
@@ -237,7 +237,7 @@ def test_two_processes_of_four_devices_are_one(
         ("extract", "extract", config, "run"),
         ("train", "train", config, "run"),
         ("evaluate", "run", config, "scored"),
-        ("pretrain", "pretrain", dataclasses.asdict(pretraining), "pretrained"),
+        ("pretrain", "pretrain", dataclasses.asdict(pretrain_settings), "pretrained"),
     ]
     job.run_all([(*what, str(tmp_path / where)) for *what, where in jobs], 2, 4)
     assert_same_run(tmp_path / "run", undisturbed)

@@ -13,7 +13,7 @@ from cinemae_jax.data import catalog, diagnosis, doctor, facts, loader
 from cinemae_jax.data.examiner import Examiner
 from cinemae_jax.data.transforms import Crop
 
-from .odd_images import JPEG, ODD, PNG, UNREADABLE, encoded, picture
+from tests.odd_images import JPEG, ODD, PNG, UNREADABLE, encoded, picture
 
 NUM_PLAIN = 3  # sound files of each class of the sick set
 FOLDER = "gen/inner/train/ai"

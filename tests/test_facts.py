@@ -11,7 +11,7 @@ from PIL import Image
 from cinemae_jax.data import decode, facts
 from cinemae_jax.data.decode import DecodeError
 
-from .odd_images import JPEG, ODD, PNG, UNREADABLE, encoded, picture
+from tests.odd_images import JPEG, ODD, PNG, UNREADABLE, encoded, picture
 
 
 @pytest.mark.parametrize("name", UNREADABLE)

@@ -19,7 +19,7 @@ from cinemae_jax.model.config import DetectorConfig, Score
 from cinemae_jax.model.detector import Backbone, random_backbone
 from cinemae_jax.model.head import HeadState, Normalizer
 
-from .small_detector import one_device, small_bundle
+from tests.small_detector import one_device, small_bundle
 
 TINY_RUNS = 6
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cinemae_jax.data import catalog, index, walk
 from cinemae_jax.data.catalog import CatalogError
 
-from .trees import names, touch
+from tests.trees import names, touch
 
 
 @pytest.fixture(autouse=True)

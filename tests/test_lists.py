@@ -8,7 +8,7 @@ import pytest
 from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import CatalogError
 
-from .trees import names, touch
+from tests.trees import names, touch
 
 ROWS = {
     "path": ["b/x.png", "./a//y, z.png", "c/../d/w.png", "../photos/v.jpg"],

@@ -10,7 +10,7 @@ from cinemae_jax.model.config import MAEConfig
 from cinemae_jax.model.detector import Backbone, num_params, random_backbone
 from cinemae_jax.model.mae import MAE
 
-from .conftest import SMALL
+from tests.conftest import SMALL
 
 apply = jax.jit(MAE.apply, static_argnums=0, static_argnames="method")
 

@@ -15,10 +15,10 @@ from cinemae_jax.detector import Detector
 from cinemae_jax.heatmap import STATEMENT
 from cinemae_jax.serve import app, command
 
-from .conftest import photo
-from .pictures import encoded
-from .serving import MAX_BYTES, Gated, running
-from .small_detector import small_bundle
+from tests.conftest import photo
+from tests.pictures import encoded
+from tests.serving import MAX_BYTES, Gated, running
+from tests.small_detector import small_bundle
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Page, expect = sync_api.Page, sync_api.expect

@@ -16,10 +16,10 @@ from cinemae_jax import bundle, cli, main, predict
 from cinemae_jax.detector import OPINION, Detector
 from cinemae_jax.heatmap import LcasMap
 
-from .conftest import photo
-from .odd_images import ODD, UNREADABLE
-from .pictures import encoded
-from .small_detector import one_device, small_bundle
+from tests.conftest import photo
+from tests.odd_images import ODD, UNREADABLE
+from tests.pictures import encoded
+from tests.small_detector import one_device, small_bundle
 
 FIRST = ["path", "probability", "verdict", "flags", "error", "detector", "seconds"]
 

@@ -18,7 +18,7 @@ from cinemae_jax.model.mae import MAE
 from cinemae_jax.settings import PretrainSettings
 from configs import pretrain_tiny, sd14
 
-from .conftest import SMALL, photo
+from tests.conftest import SMALL, photo
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from cinemae_jax.model.detector import random_backbone
 from cinemae_jax.receipt import Image, Receipt, ReceiptError
 from cinemae_jax.trained import TrainedDetector
 
-from .conftest import SMALL, write_data_set
-from .small_run import small_run, small_settings
+from tests.conftest import SMALL, write_data_set
+from tests.small_run import small_run, small_settings
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ from cinemae_jax.evaluation.metrics import Row
 from cinemae_jax.evaluation.robustness import Named
 from cinemae_jax.model.config import STATISTICS
 
-from .small_run import small_run, small_settings
-from .test_metrics import CALIBRATION
+from tests.small_run import small_run, small_settings
+from tests.test_metrics import CALIBRATION
 
 NAMES = ("Midjourney", "glide", "_a$b$ <script>|x")
 FACTS = {
@@ -57,7 +57,7 @@ FACTS = {
 }
 
 
-def scores(shift: float = 1.0, count: int = 30) -> pa.Table:
+def score_table(shift: float = 1.0, count: int = 30) -> pa.Table:
     """``count`` images a class of each generator; AI logits are ``shift`` higher."""
     rng = np.random.default_rng(0)
     label = np.tile(np.repeat([0, 1], count), len(NAMES)).astype(np.int8)
@@ -138,7 +138,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_a_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
-    page = Page(pages(tmp_path, scores())["report.html"])
+    page = Page(pages(tmp_path, score_table())["report.html"])
     assert all(one.startswith(("data:", "#")) for one in page.fetched)
     assert "script" not in page.tags  # a generator's name is not markup
     assert page.tags.count("svg") == 7
@@ -148,21 +148,21 @@ def test_a_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
 
 
 def test_figures_take_the_colour_of_the_page(tmp_path: Path) -> None:
-    page = pages(tmp_path, scores())["report.html"]
+    page = pages(tmp_path, score_table())["report.html"]
     assert "currentColor" in page
     assert plots.INK not in page
     assert "#000000" not in page  # black text or axes would vanish in the dark
 
 
 def test_the_doubt_comes_before_the_tables(tmp_path: Path) -> None:
-    for page in map(html.unescape, pages(tmp_path, scores()).values()):
+    for page in map(html.unescape, pages(tmp_path, score_table()).values()):
         first_table = page.index("Accuracy at probability 0.5, and ranking")
         assert page.index("These are raw numbers") < first_table
         assert page.index("cinemae audit 'my data' --detector") < first_table
 
 
 def test_doubts_say_what_is_the_matter(tmp_path: Path) -> None:
-    table = scores(shift=0.0)
+    table = score_table(shift=0.0)
     said = " ".join(summary.doubts(rows_of(table), FACTS, None, "no audit"))
     assert "not measurably better than a coin" in said
     assert "(Midjourney: 30 ai)" in said
@@ -176,7 +176,7 @@ def test_doubts_say_what_is_the_matter(tmp_path: Path) -> None:
 
 
 def test_an_audit_beside_the_report_becomes_part_of_it(tmp_path: Path) -> None:
-    table = scores()
+    table = score_table()
     write_audit(tmp_path, table)
     found, _ = audited.read(tmp_path / audited.FILE, FACTS)
     after = report.format_value(found.equalised.after[-1].metrics["accuracy"])
@@ -197,26 +197,26 @@ def test_an_audit_beside_the_report_becomes_part_of_it(tmp_path: Path) -> None:
         (lambda path: path.unlink(), "has not been audited"),
         (lambda path: path.write_text("{"), "cannot be read"),
         (lambda path: path.write_text('{"verdict": []}'), "without a detector"),
-        (lambda path: write_audit(path.parent, scores(), head_sha256="x"), "of another detector"),
-        (lambda path: write_audit(path.parent, scores(), backbone_sha256="x"), "another detector"),
-        (lambda path: write_audit(path.parent, scores(), test_images="x"), "is of other images"),
+        (lambda path: write_audit(path.parent, score_table(), head_sha256="x"), "of another detector"),
+        (lambda path: write_audit(path.parent, score_table(), backbone_sha256="x"), "another detector"),
+        (lambda path: write_audit(path.parent, score_table(), test_images="x"), "is of other images"),
     ],
 )
 def test_an_audit_that_is_not_this_detectors_is_left_out(tmp_path, spoil, why) -> None:
-    write_audit(tmp_path, scores())
+    write_audit(tmp_path, score_table())
     spoil(tmp_path / audited.FILE)
-    page = pages(tmp_path, scores())["report.html"]
+    page = pages(tmp_path, score_table())["report.html"]
     assert why in page
     assert "Raw against equalised" not in page
 
 
 def test_reported_numbers_stand_beside_their_generator_alone(tmp_path: Path) -> None:
-    rows = rows_of(scores(), bootstrap=0)
+    rows = rows_of(score_table(), bootstrap=0)
     lines = reported.beside(rows)
     assert [line.name for line in lines] == ["Midjourney", "glide"]  # no mean of another eight
     by_name = {s.name: v for s, v in zip(reported.SOURCES, lines[1].theirs, strict=True)}
     assert (by_name["Effort"], by_name["DRCT"], by_name["CINEMAE"]) == (93.3, 89.2, None)
-    page = pages(tmp_path, scores())["report.md"]
+    page = pages(tmp_path, score_table())["report.md"]
     assert page.count("(reported)") >= len(reported.SOURCES)
     row = rows[0]
     eight = [dataclasses.replace(row, name=name.upper()) for name in reported.GENERATORS]
@@ -233,7 +233,7 @@ def test_reported_means_are_those_of_their_generators_or_say_otherwise() -> None
 
 
 def test_bands_and_a_lone_statistic_do_not_stop_a_report(tmp_path: Path) -> None:
-    table = scores()
+    table = score_table()
     alone = table.drop_columns(["variability", "perturbation_sensitivity"])
     assert [len(s.figures) for s in plots.sections(table)] == [3, 4]
     assert [len(s.figures) for s in plots.sections(alone)] == [3, 1]
@@ -241,14 +241,14 @@ def test_bands_and_a_lone_statistic_do_not_stop_a_report(tmp_path: Path) -> None
 
 
 def test_one_image_one_class_and_scores_that_are_all_alike_are_drawn() -> None:
-    table = scores(count=1)
+    table = score_table(count=1)
     assert plots.sections(table.slice(0, 1))
     same = pa.array(np.zeros(len(table), np.float32))
     assert plots.sections(table.set_column(table.schema.get_field_index("logit"), "logit", same))
 
 
 def test_names_are_no_markdown(tmp_path: Path) -> None:
-    page = pages(tmp_path, scores())["report.md"]
+    page = pages(tmp_path, score_table())["report.md"]
     assert r"| \_a$b$ \<script\>\|x | 30 | 30 | 0 |" in page
     assert "<script>" not in page
     header = next(line for line in page.splitlines() if line.startswith("| generator"))
@@ -270,7 +270,7 @@ def test_an_evaluation_shows_its_hardest_images_and_its_receipt(
 
 
 def test_the_hardest_images_are_those_most_on_the_wrong_side(tmp_path: Path) -> None:
-    table = scores()
+    table = score_table()
     logit, label = table["logit"].to_numpy(), table["label"].to_numpy()
     rows = list(hardest._rows(table, 3))
     assert label[rows].tolist() == [0, 0, 0, 1, 1, 1]

@@ -29,11 +29,11 @@ from cinemae_jax.heatmap import STATEMENT
 from cinemae_jax.serve import answers, app, body, command
 from cinemae_jax.serve.guard import HEADERS
 
-from .conftest import photo
-from .odd_images import UNREADABLE
-from .pictures import encoded
-from .serving import MAX_BYTES, Gated, running
-from .small_detector import small_bundle
+from tests.conftest import photo
+from tests.odd_images import UNREADABLE
+from tests.pictures import encoded
+from tests.serving import MAX_BYTES, Gated, running
+from tests.small_detector import small_bundle
 
 SEEN = Seen(("JPEG", "PNG"), (30, 50))
 PNG = {"Content-Type": "image/png"}

@@ -20,7 +20,7 @@ from cinemae_jax.model.head import (
     learned_weight,
 )
 
-from .conftest import SMALL
+from tests.conftest import SMALL
 
 CONFIG = DetectorConfig(hidden=8)
 BATCH = 16

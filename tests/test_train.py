@@ -22,9 +22,9 @@ from cinemae_jax.features import Extractor, OnlineSet
 from cinemae_jax.model.detector import Backbone, random_backbone
 from cinemae_jax.settings import Settings
 
-from .conftest import SMALL, write_data_set
-from .small_detector import small_bundle
-from .small_run import small_config
+from tests.conftest import SMALL, write_data_set
+from tests.small_detector import small_bundle
+from tests.small_run import small_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,9 +70,9 @@ def test_a_run_learns_and_leaves_everything_it_promises(finished: Path) -> None:
 
 
 def test_every_image_has_a_score(finished: Path) -> None:
-    scores = pyarrow.csv.read_csv(finished / "scores.csv")
-    assert len(scores) == len(set(scores["path"].to_pylist())) == 28
-    assert scores["logit"].null_count == 0
+    table = pyarrow.csv.read_csv(finished / "scores.csv")
+    assert len(table) == len(set(table["path"].to_pylist())) == 28
+    assert table["logit"].null_count == 0
 
 
 def test_scores_do_not_depend_on_batch_or_devices(
@@ -294,9 +294,9 @@ def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
     assert len(train_module.train(config, tmp_path / "run")) == 3  # the other set's is not its own
     row = results(tmp_path / "run")[0]
     assert (row["nature"], row["ai"], row["bad"]) == (6, 7, 1)
-    scores = pyarrow.csv.read_csv(tmp_path / "run/scores.csv")
-    assert len(scores) == 28
-    assert scores["probability"].null_count == 1
+    table = pyarrow.csv.read_csv(tmp_path / "run/scores.csv")
+    assert len(table) == 28
+    assert table["probability"].null_count == 1
 
 
 def test_evaluate_repeats_the_table_of_training(

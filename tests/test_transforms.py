@@ -22,7 +22,7 @@ from cinemae_jax.data.transforms import (
     resize_crop,
 )
 
-from .pictures import encoded, gradient, noise, saved
+from tests.pictures import encoded, gradient, noise, saved
 
 
 def rng(seed: int = 0) -> np.random.Generator:

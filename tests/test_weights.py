@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from cinemae_jax import weights
 from cinemae_jax.model.detector import Backbone
 
-from .conftest import SMALL
+from tests.conftest import SMALL
 
 
 def rewrite(source: Path, target: Path, *, config: object = None, **changes: object) -> Path:
