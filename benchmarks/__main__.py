@@ -26,10 +26,10 @@ from benchmarks import (
     bench_sweep,
     measure,
 )
-from cinemae_jax import settings
-from cinemae_jax.features import Sets
+from cinemae_jax import typed
+from cinemae_jax.configs import sd14
+from cinemae_jax.features.sources import Sets
 from cinemae_jax.settings import Settings
-from configs import sd14
 
 CORES = os.cpu_count() or 1
 SMALL_MODEL = {
@@ -94,7 +94,7 @@ def head(images: int, epochs: int = 2) -> dict[str, float]:
     """Seconds of training from a bank of ViT-L/16; ``bench_bank`` has floors and the full size."""
     model, raw = bench_backbone.PRESETS["vit_large"], sd14.get_config()
     raw.data.root, raw.train.epochs, raw.train.checkpoint_every = "bank", epochs, 10**9
-    config = settings.read(raw.to_dict(), Settings)
+    config = typed.read(raw.to_dict(), Settings)
     train, held = (bench_bank.banked(n, config, model) for n in (images, images // 8))
     seconds = bench_bank.seconds_of_training(config, Sets(train, held, held), model)
     print(

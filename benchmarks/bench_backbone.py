@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, torch_peer
-from cinemae_jax import steps
+from cinemae_jax.features import extraction
 from cinemae_jax.model import mae
+from cinemae_jax.model.cinemae import random_backbone
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
-from cinemae_jax.model.detector import random_backbone
 
 TOY = MAEConfig(32, 8, 24, 2, 3, 16, 1, 2)
 PRESETS = {name: preset() for name, preset in mae.PRESETS.items()} | {"toy": TOY}
@@ -53,8 +53,8 @@ def detector_config(num_runs: int, dtype: str) -> DetectorConfig:
 
 def make_features(num_runs: int, dtype: str) -> Any:
     """Jitted features of (backbone, key, batch), as training and evaluation take them."""
-    runs = steps.first_runs(num_runs)
-    return jax.jit(steps.make_extract(detector_config(num_runs, dtype), runs))
+    runs = extraction.first_runs(num_runs)
+    return jax.jit(extraction.make_extract(detector_config(num_runs, dtype), runs))
 
 
 def random_batch(config: MAEConfig, batch: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def loop_run(backbone: Any, num_runs: int, batch: int, dtype: str) -> Any:
 
     @jax.jit
     def once(backbone: Any, key: Any, images: Any, run: Any) -> Any:
-        extract = steps.make_extract(config, lambda keys, _: jnp.full((*keys.shape, 1), run))
+        extract = extraction.make_extract(config, lambda keys, _: jnp.full((*keys.shape, 1), run))
         features = extract(backbone, key, images)
         return features.terms, features.masked  # so that XLA leaves out the unmasked pass
 

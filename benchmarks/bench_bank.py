@@ -24,19 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from cinemae_jax import bank, settings, trained
-from cinemae_jax import train as train_module
-from cinemae_jax.bank import Recipe, Stored
-from cinemae_jax.checkpoint import Checkpoints
+from cinemae_jax import typed
+from cinemae_jax.configs import sd14
 from cinemae_jax.data import records
-from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.distributed import Replicas
-from cinemae_jax.features import BankedSet, Sets
+from cinemae_jax.data.unread import BadImages
+from cinemae_jax.detector import resuming, trained
+from cinemae_jax.features import bank
+from cinemae_jax.features.bank import Recipe, Stored
+from cinemae_jax.features.sources import BankedSet, Sets
+from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import MAEConfig, vit_large
-from cinemae_jax.model.detector import Backbone
+from cinemae_jax.runtime.checkpoints import Checkpoints
+from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
-from configs import sd14
+from cinemae_jax.training import fitting
 
 HELD_OUT = 2048
 NUM_RUNS = 8
@@ -77,14 +79,12 @@ def seconds_of_training(config: Settings, sets: Sets, model: MAEConfig) -> float
     backbone = Backbone({}, model, "random")
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder)
-        with Checkpoints(workdir / "checkpoints", best=trained.validation_score) as checkpoints:
+        with Checkpoints(workdir / "checkpoints", best=resuming.validation_score) as checkpoints:
             images = sets.train.images, sets.validation.images
             metadata = trained.metadata(config, backbone, *images)
             bad = BadImages(workdir / "bad.csv")
             begin = time.perf_counter()
-            train_module.fit(
-                config, sets, backbone, workdir, Replicas(), bad, checkpoints, metadata
-            )
+            fitting.fit(config, sets, backbone, workdir, Replicas(), bad, checkpoints, metadata)
             return time.perf_counter() - begin
 
 
@@ -152,7 +152,7 @@ def main() -> None:
     options = parser.parse_args()
     model, raw = vit_large(), sd14.get_config()
     raw.data.root, raw.train.epochs, raw.train.checkpoint_every = "x", options.epochs, 10**9
-    config = settings.read(raw.to_dict(), Settings)
+    config = typed.read(raw.to_dict(), Settings)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     print(json.dumps({k: round(v, 1) for k, v in one_part(model).items()}))
     rates = matmul_rate(), copy_rate()

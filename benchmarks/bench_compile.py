@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from benchmarks import bench_backbone, measure
 from cinemae_jax.model import mae
+from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import MAEConfig
-from cinemae_jax.model.detector import Backbone
 
 
 def live_bytes(config: MAEConfig, num_runs: int, batch: int, mask_ratio: float = 0.75) -> int:

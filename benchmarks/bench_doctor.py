@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cinemae_jax.data import diagnosis, doctor, facts
 from cinemae_jax.data.decode import decode
+from cinemae_jax.data.inspect import diagnosis, examination, facts
 
 SIDE = 512
 DIFFERENT = 200  # pictures; the files beyond are hard links to them
@@ -67,7 +67,7 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def in_pool(pool: Executor, work: Callable, paths: Sequence[Path]) -> None:
-    chunks = [paths[i : i + doctor.CHUNK] for i in range(0, len(paths), doctor.CHUNK)]
+    chunks = [paths[i : i + examination.CHUNK] for i in range(0, len(paths), examination.CHUNK)]
     for _ in pool.map(work, chunks):
         pass
 
@@ -84,9 +84,9 @@ def bench(kind: str, images: int, workers: int, repeats: int) -> None:
                 "bare decoding, threads": lambda: in_pool(threads, decode_some, paths),
                 "bare decoding, processes": lambda: in_pool(processes, decode_some, paths),
                 "facts alone, threads": lambda: in_pool(threads, examine_some, paths),
-                "doctor: files": lambda: doctor.examine(folder, workers=workers),
+                "doctor: files": lambda: examination.examine(folder, workers=workers),
                 "doctor: files and report": lambda: diagnosis.report(
-                    doctor.examine(folder, workers=workers)
+                    examination.examine(folder, workers=workers)
                 ),
             }
             in_pool(processes, decode_some, paths)  # imports, caches, worker start

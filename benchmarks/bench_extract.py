@@ -32,17 +32,20 @@ from tqdm import tqdm
 
 from benchmarks import bench_loader, measure
 from benchmarks.bench_backbone import PRESETS
-from cinemae_jax import banking, inputs, settings
+from cinemae_jax import typed
+from cinemae_jax.configs import sd14
 from cinemae_jax.data import catalog
-from cinemae_jax.data.bad import BadImages
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch
-from cinemae_jax.detector import Detector
-from cinemae_jax.distributed import Replicas, merge
-from cinemae_jax.features import Extractor, OnlineSet
-from cinemae_jax.model.detector import Backbone, random_backbone
+from cinemae_jax.data.unread import BadImages
+from cinemae_jax.detector import inputs
+from cinemae_jax.detector.api import Detector
+from cinemae_jax.features import filling, splits
+from cinemae_jax.features.extraction import Extractor
+from cinemae_jax.features.sources import OnlineSet
+from cinemae_jax.model.cinemae import Backbone, random_backbone
+from cinemae_jax.runtime.devices import Replicas, merge
 from cinemae_jax.settings import Settings
-from configs import sd14
 
 BATCH = 4  # pictures that are extracted at a time
 KINDS = {"JPEG": ".jpg", "PNG": ".png"}
@@ -58,7 +61,7 @@ def model(preset: str) -> tuple[Settings, Backbone, Detector | None]:
     else:
         raw = sd14.get_config()
         raw.data.root = "files"
-        config, detector = settings.read(raw.to_dict(), Settings), None
+        config, detector = typed.read(raw.to_dict(), Settings), None
         backbone = random_backbone(PRESETS[preset])
     num_runs = config.detector.num_runs
     return (
@@ -79,8 +82,8 @@ def extractions(
 ) -> dict[str, measure.Run]:
     """Features from memory, and what stands between them and files."""
     config, source = extractor.config, OnlineSet(images, extractor)
-    data = banking.Data(images, images, images)
-    bank, bad = banking.banks(config, data, backbone, folder)["test"], BadImages(folder / "bad.csv")
+    data = splits.Data(images, images, images)
+    bank, bad = filling.banks(config, data, backbone, folder)["test"], BadImages(folder / "bad.csv")
 
     def batches() -> Iterable[Batch]:
         rows = range(len(images))
@@ -89,7 +92,7 @@ def extractions(
     decoded = list(batches())
 
     def features() -> None:
-        for _, found in banking._ahead(extractor(extractor.storing, decoded)):
+        for _, found in filling._ahead(extractor(extractor.storing, decoded)):
             merge(found)
 
     def decoding() -> None:
@@ -98,7 +101,7 @@ def extractions(
 
     def extract() -> None:
         for part in bank.parts:
-            banking._extract(part, bank, extractor, bad, tqdm(disable=True))
+            filling._extract(part, bank, extractor, bad, tqdm(disable=True))
 
     return {"decoding": decoding, "features": features, "extract": extract}
 

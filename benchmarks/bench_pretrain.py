@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, torch_peer
-from cinemae_jax import optim, pretrain
-from cinemae_jax.distributed import Replicas
+from cinemae_jax import pretrain
+from cinemae_jax.configs import pretrain_tiny
+from cinemae_jax.model.cinemae import random_backbone
 from cinemae_jax.model.config import MAEConfig
-from cinemae_jax.model.detector import random_backbone
 from cinemae_jax.model.mae import MAE
-from configs import pretrain_tiny
+from cinemae_jax.runtime.devices import Replicas
+from cinemae_jax.training import optim, pretraining
 
 PEAK, STEPS = 1e-4, 1000
 
@@ -35,10 +36,10 @@ def jax_run(settings: Any, batch: int, dtype: str) -> Any:
         b2=settings.b2,
     )
     params = random_backbone(config).params
-    state = replicas.replicate(pretrain.TrainState(params, tx.init(params)))
+    state = replicas.replicate(pretraining.PretrainState(params, tx.init(params)))
     key = replicas.replicate(jax.random.key(0))
     step = replicas.pmap_step(
-        pretrain.make_step(MAE(config, jnp.dtype(dtype)), tx, settings.mask_ratio),
+        pretraining.make_step(MAE(config, jnp.dtype(dtype)), tx, settings.mask_ratio),
         replicated=2,
         donate=(0,),
     )

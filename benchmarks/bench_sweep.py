@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bench_backbone, measure
+from cinemae_jax.model.cinemae import random_backbone
 from cinemae_jax.model.config import MAEConfig
-from cinemae_jax.model.detector import random_backbone
 
 
 def bench(

@@ -21,8 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+# One repetition; returns only when its result is there.
 Run = Callable[[], Any]
-"""One repetition; returns only when its result is there."""
 FILE_WIDTH = 120  # characters a line, where there is no terminal to fit
 
 

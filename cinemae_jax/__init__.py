@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cinemae_jax.detector import Detector, Prediction
+    from cinemae_jax.detector.api import Detector, Prediction
 
 __version__ = "0.1.0"
 __all__ = ["Detector", "Prediction", "__version__"]
@@ -11,7 +11,7 @@ __all__ = ["Detector", "Prediction", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in ("Detector", "Prediction"):  # JAX takes seconds to import: not before it is needed
-        from cinemae_jax import detector
+        from cinemae_jax.detector import api
 
-        return getattr(detector, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cinemae_jax import banking, cli, distributed, jobs, settings, trained
-from cinemae_jax.data.bad import BadImage, BadImages
-from cinemae_jax.distributed import Replicas
+from cinemae_jax import typed
+from cinemae_jax.data.unread import BadImage, BadImages
+from cinemae_jax.detector import loading, trained
+from cinemae_jax.features import filling, splits
+from cinemae_jax.runtime import collectives, jobs, progress
+from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
 
 
@@ -32,22 +35,22 @@ def extract(config: Settings, workdir: Path, replicas: Replicas | None = None) -
     """
     replicas = replicas or Replicas()
     replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
-    data = banking.read_data(config)
-    backbone = trained.load_backbone(config)
-    cli.say(f"backbone  {trained.describe(backbone)}")
-    bad = BadImages(workdir / cli.BAD_IMAGES, replicas.host)
-    made = banking.banks(config, data, backbone, workdir)
+    data = splits.read_data(config)
+    backbone = loading.load_backbone(config)
+    progress.say(f"backbone  {trained.describe(backbone)}")
+    bad = BadImages(workdir / splits.BAD_IMAGES, replicas.host)
+    made = filling.banks(config, data, backbone, workdir)
     recipes = {f"{name} of the bank": one.made_of() for name, one in made.items()}
-    distributed.require_equal(recipes)
-    banking.fill(made, config, backbone, replicas, bad)
-    cli.share_bad_images(bad)
-    cli.report_bad_images(workdir, bad.listed)
+    collectives.require_equal(recipes)
+    filling.fill(made, config, backbone, replicas, bad)
+    splits.share_bad_images(bad)
+    splits.report_bad_images(workdir, bad.listed)
     return bad.listed
 
 
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
-        return extract(settings.read(config.to_dict(), Settings), workdir)
+        return extract(typed.read(config.to_dict(), Settings), workdir)
 
     return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 

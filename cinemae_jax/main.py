@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from cinemae_jax import __version__
-from cinemae_jax.console import interrupted
+from cinemae_jax.runtime.console import interrupted
 
 COMMANDS = {
     "audit": "what a detector's accuracy on a data set is worth",
@@ -22,18 +22,18 @@ COMMANDS = {
     "serve": "the same as a web page and over HTTP",
     "verify": "scores an evaluation's images again and compares with its receipt",
 }
+# Where ``main(argv)`` of each command is, its name first in argv; imported when it is called.
 MODULES = {
-    "audit": "cinemae_jax.audit",
-    "bundle": "cinemae_jax.share",
-    "calibrate": "cinemae_jax.calibrate",
+    "audit": "cinemae_jax.commands.audit",
+    "bundle": "cinemae_jax.commands.share",
+    "calibrate": "cinemae_jax.commands.calibrate",
     "convert": "weights_convert.__main__",
-    "doctor": "cinemae_jax.doctor",
-    "export": "cinemae_jax.share",
-    "predict": "cinemae_jax.predict",
-    "serve": "cinemae_jax.serve.command",
-    "verify": "cinemae_jax.verify",
+    "doctor": "cinemae_jax.commands.doctor",
+    "export": "cinemae_jax.commands.share",
+    "predict": "cinemae_jax.commands.predict",
+    "serve": "cinemae_jax.commands.serve",
+    "verify": "cinemae_jax.commands.verify",
 }
-"""Where ``main(argv)`` of each command is, its name first in argv; imported when it is called."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

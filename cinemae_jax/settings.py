@@ -13,7 +13,6 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Images, from_catalog
 from cinemae_jax.data.transforms import MultiCrop
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
-from cinemae_jax.typed import read as read
 from cinemae_jax.typed import require
 
 Source = typing.Literal["folder", "tfds"]

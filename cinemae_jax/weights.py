@@ -18,10 +18,10 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from cinemae_jax.files import replacing
+from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import MAEConfig
-from cinemae_jax.model.detector import Backbone
 from cinemae_jax.model.mae import initial_variables
+from cinemae_jax.runtime.files import replacing
 
 FORMAT = "cinemae-backbone-1"
 BUNDLED = {"tiny": "tiny_backbone.safetensors"}

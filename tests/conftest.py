@@ -12,7 +12,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cinemae-tests-")  # cata
 
 from jaxtyping import install_import_hook
 
-CHECKED = ("lcas", "masking", "layers", "mae", "head", "detector")  # shapes and dtypes at run time
+CHECKED = ("lcas", "masking", "layers", "mae", "head", "cinemae")  # shapes and dtypes at run time
 install_import_hook([f"cinemae_jax.model.{name}" for name in CHECKED], "beartype.beartype")
 
 from pathlib import Path
@@ -24,9 +24,9 @@ from absl import flags
 from PIL import Image
 
 from cinemae_jax import weights
-from cinemae_jax.distributed import Replicas
+from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.model.config import MAEConfig
-from cinemae_jax.model.detector import Backbone, random_backbone
+from cinemae_jax.runtime.devices import Replicas
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -13,13 +13,13 @@ import pytest
 
 from benchmarks import bench_backbone, bench_sweep, measure
 from benchmarks.__main__ import QUICK, sections
-from cinemae_jax.model.detector import random_backbone
+from cinemae_jax.model.cinemae import random_backbone
 
 ROOT = Path(__file__).parents[1]
+# Sections that are quick enough for a test; the others differ in what they time.
 RUN = ("sweep", "extract")
-"""Sections that are quick enough for a test; the others differ in what they time."""
+# One device, and programs that compile fast.
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-"""One device, and programs that compile fast."""
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from cinemae_jax import settings
+from cinemae_jax import typed
 from cinemae_jax.settings import PretrainSettings, Settings
 
 CONFIGS = ("sd14", "demo", "tiny")
@@ -11,7 +11,7 @@ CONFIGS = ("sd14", "demo", "tiny")
 
 def config_with(path: str, value: Any) -> dict[str, Any]:
     """sd14 with one field set, given by its dotted path; None removes it."""
-    config = importlib.import_module("configs.sd14").get_config().to_dict()
+    config = importlib.import_module("cinemae_jax.configs.sd14").get_config().to_dict()
     config["data"]["root"] = "data"
     section = config
     *folders, name = path.split(".")
@@ -26,23 +26,23 @@ def config_with(path: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_files_are_complete(name: str) -> None:
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"cinemae_jax.configs.{name}").get_config()
     config.data.root = "data"
-    assert settings.read(config.to_dict(), Settings).detector.num_runs == 2
+    assert typed.read(config.to_dict(), Settings).detector.num_runs == 2
 
 
 def test_pretrain_config_is_complete_and_its_model_is_checked() -> None:
-    config = importlib.import_module("configs.pretrain_tiny").get_config()
+    config = importlib.import_module("cinemae_jax.configs.pretrain_tiny").get_config()
     config.data.photos = ("photos",)
-    read = settings.read(config.to_dict(), PretrainSettings)
+    read = typed.read(config.to_dict(), PretrainSettings)
     assert read.model.num_patches == 196
     config.model.num_heads = 5
     with pytest.raises(ValueError, match=r"MAEConfig.width 192 is not a multiple of num_heads 5"):
-        settings.read(config.to_dict(), PretrainSettings)
+        typed.read(config.to_dict(), PretrainSettings)
 
 
 def test_sd14_is_what_the_paper_states() -> None:
-    read = settings.read(config_with("seed", 0), Settings)
+    read = typed.read(config_with("seed", 0), Settings)
     assert read.detector.num_runs == 2
     assert read.detector.fusion == "additive"
     assert read.train.epochs == 25
@@ -53,17 +53,17 @@ def test_settings_survive_json() -> None:
     import dataclasses
     import json
 
-    read = settings.read(config_with("seed", 5), Settings)
-    assert settings.read(json.loads(json.dumps(dataclasses.asdict(read))), Settings) == read
+    read = typed.read(config_with("seed", 5), Settings)
+    assert typed.read(json.loads(json.dumps(dataclasses.asdict(read))), Settings) == read
 
 
 def test_a_detector_saved_before_a_field_existed_has_its_default() -> None:
     saved = config_with("data.augment.noise_probability", None)
     with pytest.raises(ValueError, match="noise_probability is missing"):
-        settings.read(saved, Settings)
-    assert settings.read(saved, Settings, saved=True).data.augment.noise_probability == 0
+        typed.read(saved, Settings)
+    assert typed.read(saved, Settings, saved=True).data.augment.noise_probability == 0
     with pytest.raises(ValueError, match="seed is missing"):  # there is none to take
-        settings.read(config_with("seed", None), Settings, saved=True)
+        typed.read(config_with("seed", None), Settings, saved=True)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_detector_saved_before_a_field_existed_has_its_default() -> None:
 )
 def test_mistakes_are_named(path: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        settings.read(config_with(path, value), Settings)
+        typed.read(config_with(path, value), Settings)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ def test_mistakes_are_named(path: str, value: Any, message: str) -> None:
 )
 def test_a_weight_that_nothing_reads_cannot_be_learned(field: str, value: str) -> None:
     config = config_with("detector.learn_mismatch_weight", True)
-    assert settings.read(config, Settings).detector.learn_mismatch_weight
+    assert typed.read(config, Settings).detector.learn_mismatch_weight
     config["detector"][field] = value
     with pytest.raises(ValueError, match="has no weight to learn"):
-        settings.read(config, Settings)
+        typed.read(config, Settings)
 
 
 def test_whole_numbers_are_fine_where_fractions_are_asked_for() -> None:
-    assert settings.read(config_with("train.learning_rate", 1), Settings).train.learning_rate == 1.0
+    assert typed.read(config_with("train.learning_rate", 1), Settings).train.learning_rate == 1.0

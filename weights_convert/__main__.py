@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cinemae_jax.console import OK, Parser, fail, positive
 from cinemae_jax.model.config import PRESETS
+from cinemae_jax.runtime.console import OK, Parser, fail, positive
 from cinemae_jax.weights import BackboneError
 from weights_convert import convert, goldens, sources, verify
 from weights_convert.infer import Options

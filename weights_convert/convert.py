@@ -18,8 +18,8 @@ from weights_convert import infer, mapping, sources
 from weights_convert.infer import Options
 from weights_convert.sources import ConversionError, Source
 
+# A parameter and the names, in the file, of the tensors that fill it.
 Filling = tuple[mapping.Row, list[str]]
-"""A parameter and the names, in the file, of the tensors that fill it."""
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,9 @@ CASES = {
         "huggingface", "logit", "conditional_nll", 1,
     ),
 }  # fmt: skip
+# Wide matrices make attention uneven and GELU bend, small tokens make LayerNorm's epsilon count:
+# otherwise a wrong model of this size would pass.
 SPREAD, TOKENS, HIDDEN = 0.25, 0.01, 16
-"""Wide matrices make attention uneven and GELU bend, small tokens make LayerNorm's epsilon count:
-otherwise a wrong model of this size would pass."""
 
 
 @dataclass(frozen=True)

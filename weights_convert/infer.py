@@ -13,8 +13,8 @@ from cinemae_jax.model.config import CHANNELS, MAEConfig, Target
 from weights_convert import mapping
 from weights_convert.sources import Source
 
+# Heads of the official encoders by width; shapes cannot tell.
 ENCODER_HEADS = {768: 12, 1024: 16, 1280: 16}
-"""Heads of the official encoders by width; shapes cannot tell."""
 DECODER_HEADS = {512: 16}
 MAX_EPS = 1e-2
 FACEBOOK_EPS = 1e-6  # LayerNorm's in facebookresearch/mae; its files do not say

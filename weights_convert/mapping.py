@@ -130,8 +130,8 @@ HUGGINGFACE_SPELLINGS: tuple[tuple[str, str], ...] = (  # pattern, published spe
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
 
+# What timm's and fine-tuned encoders carry besides; left out with ``--encoder-only``.
 CLASSIFIER = ("head.", "fc_norm.")
-"""What timm's and fine-tuned encoders carry besides; left out with ``--encoder-only``."""
 
 
 def layout_of(names: Iterable[str]) -> Layout | None:

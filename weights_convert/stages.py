@@ -15,12 +15,12 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from cinemae_jax import optim, steps
 from cinemae_jax.model import lcas, masking
+from cinemae_jax.model.cinemae import Backbone, Features, head_logits, statistics
 from cinemae_jax.model.config import DetectorConfig, Fusion, MAEConfig, Score, Sensitivity
-from cinemae_jax.model.detector import Backbone, Features, head_logits, statistics
 from cinemae_jax.model.head import HeadState, Normalizer
 from cinemae_jax.model.mae import MAE, normalize_images, patchify, to_target
+from cinemae_jax.training import optim, steps
 from weights_convert import mapping
 
 MASK_RATIO = 0.75

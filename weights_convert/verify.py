@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cinemae_jax import weights
+from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import SCORES, MAEConfig
-from cinemae_jax.model.detector import Backbone
 from weights_convert import convert, mapping, sources, stages
 from weights_convert.infer import Options
 from weights_convert.stages import Difference, Inputs, Stages
@@ -23,12 +23,13 @@ from weights_convert.stages import Difference, Inputs, Stages
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
 
+# For encoders of up to 12 blocks, and for deeper ones; docs/weights.md argues them.
 SHALLOW_BOUND, DEEP_BOUND = 1e-5, 5e-5
-"""For encoders of up to 12 blocks, and for deeper ones; docs/weights.md argues them."""
 SHALLOW_DEPTH = 12
+# Adam divides a gradient by its own size, so where a gradient nearly cancels, rounding decides
+# the step. Ten times the bound is 1 % of the way (sum of learning rates, 0.01) that a weight can
+# go.
 TRAINED_FACTOR = 10
-"""Adam divides a gradient by its own size, so where a gradient nearly cancels, rounding decides the
-step.  Ten times the bound is 1 % of the way (sum of learning rates, 0.01) that a weight can go."""
 
 
 @dataclasses.dataclass(frozen=True)

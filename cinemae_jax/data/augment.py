@@ -14,8 +14,8 @@ from PIL import Image, ImageEnhance
 from cinemae_jax.data.decode import MAX_PIXELS
 
 BICUBIC = Image.Resampling.BICUBIC
+# Of every JPEG made here, at every quality: what phones and web services write.
 CHROMA_SUBSAMPLING = "4:2:0"
-"""Of every JPEG made here, at every quality: what phones and web services write."""
 
 
 @dataclasses.dataclass(frozen=True)

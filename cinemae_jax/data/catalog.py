@@ -19,13 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cinemae_jax.data import index, layouts, lists, records
-from cinemae_jax.data.layouts import CLASS_FOLDERS as CLASS_FOLDERS
 from cinemae_jax.data.layouts import EXPECTED, PAIR, Group
-from cinemae_jax.data.layouts import SPLIT_FOLDERS as SPLIT_FOLDERS
-from cinemae_jax.data.lists import read_quarantine as read_quarantine
+from cinemae_jax.data.lists import read_quarantine
 from cinemae_jax.data.records import AI, CLASS_NAMES, NATURE, CatalogError
-from cinemae_jax.data.records import SCHEMA as SCHEMA
-from cinemae_jax.data.records import example_id as example_id
 
 QUARANTINED = "quarantined"
 

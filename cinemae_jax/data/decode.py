@@ -12,23 +12,23 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+# A larger file is not even read: no picture within the other limits needs as much.
 MAX_BYTES = 1 << 30
-"""A larger file is not even read: no picture within the other limits needs as much."""
+# Above this an image is refused before it is decoded; Pillow's own bomb limit is at 89 million.
 MAX_PIXELS = 80_000_000
-"""Above this an image is refused before it is decoded; Pillow's own bomb limit is at 89 million."""
+# Longest side over shortest: a resize of a longer strip would need gigabytes.
 MAX_ASPECT = 32
-"""Longest side over shortest: a resize of a longer strip would need gigabytes."""
+# Shortest side, pixels, of an image worth a score: one patch of the official models.
 MIN_SIDE = 16
-"""Shortest side, pixels, of an image worth a score: one patch of the official models."""
+# Transparent pixels are laid over white.
 BACKGROUND = (255, 255, 255)
-"""Transparent pixels are laid over white."""
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif"}
 )
+# What a file may hold, whatever its name says: Pillow's rarer parsers (one of which starts
+# Ghostscript) are no place for strangers' files. JPEG includes MPO, with more pictures behind.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
-"""What a file may hold, whatever its name says: Pillow's rarer parsers (one of which starts
-Ghostscript) are no place for strangers' files.  JPEG includes MPO, with more pictures behind."""
 
 TILE_TAGS = (322, 323)  # of TIFF: width and height
 
@@ -177,8 +177,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+# (65536,): round(v / 257), by which 16-bit grey becomes 8-bit; Pillow would clip it to white.
 EIGHT_BITS = ((np.arange(1 << 16, dtype=np.uint32) * 255 + 32895) >> 16).astype(np.uint8)
-"""(65536,): round(v / 257), by which 16-bit grey becomes 8-bit; Pillow would clip it to white."""
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -207,6 +207,8 @@ def _over_background(image: Image.Image) -> Image.Image:
 # --- orientation --------------------------------------------------------------------------------
 
 ORIENTATION_TAG = 0x0112
+# Value of the tag to what brings the image upright. ``ImageOps.exif_transpose`` would copy images
+# that are upright and write the other tags anew, which fails on some that cameras produce.
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -216,8 +218,6 @@ TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Value of the tag to what brings the image upright.  ``ImageOps.exif_transpose`` would copy images
-that are upright and write the other tags anew, which fails on some that cameras produce."""
 
 
 def _orientation(image: Image.Image) -> object:

@@ -17,20 +17,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cinemae_jax import files
 from cinemae_jax.data import walk
 from cinemae_jax.data.decode import EXTENSIONS
 from cinemae_jax.data.walk import Listing
+from cinemae_jax.runtime import files
 
+# Of the file's format, and of what counts as an image.
 VERSION = [1, sorted(EXTENSIONS)]
-"""Of the file's format, and of what counts as an image."""
 
 TICK_NS = 100_000_000
+# Longest step of a file system's clock; coarse where its stamps are whole seconds.
 COARSE_TICK_NS = 2_500_000_000
-"""Longest step of a file system's clock; coarse where its stamps are whole seconds."""
 
+# Files that the cache holds: those that were used last.
 KEPT = 64
-"""Files that the cache holds: those that were used last."""
 
 _FACTS = b"cinemae_jax"
 _LOG = logging.getLogger(__name__)

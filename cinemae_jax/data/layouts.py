@@ -25,11 +25,11 @@ CLASS_FOLDERS = {"nature": NATURE, "0_real": NATURE, "ai": AI, "1_fake": AI}
 SPLIT_FOLDERS = {"train": "train", "val": "val", "test": "val"}
 DEFAULT_SPLIT = "val"
 
+# Generator, split and label.
 Group = tuple[str, str, int]
-"""Generator, split and label."""
 
+# How two folders of any name are given as one root.
 PAIR = "nature=DIR,ai=DIR"
-"""How two folders of any name are given as one root."""
 
 EXPECTED = (
     "expected <generator>/<inner>/{train,val}/{ai,nature}/ (GenImage; generator, inner and split "

@@ -17,25 +17,17 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.decode import DecodeError, open_header, read_file
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Transform
+from cinemae_jax.runtime.shard import WHOLE, Shard
 
+# Leading axis B (of this host), in every entry:
+#
+# image (B, *transform.shape) uint8; label int32; example_id uint32 (the low half of the
+# catalog's, for keys); epoch int32; row int64 (of the catalog, -1 for padding); valid bool; error
+# str; and of the file: num_bytes int64, and as its head has them: format str, width and height
+# int32, pixels; 0 if unknown.
 Batch = dict[str, np.ndarray]
-"""Leading axis B (of this host), in every entry:
-
-image (B, *transform.shape) uint8; label int32; example_id uint32 (the low half of the catalog's,
-for keys); epoch int32; row int64 (of the catalog, -1 for padding); valid bool; error str; and of
-the file: num_bytes int64, and as its head has them: format str, width and height int32, pixels; 0
-if unknown.
-"""
 
 MAX_ERROR = 200  # characters kept of a reason
-
-
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """Which slice of every global batch is read here."""
-
-    index: int = 0
-    count: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +67,7 @@ def train_batches(
     *,
     seed: int,
     start_step: int = 0,
-    host: Host = Host(),
+    host: Shard = WHOLE,
     num_threads: int = 4,
     num_views: int = 0,
 ) -> Iterator[Batch]:
@@ -112,7 +104,7 @@ def eval_batches(
     *,
     batch_size: int,
     seed: int = 0,
-    host: Host = Host(),
+    host: Shard = WHOLE,
     num_threads: int = 4,
     num_views: int = 1,
     rows: range | None = None,
@@ -144,7 +136,7 @@ def _iterate(stream: Any, num_threads: int) -> Iterator[Batch]:
     return iter(stream.to_iter_dataset(options))
 
 
-def _check_divides(batch_size: int, host: Host) -> None:
+def _check_divides(batch_size: int, host: Shard) -> None:
     if batch_size % host.count:
         raise ValueError(f"batch_size {batch_size} is not divisible by {host.count} hosts")
 

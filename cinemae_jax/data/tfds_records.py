@@ -20,8 +20,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from cinemae_jax.data.catalog import AI, NATURE, SCHEMA, Catalog, CatalogError
+from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Images
+from cinemae_jax.data.records import AI, NATURE, SCHEMA, CatalogError
 
 SPLITS = ("train", "val")
 NAME, VERSION = "gen_image", "1.0.0"  # of the TFDS data set, as its folders are called

@@ -19,14 +19,14 @@ from cinemae_jax.data.records import CatalogError, example_ids, printable
 
 SCHEMA = pa.schema([("path", pa.string()), ("folder", pa.int32()), ("example_id", pa.uint64())])
 
+# Ways by which one folder may be reached; links among k folders would make k! paths.
 MAX_VISITS = 1000
-"""Ways by which one folder may be reached; links among k folders would make k! paths."""
+# Different extensions that are counted apart.
 MAX_REASONS = 20
-"""Different extensions that are counted apart."""
 BATCH = 65536  # paths that are Python strings at a time
 
+# (mtime, ctime) of a folder in ns, or None of a link that leads nowhere.
 Stamp = tuple[int, int] | None
-"""(mtime, ctime) of a folder in ns, or None of a link that leads nowhere."""
 
 
 @dataclasses.dataclass(frozen=True)

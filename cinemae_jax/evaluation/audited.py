@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cinemae_jax.evaluation.audit import Comparison
+from cinemae_jax.evaluation.comparison import Comparison
 from cinemae_jax.evaluation.metrics import Estimate, Row
 
 FILE = "audit.json"

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
-from cinemae_jax.evaluation.calibration import Calibration
+from cinemae_jax.detector.calibration import Calibration
 
+# Of the expected calibration error: equally wide in the probability of AI, the last closed.
 ECE_BINS = 15
-"""Of the expected calibration error: equally wide in the probability of AI, the last closed."""
+# Metric: share of photographs called AI at which the AI images found are counted.
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
-"""Metric: share of photographs called AI at which the AI images found are counted."""
 CHUNK = 32  # resamples at a time: their weights stay within a few MB
 
 Weights = Float[np.ndarray, "b n"]

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
+from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.evaluation.bootstrap import (
     ECE_BINS,
     FALSE_POSITIVE_RATES,
@@ -23,7 +24,6 @@ from cinemae_jax.evaluation.bootstrap import (
     resamples,
     threshold_of,
 )
-from cinemae_jax.evaluation.calibration import Calibration
 
 Labels = Int[np.ndarray, " n"]
 Logits = Float[np.ndarray, " n"]
@@ -32,10 +32,10 @@ Names = np.ndarray  # (N,) strings
 
 NAN = float("nan")
 LOWER_IS_BETTER = frozenset({"ece", "brier"})
+# That a rate must allow among a generator's photographs for an interval of the AI images found at
+# it: below, the threshold is one of the few highest photographs, which resamples leave out or
+# keep but never exceed, and the interval may lie above the value itself.
 LEAST_FALSE_ALARMS = 5
-"""That a rate must allow among a generator's photographs for an interval of the AI images found at
-it: below, the threshold is one of the few highest photographs, which resamples leave out or keep
-but never exceed, and the interval may lie above the value itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +161,8 @@ def _ranks(logits: Logits) -> np.ndarray:
     return np.unique(logits, return_inverse=True)[1]
 
 
+# Names of all metrics.
 METRICS = tuple(values(np.zeros(0, np.int64), np.zeros(0)))
-"""Names of all metrics."""
 
 
 # --- tables -------------------------------------------------------------------------------------

@@ -21,11 +21,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cinemae_jax.console import versions
-from cinemae_jax.evaluation import audit, audited, metrics, reported, summary
+from cinemae_jax.evaluation import audited, metrics, phrases, reported, summary
 from cinemae_jax.evaluation.bootstrap import ECE_BINS
 from cinemae_jax.evaluation.metrics import METRICS, Estimate, Row
+from cinemae_jax.runtime.console import versions
 
+# Of each table: metric and column title. All numbers are per cent.
 TABLES = {
     "accuracy at probability 0.5, and ranking": {
         "accuracy": "accuracy",
@@ -46,7 +47,6 @@ TABLES = {
         "brier": "Brier",
     },
 }
-"""Of each table: metric and column title.  All numbers are per cent."""
 WITH_INTERVAL = ("accuracy", "auc", "accuracy_calibrated")  # on the terminal
 PACKAGES = ("cinemae_jax", "jax", "flax", "optax", "numpy", "pillow", "scikit-learn")
 TEXT_WIDTH = 160  # columns at most; the table takes what it needs
@@ -225,7 +225,7 @@ def _environment(page: str) -> jinja2.Environment:
     environment.filters |= {
         "value": format_value,
         "interval": format_interval,
-        "signed": audit.signed,
+        "signed": phrases.signed,
         "md": _markdown,
     }
     return environment

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cinemae_jax.evaluation.metrics import Row
 
+# GenImage's folders, in the order of the papers' tables, and what they call them.
 GENERATORS = {
     "Midjourney": "Midjourney",
     "stable_diffusion_v_1_4": "SD 1.4",
@@ -19,7 +20,6 @@ GENERATORS = {
     "VQDM": "VQDM",
     "BigGAN": "BigGAN",
 }
-"""GenImage's folders, in the order of the papers' tables, and what they call them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ def _eight(*values: float) -> dict[str, float]:
 
 
 CINEMAE = "arXiv 2511.06325"
+# Methods with numbers by generator, and CINEMAE.
 SOURCES = (
     Source("CINEMAE", CINEMAE, {"Midjourney": 95.9}, 96.63, "v2: abstract, and Midjourney"),
     Source("CINEMAE, additive", CINEMAE, mean=95.74, note="v1, table 4; its summary says 95.96"),
@@ -62,8 +63,8 @@ SOURCES = (
     ),
     Source("DRCT", "ICML 2024", _eight(91.5, 95.0, 94.4, 79.4, 89.2, 94.7, 90.0, 81.7), 89.5),
 )
-"""Methods with numbers by generator, and CINEMAE."""
 
+# Other methods' means over the eight.
 MEANS = (
     ("LOTA", 98.5),
     ("SDID", 98.4),
@@ -76,7 +77,6 @@ MEANS = (
     ("ResNet-50", 72.1),
     ("DIRE", 70.7),
 )
-"""Other methods' means over the eight."""
 
 NOTES = (
     "CINEMAE, v1, table 4, mean of the eight by fusion: additive 95.74, concat 95.61, gate 94.95.",

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cinemae_jax.data.records import CLASS_NAMES
-from cinemae_jax.evaluation import audit, metrics
+from cinemae_jax.detector.calibration import Calibration
+from cinemae_jax.evaluation import metrics, phrases
 from cinemae_jax.evaluation.audited import Audited
-from cinemae_jax.evaluation.calibration import Calibration
 from cinemae_jax.evaluation.metrics import Estimate, Row
 
+# Images of a class; with fewer, one image moves a class's accuracy by a point or more.
 FEW = 100
-"""Images of a class; with fewer, one image moves a class's accuracy by a point or more."""
+# Difference of the two classes' accuracies from which on it is worth a sentence.
 LEANING = 0.2
-"""Difference of the two classes' accuracies from which on it is worth a sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,9 @@ def headlines(rows: Sequence[Row], audited: Audited | None) -> list[Headline]:
         value, interval = _shown(row.metrics["accuracy"])
         found.append(Headline("accuracy, worst generator", value, f"{row.name} {interval}".strip()))
     found.append(
-        Headline("photographs called AI", *_shown(audit.called_ai(mean["nature_accuracy"])))
+        Headline("photographs called AI", *_shown(phrases.called_ai(mean["nature_accuracy"])))
     )
-    found.append(Headline("AI images missed", *_shown(audit.called_ai(mean["ai_accuracy"]))))
+    found.append(Headline("AI images missed", *_shown(phrases.called_ai(mean["ai_accuracy"]))))
     if audited:
         after = audited.equalised.after[-1].metrics["accuracy"]
         found.append(Headline("accuracy, equalised images", *_shown(after)))
@@ -67,7 +67,7 @@ def doubts(
     mean = rows[-1].metrics
     said = []
     if audited:
-        words = audit.equalised_in_words(
+        words = phrases.equalised_in_words(
             audited.equalised, side=audited.side, quality=audited.quality
         )
         said += [_sentence(one) for one in words]

@@ -14,19 +14,19 @@ from jaxtyping import Array, Float
 
 from cinemae_jax.model.config import CHANNELS, MAEConfig
 
+# Groups of equally many patches: the smoothest, the middle, the most textured.
 NUM_STRATA = 3
-"""Groups of equally many patches: the smoothest, the middle, the most textured."""
 
+# RGB to Y, Cb, Cr. ITU-T T.871 (JFIF), section 7.
 LUMA_CHROMA = np.array(
     ((0.299, 0.587, 0.114), (-0.1687, -0.3313, 0.5), (0.5, -0.4187, -0.0813)), np.float32
 )
-"""RGB to Y, Cb, Cr.  ITU-T T.871 (JFIF), section 7."""
 
+# Variance of one grey level of 256 in ImageNet-normalised pixels: the floor of a patch's own.
 GREY_LEVEL = 3e-4
-"""Variance of one grey level of 256 in ImageNet-normalised pixels: the floor of a patch's own."""
+# Added to mean energies and to energies of single patches before a logarithm, as shares of the
+# patch's own variance.
 ENERGY_FLOOR, RATIO_FLOOR = 1e-5, 1e-3
-"""Added to mean energies and to energies of single patches before a logarithm, as shares of the
-patch's own variance."""
 
 
 def num_bands(config: MAEConfig) -> int:

@@ -10,13 +10,13 @@ Score = Literal[
     "deviation_plus_mismatch", "mismatch", "reconstruction_deviation", "conditional_nll", "relative"
 ]
 SCORES: tuple[str, ...] = get_args(Score)
+# Scores that can be negative: their statistics enter the head as they are, not as log1p.
 LOGARITHMIC_SCORES = ("conditional_nll", "relative")
-"""Scores that can be negative: their statistics enter the head as they are, not as log1p."""
 
 Sensitivity = Literal["run", "patch"]
 Statistic = Literal["variability", "mean_anomaly", "perturbation_sensitivity"]
+# s1, s2, s3.
 STATISTICS: tuple[str, ...] = get_args(Statistic)
-"""s1, s2, s3."""
 Anomaly = Literal["statistics", "bands"]
 Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from cinemae_jax.model.config import FUSIONS, DetectorConfig, Fusion
 from cinemae_jax.model.layers import LayerNorm
 
+# Name of the module that alone reads f_global in ``logit`` fusion; it has its own weight decay.
 GLOBAL_PATHWAY = "global_classifier"
-"""Name of the module that alone reads f_global in ``logit`` fusion; it has its own weight decay."""
 
 STD_FLOOR = 1e-6
 _Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)  # float32, on TPU too
@@ -118,8 +118,8 @@ class HeadState:
     normalizer: Normalizer
 
 
+# Name of the parameter log λ, where λ is learned: so λ stays positive.
 LOG_MISMATCH_WEIGHT = "log_mismatch_weight"
-"""Name of the parameter log λ, where λ is learned: so λ stays positive."""
 
 
 def init_params(config: DetectorConfig, key: Array, width: int, num_stats: int) -> Any:

@@ -14,6 +14,7 @@ from cinemae_jax.model.config import SCORES, Score, Sensitivity
 
 EPS = 1e-6
 
+# What each score is made of; the other terms of ``Terms`` may be None.
 TERMS_OF: dict[str, tuple[str, ...]] = {
     "deviation_plus_mismatch": ("deviation", "mismatch"),
     "reconstruction_deviation": ("reconstruction_deviation", "mismatch"),
@@ -21,7 +22,6 @@ TERMS_OF: dict[str, tuple[str, ...]] = {
     "conditional_nll": ("mismatch", "context_variance"),
     "relative": ("mismatch", "patch_variance"),
 }
-"""What each score is made of; the other terms of ``Terms`` may be None."""
 
 
 @struct.dataclass

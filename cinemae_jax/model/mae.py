@@ -29,8 +29,8 @@ __all__ = ["MAE", "PRESETS", "MAEConfig", "vit_base", "vit_huge", "vit_large", "
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Added to a patch's variance where the target is per-patch-normalised (MAE's own constant).
 NORM_PIX_EPS = 1e-6
-"""Added to a patch's variance where the target is per-patch-normalised (MAE's own constant)."""
 
 
 def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 DRAW = 0x7FFFFFFF
+# Folded into an example's key for the choice of runs: no run has this number.
 SEED_STRIDE = 1 << 21  # runs of one head before those of the next, where none are stored
-"""Folded into an example's key for the choice of runs: no run has this number."""
 
 
 def from_noise(noise: Float[Array, "*batch l"], num_visible: int) -> Int[Array, "*batch n"]:

@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cinemae_jax import __version__
 from cinemae_jax.data.decode import FORMATS
-from cinemae_jax.detector import Detector
-from cinemae_jax.evaluation.calibration import Calibration, Verdict
-from cinemae_jax.heatmap import OVERLAY, QUANTILES, SHOWN, STATEMENT, LcasMap
-from cinemae_jax.prediction import ALTERATIONS
+from cinemae_jax.detector.api import Detector
+from cinemae_jax.detector.calibration import Calibration, Verdict
+from cinemae_jax.detector.heatmap import OVERLAY, QUANTILES, SHOWN, STATEMENT, LcasMap
+from cinemae_jax.detector.prediction import ALTERATIONS
 
+# Longest side of a map, pixels.
 MAP_SIDE = 1024
-"""Longest side of a map, pixels."""
 
 
 class UnreadableError(ValueError):

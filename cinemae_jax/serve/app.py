@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from cinemae_jax import __version__
 from cinemae_jax.data.decode import encode_png
-from cinemae_jax.detector import OPINION, Detector
+from cinemae_jax.detector.api import OPINION, Detector
 from cinemae_jax.serve import answers, body
 from cinemae_jax.serve.answers import About, Answer, Failure, Options
 from cinemae_jax.serve.guard import Guard

@@ -8,10 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+# Name of the file in a form.
 FIELD = "image"
-"""Name of the file in a form."""
+# A body that takes longer is given up, and with it its place in the queue.
 READ_SECONDS = 60
-"""A body that takes longer is given up, and with it its place in the queue."""
 ANY_IMAGE, BINARY, FORM = "image/*", "application/octet-stream", "multipart/form-data"
 
 

@@ -1,0 +1,1 @@
+"""Tables of runs that differ in a field or two."""

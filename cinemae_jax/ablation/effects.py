@@ -1,0 +1,184 @@
+"""The rows of an ablation, measured: values with intervals, and differences to the first row."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from jaxtyping import Bool, Float, Int
+
+from cinemae_jax.evaluation.bootstrap import Weighted, resamples
+from cinemae_jax.evaluation.metrics import Estimate, interval
+
+# Means over generators that the table shows, and their titles.
+METRICS = {"accuracy": "accuracy", "auc": "AUC"}
+# Parts of a row's cost in seconds, and their titles.
+PHASES = {"bank": "bank", "training": "train", "evaluation": "evaluate"}
+NAN = float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowScores:
+    """What the heads of one row say of the test images; N images, S heads.
+
+    Attributes:
+      path, generator: (N,) str.
+      label: (N,) 1 for AI.
+      logit: (N, S), NaN where an image could not be read.
+    """
+
+    path: np.ndarray
+    generator: np.ndarray
+    label: Int[np.ndarray, " n"]
+    logit: Float[np.ndarray, "n s"]
+
+    @property
+    def scored(self) -> Bool[np.ndarray, " n"]:
+        return ~np.isnan(self.logit).any(axis=1)
+
+    def same_images(self, other: "RowScores") -> bool:
+        """Whether the same images were scored, so that differences can be paired."""
+        names = ("path", "generator", "label", "scored")
+        return all(np.array_equal(getattr(self, n), getattr(other, n)) for n in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """One row that has run.
+
+    Attributes:
+      scores: of the test images.
+      seconds: by ``PHASES``.
+      resumed: whether the run was interrupted, so that seconds lack what an earlier call has spent.
+      trained_parameters: of one seed.
+    """
+
+    scores: RowScores
+    seconds: Mapping[str, float]
+    resumed: bool
+    trained_parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+      name: of the row.
+      reported: mean accuracy in the paper, per cent, if there is one.
+      failure: why the row has no results; empty if it has.
+      values: by metric: mean over generators and heads, with its interval.
+      deviations: by metric, over heads (of a sample); NaN for one head.
+      differences: by metric: values less those of the first row; empty for that row itself, and
+        where other images were scored.
+      cost: seconds and parameters; None where the row has failed.
+    """
+
+    name: str
+    reported: float | None
+    failure: str = ""
+    values: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
+    deviations: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    differences: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
+    cost: Finished | None = None
+
+
+def read_scores(path: Path) -> RowScores:
+    """scores.csv, as ``evaluate`` writes it."""
+    strings = dict.fromkeys(("path", "generator", "error"), pa.string())
+    convert = pyarrow.csv.ConvertOptions(
+        column_types=strings, null_values=[""], strings_can_be_null=True
+    )
+    table = pyarrow.csv.read_csv(path, convert_options=convert)
+    count = sum(name == "logit" or name.startswith("logit_") for name in table.column_names)
+    names = ["logit", *(f"logit_{i}" for i in range(1, count))]
+    logits = [table[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in names]
+    return RowScores(
+        np.array(table["path"].to_pylist()),
+        np.array(table["generator"].to_pylist()),
+        table["label"].to_numpy().astype(np.int64),
+        np.stack(logits, axis=1),
+    )
+
+
+def replicates(scores: RowScores, *, times: int, seed: int) -> Float[np.ndarray, "s m r"]:
+    """Of each head and of ``METRICS``: the mean over generators, and then its resamples.
+
+    Rows with the same images get the same resamples, so that their differences are paired; so do
+    ``metrics.evaluate`` and ``compare``, which this equals.  A generator none of whose images could
+    be read makes the mean undefined.
+    """
+    keep = scores.scored
+    label, logit = scores.label[keep], scores.logit[keep]
+    names, generator = np.unique(scores.generator, return_inverse=True)
+    generator = generator[keep]
+    members = [np.flatnonzero(generator == i) for i in range(len(names))]
+    ready = [[Weighted.of(label[own], head) for head in logit[own].T] for own in members]
+    once = np.ones((1, len(label)))
+    drawn = resamples(2 * generator + label, None, times=times, seed=seed)
+    found = [
+        np.mean([_metrics(heads, w[:, own]) for heads, own in zip(ready, members, strict=True)], 0)
+        for w in itertools.chain([once], drawn)
+    ]
+    return np.concatenate(found, axis=-1)
+
+
+def _metrics(heads: Sequence[Weighted], weights: np.ndarray) -> Float[np.ndarray, "s m b"]:
+    by_head = (head.metrics(weights) for head in heads)
+    return np.array([[found[name] for name in METRICS] for found in by_head])
+
+
+def lines(
+    rows: Mapping[str, Finished | str],
+    reported: Mapping[str, float | None],
+    *,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> list[Line]:
+    """Measures all rows.
+
+    Args:
+      rows: by name, in order: what has run, or why it has failed.
+      reported: by name.
+      bootstrap, confidence, seed: as in ``metrics.evaluate``.
+    """
+    drawn = {
+        name: replicates(row.scores, times=bootstrap, seed=seed)
+        for name, row in rows.items()
+        if isinstance(row, Finished)
+    }
+    first, *_ = rows
+    reference = rows[first]
+
+    def one(name: str, row: Finished | str) -> Line:
+        if isinstance(row, str):
+            return Line(name, reported[name], failure=row)
+        own = drawn[name]
+        comparable = isinstance(reference, Finished) and row.scores.same_images(reference.scores)
+        differences = (
+            _estimates(own.mean(axis=0) - drawn[first].mean(axis=0), confidence)
+            if comparable and name != first
+            else {}
+        )
+        spread = own[:, :, 0].std(axis=0, ddof=1) if len(own) > 1 else np.full(len(METRICS), NAN)
+        return Line(
+            name,
+            reported[name],
+            values=_estimates(own.mean(axis=0), confidence),
+            deviations=dict(zip(METRICS, spread.tolist(), strict=True)),
+            differences=differences,
+            cost=row,
+        )
+
+    return [one(name, row) for name, row in rows.items()]
+
+
+def _estimates(results: Float[np.ndarray, "m r"], confidence: float) -> dict[str, Estimate]:
+    return {
+        name: interval(float(result[0]), result[1:], confidence)
+        for name, result in zip(METRICS, results, strict=True)
+    }

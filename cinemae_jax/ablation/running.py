@@ -1,0 +1,265 @@
+"""Runs the rows of an ablation, each in a folder of its own, on shared banks."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cinemae_jax import __version__, weights
+from cinemae_jax.ablation import effects, table
+from cinemae_jax.ablation.effects import PHASES, Finished
+from cinemae_jax.ablation.plan import Ablation, Variant
+from cinemae_jax.data.order import Order
+from cinemae_jax.data.unread import BadImage, BadImages
+from cinemae_jax.detector import loading, resuming, scoring, trained
+from cinemae_jax.detector.trained import HeldOut, TrainedDetector
+from cinemae_jax.evaluation import report, results
+from cinemae_jax.features import filling, splits
+from cinemae_jax.features.sources import FeatureSet, OnlineSet
+from cinemae_jax.features.splits import Data
+from cinemae_jax.model.cinemae import Backbone, num_params
+from cinemae_jax.model.head import HeadState
+from cinemae_jax.runtime import progress
+from cinemae_jax.runtime.checkpoints import Checkpoints
+from cinemae_jax.runtime.console import versions
+from cinemae_jax.runtime.devices import Replicas
+from cinemae_jax.runtime.files import replacing
+from cinemae_jax.runtime.preemption import Preempted
+from cinemae_jax.settings import DataSettings, Settings
+from cinemae_jax.training import fitting, unfrozen
+
+# In the folder of a row: what it was made of and what it cost; absent until the row is done.
+FINISHED = "row.json"
+# What a row may end in: divergence, files, memory. Other errors show where they arose.
+EXPECTED = (ValueError, OSError, jax.errors.JaxRuntimeError)
+
+
+def ablate(plan: Ablation, workdir: Path, replicas: Replicas | None = None) -> list[Any]:
+    """Runs the rows that are not finished, and writes the table.
+
+    Args:
+      plan: what to run.
+      workdir: of the ablation; every row has a folder in it, and banks lie in ``banks``.
+      replicas: devices to share every batch; None means all.
+
+    Returns:
+      Names of the rows that failed, and the images that could not be read.
+    """
+    replicas = replicas or Replicas()
+    if replicas.host.count > 1:
+        raise ValueError("an ablation runs on one host: use train on several, row by row")
+    for row in plan.rows:
+        for section in ("train", "eval", "features"):
+            size = getattr(row.config, section).batch_size
+            replicas.check_batch_size(size, f"row {row.name!r}: config.base.{section}.batch_size")
+    bench = Bench(workdir / "banks", replicas)
+    rows: dict[str, Finished | str] = {}
+    bad: dict[str, BadImage] = {}
+    for row in plan.rows:
+        folder = workdir / row.folder
+        progress.say(f"--- {plan.title}: {row.name}")
+        try:
+            rows[row.name] = run(row, folder, bench)
+        except Preempted:
+            raise
+        except Exception as error:  # the rows that worked are not lost with it
+            if not isinstance(error, EXPECTED):
+                traceback.print_exception(error)
+            rows[row.name] = " ".join(str(error).split()) or type(error).__name__
+            progress.say(f"failed    {rows[row.name]}")
+        bad |= {image.path: image for image in BadImages(folder / splits.BAD_IMAGES).listed}
+    first = plan.rows[0].config
+    compared = effects.lines(
+        rows,
+        {row.name: row.reported for row in plan.rows},
+        bootstrap=first.eval.bootstrap,
+        confidence=first.eval.confidence,
+        seed=first.seed,
+    )
+    facts = {
+        "command": " ".join(sys.argv),
+        "versions": versions(report.PACKAGES),
+        "folders": {row.name: row.folder for row in plan.rows},
+    }
+    table.write(workdir, plan.title, compared, first.eval.confidence, facts)
+    progress.say(table.as_text(plan.title, compared, first.eval.confidence))
+    progress.say(f"table     {workdir / 'ablation.md'}")
+    return [*(line.name for line in compared if line.failure), *bad.values()]
+
+
+class Bench:
+    """What the rows share: devices, folder of the banks, the scanned data, the loaded backbone."""
+
+    def __init__(self, banks: Path, replicas: Replicas) -> None:
+        self.banks, self.replicas = banks, replicas
+        self._data: dict[DataSettings, Data] = {}
+        self._backbone: tuple[Any, Backbone] | None = None
+
+    def data(self, config: Settings) -> Data:
+        """The images of a run, scanned once."""
+        if config.data not in self._data:
+            self._data[config.data] = splits.read_data(config)
+        return self._data[config.data]
+
+    def backbone(self, config: Settings) -> Backbone:
+        """The backbone of a run; only that of the last row stays in memory."""
+        key = config.backbone, config.detector.num_runs > 0
+        if self._backbone is None or self._backbone[0] != key:
+            self._backbone = None
+            self._backbone = key, loading.load_backbone(config)
+        return self._backbone[1]
+
+    def with_bank(self, config: Settings, data: Data, backbone: Backbone) -> Settings:
+        """The same run with a bank in a folder named by all that its features depend on."""
+        folder = Path(config.features.bank) if config.features.bank else self.banks
+        contents = [
+            (name, dataclasses.asdict(one.recipe), one.images.fingerprint)
+            for name, one in filling.banks(config, data, backbone, folder).items()
+        ]
+        digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+        features = dataclasses.replace(config.features, bank=str(folder / digest[:16]))
+        return dataclasses.replace(config, features=features)
+
+
+# --- one row ------------------------------------------------------------------------------------
+
+
+def run(row: Variant, folder: Path, bench: Bench) -> Finished:
+    """Trains and evaluates a row, unless it was finished by the same settings before."""
+    data, backbone = bench.data(row.config), bench.backbone(row.config)
+    made_of = _made_of(row, data, backbone)
+    note = folder / FINISHED
+    if note.is_file() and json.loads(note.read_text())["made_of"] == made_of:
+        progress.say(f"finished  in {folder}")
+        return _finished(folder)
+    note.unlink(missing_ok=True)
+    bad = BadImages(folder / splits.BAD_IMAGES)
+    seconds = dict.fromkeys(PHASES, 0.0)
+    resumed = (folder / "checkpoints").is_dir() or (folder / unfrozen.FOLDER).is_dir()
+    if not resumed:
+        bad.forget()
+    if row.unfrozen:
+        detector, test, trained_too = _unfrozen(row, data, backbone, folder, bench, bad, seconds)
+    else:
+        detector, test = _frozen(row.config, data, backbone, folder, bench, bad, seconds)
+        trained_too = 0
+    with _timed(seconds, "evaluation"):
+        results.evaluate(detector, test, folder, bad, bench.replicas)
+    splits.report_bad_images(folder, bad.listed)
+    of_head = num_params(detector.heads.params) // row.config.num_seeds
+    cost = {"seconds": seconds, "resumed": resumed, "trained_parameters": of_head + trained_too}
+    with replacing(note) as partial:
+        partial.write_text(json.dumps({"made_of": made_of, **cost}, indent=2) + "\n")
+    return _finished(folder)
+
+
+def _made_of(row: Variant, data: Data, backbone: Backbone) -> dict[str, Any]:
+    """All that the result of a row depends on, as JSON has it."""
+    parts = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    made_of = {
+        "version": __version__,
+        "settings": dataclasses.asdict(row.config),
+        "unfrozen": row.unfrozen and dataclasses.asdict(row.unfrozen),
+        "backbone_sha256": backbone.sha256,
+        "images": {name: images.fingerprint for name, images in parts.items()},
+    }
+    return json.loads(json.dumps(made_of))
+
+
+def _finished(folder: Path) -> Finished:
+    note = json.loads((folder / FINISHED).read_text())
+    scores = effects.read_scores(folder / "scores.csv")
+    return Finished(scores, note["seconds"], note["resumed"], note["trained_parameters"])
+
+
+def _frozen(
+    config: Settings,
+    data: Data,
+    backbone: Backbone,
+    folder: Path,
+    bench: Bench,
+    bad: BadImages,
+    seconds: dict[str, float],
+) -> tuple[TrainedDetector, FeatureSet]:
+    """What ``train`` does, each part on the clock."""
+    config, replicas = bench.with_bank(config, data, backbone), bench.replicas
+    with Checkpoints(folder / "checkpoints", best=resuming.validation_score) as checkpoints:
+        metadata = trained.metadata(config, backbone, data.train, data.validation)
+        resuming.require_resumable(checkpoints, metadata, backbone)
+        with _timed(seconds, "bank"):
+            sets = filling.open_sets(config, data, backbone, folder, replicas, bad)
+        with _timed(seconds, "training"):
+            fitting.fit(config, sets, backbone, folder, replicas, bad, checkpoints, metadata)
+    best = loading.load(folder, backbone=config.backbone)
+    return dataclasses.replace(best, settings=config), sets.test
+
+
+def _unfrozen(
+    row: Variant,
+    data: Data,
+    backbone: Backbone,
+    folder: Path,
+    bench: Bench,
+    bad: BadImages,
+    seconds: dict[str, float],
+) -> tuple[TrainedDetector, FeatureSet, int]:
+    """Trains head and backbone, and leaves both as a detector of its own in the row's folder.
+
+    Returns:
+      The detector, the test images, and how many of the backbone's parameters were trained.
+    """
+    assert row.unfrozen is not None
+    config, replicas = row.config, bench.replicas
+    extractor = unfrozen.MovingExtractor(config, backbone, replicas)
+    num_patches = backbone.config.num_patches
+    scorer = scoring.Scorer(config.detector, num_patches, replicas)
+
+    def validate(now: Backbone, heads: HeadState) -> tuple[HeldOut, dict[str, float]]:
+        extractor.move(now)
+        held_out = scoring.score_held_out(heads, OnlineSet(data.validation, extractor), scorer, bad)
+        return held_out, fitting.validate(held_out)
+
+    with _timed(seconds, "training"):
+        heads = trained.head_template(config, backbone)
+        order = Order(len(data.train), config.train.batch_size, config.train.epochs, config.seed)
+        learned = OnlineSet(data.train, extractor)
+        normalizer = fitting.fit_normalizer(config, learned, order, heads, num_patches, replicas)
+        heads = HeadState(heads.params, normalizer)
+        tuned = unfrozen.fit(
+            config, row.unfrozen, data, backbone, heads, validate, folder, replicas, bad
+        )
+    path = folder / "backbone.safetensors"
+    origin = {"method": f"{row.unfrozen.part} of {backbone.sha256} trained by cinemae_jax.ablate"}
+    with Checkpoints(folder / "checkpoints", best=resuming.validation_score) as checkpoints:
+        if checkpoints.latest is None:  # written once: the hash of a file written anew may differ
+            digest = weights.save(path, backbone.config, tuned.params, origin)
+            checkpoints.save(
+                tuned.step,
+                {"head": tuned.heads, "held_out": tuned.held_out},
+                trained.metadata(
+                    dataclasses.replace(config, backbone=str(path)),
+                    Backbone(tuned.params, backbone.config, digest),
+                    data.train,
+                    data.validation,
+                ),
+                {"validation_loss": tuned.validation_loss},
+            )
+    detector = loading.load(folder, backbone=str(path))
+    extractor.move(detector.backbone)
+    moved, _ = unfrozen.split(tuned.params, row.unfrozen.part)
+    return detector, OnlineSet(data.test, extractor), num_params(moved)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] += time.perf_counter() - start

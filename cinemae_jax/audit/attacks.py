@@ -1,0 +1,121 @@
+"""White-box attacks on the frozen pipeline: projected gradient descent through JAX's gradients.
+
+In: uint8 crops, a trained head and its frozen backbone.  Out: uint8 crops that differ by at most
+ε grey levels a value, changed so that the logit moves to the other class (Madry et al.,
+arXiv 1706.06083), by gradients averaged over masks (Athalye et al., arXiv 1707.07397).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from cinemae_jax.model import lcas, masking
+from cinemae_jax.model.cinemae import Backbone, logits, pixel_features
+from cinemae_jax.model.config import DetectorConfig
+from cinemae_jax.model.head import HeadState
+from cinemae_jax.model.mae import IMAGENET_STD, normalize_images
+
+# Masks of the attack are numbered from here: scores never use them, nor does a bank hold them.
+FIRST_RUN = 1 << 20
+STRIDE = 2.5  # times ε over the number of steps: reaches any corner of the box, as Madry et al. do
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """How strongly to search within the box.
+
+    Attributes:
+      steps: gradient steps.
+      draws: scorings with fresh masks, of K runs each, that every gradient is the mean of.
+    """
+
+    steps: int = 10
+    draws: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.draws) < 1:
+            raise ValueError(f"steps and draws must be positive, are {self.steps}, {self.draws}")
+
+
+Attacker = Callable[..., tuple[UInt8[Array, "b h w 3"], Bool[Array, " b"]]]
+
+
+def make_attack(config: DetectorConfig, attack: Attack) -> Attacker:
+    """Attacks one device's share of a batch of crops.
+
+    Args:
+      config: of the detector; static.
+      attack: static.
+
+    Returns:
+      A function of (backbone, head (one, without an axis of seeds), base key of the masks, images
+      (B, H, W, 3) uint8, example ids, labels, ε in grey levels) to the changed images and whether
+      the gradient of an image was ever undefined, where it was taken as zero.  AI images are
+      pushed to nature and nature images to AI.  Changes are whole grey levels, at most ⌊ε⌋.
+    """
+    draws = attack.draws if config.num_runs else 1  # nothing is masked: all draws are the same
+
+    def push(
+        backbone: Backbone,
+        head: HeadState,
+        key: Key[Array, ""],
+        images: UInt8[Array, "b h w 3"],
+        example_ids: Int[Array, " b"],
+        labels: Int[Array, " b"],
+        epsilon: Float[Array, ""],
+    ) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, " b"]]:
+        clean, levels = normalize_images(images), images.astype(jnp.float32)
+        keys = masking.example_keys(key, example_ids)
+        towards = jnp.where(labels == 1, -1.0, 1.0)
+        std = 255 * jnp.array(IMAGENET_STD)[None, None, None]
+
+        def aim(delta: Float[Array, "b h w 3"], runs: Int[Array, " r"]) -> Float[Array, ""]:
+            shared = jnp.broadcast_to(runs, (len(keys), len(runs)))
+            logit = mean_logit(backbone, head, clean + delta / std, keys, shared, config, draws)
+            return (towards * logit).sum()
+
+        def step(
+            i: Int[Array, ""], state: tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]
+        ) -> tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]:
+            delta, undefined = state
+            count = draws * config.num_runs
+            gradient = jax.grad(aim)(delta, FIRST_RUN + i * count + jnp.arange(count))
+            broken = ~jnp.isfinite(gradient).all(axis=(1, 2, 3))
+            gradient = jnp.where(broken[:, None, None, None], 0.0, gradient)
+            delta = delta + STRIDE * epsilon / attack.steps * jnp.sign(gradient)
+            delta = jnp.clip(delta, -epsilon, epsilon)
+            return jnp.clip(delta, -levels, 255 - levels), undefined | broken
+
+        start = jnp.zeros_like(clean), jnp.zeros(len(images), bool)
+        delta, undefined = jax.lax.fori_loop(0, attack.steps, step, start)
+        whole = jnp.floor(epsilon)
+        delta = jnp.clip(jnp.round(delta), -whole, whole)
+        return (levels + delta).astype(jnp.uint8), undefined
+
+    return push
+
+
+def mean_logit(
+    backbone: Backbone,
+    head: HeadState,
+    pixels: Float[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    runs: Int[Array, "b r"],
+    config: DetectorConfig,
+    draws: int,
+) -> Float[Array, " b"]:
+    """Logit of AI, averaged over scorings with ``runs`` / ``draws`` runs each; differentiable."""
+    features = pixel_features(backbone, pixels, keys, runs, config)
+
+    def apart(leaf: Array) -> Array:
+        return leaf.reshape(len(leaf), draws, config.num_runs, *leaf.shape[2:])
+
+    def one(terms: lcas.Terms, masked: Int[Array, "b k m"]) -> Float[Array, " b"]:
+        own = dataclasses.replace(features, terms=terms, masked=masked)
+        return logits(head, own, config, backbone.config.num_patches)[0]
+
+    by_draw = jax.tree.map(apart, (features.terms, features.masked))
+    return jax.vmap(one, in_axes=1)(*by_draw).mean(axis=0)

@@ -1,0 +1,106 @@
+"""What a detector is compared with to tell whether its MAE does anything: the same head without it.
+
+In: the configuration of a detector.  Out: the controls, and Gaussian in-painting as one of them.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from cinemae_jax.audit.corruptions import Shrink
+from cinemae_jax.model.cinemae import Reconstruct
+from cinemae_jax.model.config import DetectorConfig, MAEConfig
+from cinemae_jax.model.mae import patchify, to_target, unpatchify
+
+# Where features come from: the frozen MAE; the same architecture untrained; the MAE's encoder
+# with in-painting in place of its reconstruction; the MAE on images without their fine structure.
+Source = Literal["MAE", "random weights", "Gaussian in-painting", "MAE on shrunken images"]
+
+RECIPE = "the recipe as it is"
+CONTENT = "content alone"
+# Shorter side that images are reduced to, and blown up from, where content alone is to be left.
+CONTENT_SIDE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """One head to be trained anew, by the recipe of the detector but for what the name says.
+
+    Attributes:
+      name: for tables.
+      source: of its features.
+      detector: what the head makes of them.
+    """
+
+    name: str
+    source: Source
+    detector: DetectorConfig
+
+
+def controls(config: DetectorConfig) -> list[Control]:
+    """The recipe first, then everything that it is compared with; no two of them the same."""
+    encoder = dataclasses.replace(config, fusion="global", num_runs=0)
+    made = [
+        Control(RECIPE, "MAE", config),
+        Control("random weights", "random weights", config),
+    ]
+    if config.num_runs:
+        alone = dataclasses.replace(config, fusion="lcas")
+        made += [
+            Control("Gaussian in-painting", "Gaussian in-painting", config),
+            Control("encoder alone", "MAE", encoder),
+            Control("LCAS alone", "MAE", alone),
+            Control("LCAS alone, random weights", "random weights", alone),
+            Control("LCAS alone, Gaussian in-painting", "Gaussian in-painting", alone),
+        ]
+    made.append(Control(CONTENT, "MAE on shrunken images", config))
+    unlike: dict[tuple[str, DetectorConfig], Control] = {}
+    for control in made:
+        unlike.setdefault((control.source, control.detector), control)
+    return list(unlike.values())
+
+
+SHRINK = Shrink(CONTENT_SIDE)
+
+# --- Gaussian in-painting -----------------------------------------------------------------------
+
+# Standard deviation of the kernel, in patches.
+WIDTH = 1.0
+# Weight of the mean of all visible pixels: counts where no kernel reaches a visible one.
+FLOOR = 1e-30
+
+
+def gaussian_inpainting(model: MAEConfig, width: float = WIDTH) -> Reconstruct:
+    """Masked pixels as the Gaussian-weighted mean of the visible ones (normalised convolution).
+
+    Knutsson and Westin, CVPR 1993.  Channel by channel, without any training.
+
+    Args:
+      model: gives patches and target; for ``norm_pix`` an in-painted patch is normalised by its own
+        mean and variance, never by those of the true one.
+      width: standard deviation of the kernel, in patches.
+    """
+    size, patch = model.image_size, model.patch_size
+    offset = jnp.arange(size)[:, None] - jnp.arange(size)[None]
+    kernel = jnp.exp(-0.5 * (offset / (width * patch)) ** 2)
+
+    def smooth(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.einsum("ij,bjkc,lk->bilc", kernel, images, kernel, precision=highest)
+
+    def reconstruct(
+        pixels: Float[Array, "b h w 3"], visible: Int[Array, "b n"], masked: Int[Array, "b m"]
+    ) -> Float[Array, "b m d"]:
+        rows = jnp.arange(len(pixels))[:, None]
+        seen = jnp.zeros((len(pixels), model.num_patches, patch**2)).at[rows, visible].set(1.0)
+        weight = unpatchify(seen, patch)
+        known = weight * pixels
+        mean = known.sum(axis=(1, 2), keepdims=True) / weight.sum(axis=(1, 2), keepdims=True)
+        filled = (smooth(known) + FLOOR * mean) / (smooth(weight) + FLOOR)
+        patches = jnp.take_along_axis(patchify(filled, patch), masked[..., None], axis=1)
+        return to_target(patches, model.target)
+
+    return reconstruct

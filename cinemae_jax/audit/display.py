@@ -1,0 +1,184 @@
+"""The report of an audit on a terminal: tables, and last the sentences."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cinemae_jax.evaluation.metrics import Estimate
+from cinemae_jax.evaluation.phrases import called_ai, negative, number, percent, signed
+from cinemae_jax.runtime.console import printable
+
+LISTED = 10  # unreadable files, unstable images
+Cell = Callable[[Mapping[str, Any]], str]
+
+
+def show(report: Mapping[str, Any], console: Console) -> None:
+    """Prints a report of ``audit.run``."""
+    console.print(_probes(report["probes"]))
+    if "equalised" in report:
+        console.print(_equalised(report["equalised"]))
+        console.print(_pushes(report["pushes"]))
+        if "comparisons" in report["controls"]:
+            console.print(_controls(report["controls"]))
+    if "corruptions" in report:
+        console.print(_effects("robustness: mean of generators", report["corruptions"]))
+        attacks = report["attacks"]
+        title = (
+            f"white-box attacks: PGD, {attacks['steps']} steps, {attacks['draws']} draws of masks, "
+            f"{attacks['num_images']} images; mean of generators"
+        )
+        console.print(_effects(title, attacks["effects"]))
+        unstable = [f"{_share(r['verdict_stability'])} {r['path']}" for r in report["stability"]]
+        _list(console, "least stable verdicts under corruptions", unstable)
+    bad = [f"{row['path']}: {row['error']}" for row in report["unreadable"]]
+    if bad:
+        _list(console, f"unreadable: {len(bad)}", bad)
+    for sentence in report["verdict"]:
+        console.print(f"- {printable(sentence)}", soft_wrap=True)
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", overflow="fold")
+    return table
+
+
+def _probes(found: Mapping[str, Any]) -> Table:
+    names = list(found)
+    heads = [f"{name} {metric}" for name in names for metric in ("AUC", "accuracy")]
+    table = _table("without any detector", "generator", "nature + ai", *heads)
+    by_name = {name: {row["name"]: row for row in found[name]["rows"]} for name in names}
+    for row in found[names[0]]["rows"]:
+        cells = [
+            cell
+            for name in names
+            for cell in (
+                number(_estimate(by_name[name][row["name"]], "auc")),
+                percent(_estimate(by_name[name][row["name"]], "accuracy")),
+            )
+        ]
+        table.add_row(printable(row["name"]), f"{row['nature']} + {row['ai']}", *cells)
+    return table
+
+
+def _equalised(found: Mapping[str, Any]) -> Table:
+    comparison = found["comparison"]
+    heads = [f"{name} {part}" for name in ("accuracy", "AUC") for part in ("raw", "eq.", "change")]
+    title = f"raw and equalised (side {found['side']}, JPEG {found['quality']}); changes in points"
+    table = _table(title, "generator", "nature + ai", *heads)
+    for before, after, change in _rows(comparison):
+        table.add_row(
+            printable(before["name"]),
+            f"{before['nature']} + {before['ai']}",
+            *_change(before, after, change, "accuracy", percent),
+            *_change(before, after, change, "auc", number),
+        )
+    return table
+
+
+def _pushes(found: Mapping[str, Any]) -> Table:
+    parts = ("before", "after", "change")
+    heads = [f"{part} {where}" for where in ("0.5", "calibrated") for part in parts]
+    title = "photographs called ai, before and after; mean of generators, changes in points"
+    table = _table(title, "pushed through", "nature", *heads)
+    for name, comparison in found.items():
+        before, after, change = list(_rows(comparison))[-1]
+        cells = []
+        for metric in ("nature_accuracy", "nature_accuracy_calibrated"):
+            cells += [
+                percent(called_ai(_estimate(before, metric))),
+                percent(called_ai(_estimate(after, metric))),
+                signed(negative(_estimate(change, metric))),
+            ]
+        table.add_row(name, str(before["nature"]), *cells)
+    return table
+
+
+def _controls(found: Mapping[str, Any]) -> Table:
+    title = (
+        f"the same recipe trained anew on {found['num_train']} images; mean of generators, "
+        "differences from the recipe in points"
+    )
+    table = _table(title, "head", "accuracy", "difference", "AUC", "difference")
+    for name, comparison in found["comparisons"].items():
+        _, after, change = list(_rows(comparison))[-1]
+        table.add_row(
+            name,
+            *_change(after, after, change, "accuracy", percent)[1:],
+            *_change(after, after, change, "auc", number)[1:],
+        )
+    return table
+
+
+def _effects(title: str, effects: Sequence[Mapping[str, Any]]) -> Table:
+    heads = ("accuracy", "change", "AUC", "change", "nature right", "ai right", "verdicts flipped")
+    table = _table(title, "change", *heads, "across 0.5")
+    if effects:
+        clean, _, _ = list(_rows(effects[0]["comparison"]))[-1]
+        table.add_row("none", *_values(clean), "", "")
+    for effect in effects:
+        _, after, change = list(_rows(effect["comparison"]))[-1]
+        table.add_row(
+            effect["change"]["name"],
+            *_values(after, change),
+            _nonzero(effect["flips"]),
+            _nonzero(effect["crossings"]),
+        )
+    return table
+
+
+def _values(row: Mapping[str, Any], change: Mapping[str, Any] | None = None) -> list[str]:
+    def moved(metric: str) -> str:
+        return signed(_estimate(change, metric)) if change else ""
+
+    return [
+        percent(_estimate(row, "accuracy")),
+        moved("accuracy"),
+        number(_estimate(row, "auc")),
+        moved("auc"),
+        percent(_estimate(row, "nature_accuracy")),
+        percent(_estimate(row, "ai_accuracy")),
+    ]
+
+
+def _change(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    change: Mapping[str, Any],
+    metric: str,
+    shown: Callable[[Estimate], str],
+) -> list[str]:
+    return [
+        shown(_estimate(before, metric)),
+        shown(_estimate(after, metric)),
+        signed(_estimate(change, metric)),
+    ]
+
+
+def _rows(comparison: Mapping[str, Any]) -> Iterable[tuple[Any, Any, Any]]:
+    return zip(*(comparison[name] for name in ("before", "after", "difference")), strict=True)
+
+
+def _estimate(row: Mapping[str, Any], metric: str) -> Estimate:
+    values = row["metrics"][metric]
+    nan = float("nan")
+    return Estimate(*(nan if values[k] is None else values[k] for k in ("value", "low", "high")))
+
+
+def _nonzero(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "0"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:4.0%}"
+
+
+def _list(console: Console, title: str, lines: Sequence[str]) -> None:
+    console.print(title)
+    for line in lines[:LISTED]:
+        console.print(f"    {printable(line)}", soft_wrap=True)
+    if len(lines) > LISTED:
+        console.print(f"    and {len(lines) - LISTED} more: --json F lists them")

@@ -1,0 +1,1 @@
+"""Subcommands of ``cinemae``: arguments in, one room called, words out."""

@@ -1,0 +1,1 @@
+"""A trained detector: on disk, in memory, and for people."""

@@ -1,0 +1,241 @@
+"""A trained detector in one portable file: safetensors, with everything but its backbone.
+
+The file holds heads, normalizers and held-out scores; its header says under which settings they
+were made, on which backbone (by sha256), and what a reader should know (the card).  It names no
+folder of the machine that it was made on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from flax import serialization, traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cinemae_jax import __version__, typed, weights
+from cinemae_jax.data.inspect.facts import SAME_FORMAT
+from cinemae_jax.detector import loading, resuming, trained
+from cinemae_jax.detector.trained import HeldOut, TrainedDetector
+from cinemae_jax.features import filling
+from cinemae_jax.runtime.checkpoints import CheckpointError
+from cinemae_jax.runtime.files import replacing
+from cinemae_jax.settings import Settings
+
+FORMAT = "cinemae-detector-1"
+ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED = {"tiny": "tiny_detector.safetensors"}
+# In place of the folder of the training images.
+NOT_KEPT = "not kept"
+
+
+class BundleError(CheckpointError):
+    """A file that holds no usable detector; the message names file, fault and way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingView:
+    """What is known of the files that a head was trained on.
+
+    Attributes:
+      formats: of their content, in Pillow's words.
+      shorter_sides: least and greatest, pixels.
+    """
+
+    formats: tuple[str, ...]
+    shorter_sides: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """What a file, or a training run, holds.
+
+    Attributes:
+      detector: with its backbone.
+      name: for people: that of the file or folder, or of the bundled detector.
+      card: what it was trained on, what it is good for; empty if nobody said.
+      seen: None if it is not known.
+    """
+
+    detector: TrainedDetector
+    name: str
+    card: str = ""
+    seen: TrainingView | None = None
+
+
+def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
+    """Writes a detector and returns the file's sha256.
+
+    Args:
+      path: of the file, replaced at once when it is complete.
+      bundle: to write; its name is not kept, as that of the file counts.
+    """
+    detector = bundle.detector
+    tree = {"heads": detector.heads, "held_out": detector.held_out}
+    header = {
+        "format": FORMAT,
+        "version": __version__,
+        "settings": json.dumps(dataclasses.asdict(_portable(detector.settings)), sort_keys=True),
+        "backbone_sha256": detector.backbone.sha256,
+        "step": str(detector.step),
+        "held_out_images": detector.held_out_images,
+        "num_held_out": str(len(detector.held_out.label)),
+        "seen": json.dumps(None if bundle.seen is None else dataclasses.asdict(bundle.seen)),
+        "card": bundle.card,
+    }
+    path = Path(path)
+    with replacing(path) as partial:
+        save_file(_flatten(tree), partial, metadata=header)
+        partial.chmod(0o644)  # safetensors writes for its owner alone
+    return weights.file_sha256(path)
+
+
+def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
+    """Reads a trained detector, wherever it is.
+
+    Args:
+      source: name of a bundled detector (``tiny``), file of ``save``, or folder of a training run.
+      backbone: file of its backbone; empty takes the one that the detector names, or one of that
+        name beside it.
+
+    Raises:
+      CheckpointError: if there is no detector, it is damaged, or the backbone is another one.
+      weights.BackboneError: if the backbone cannot be read.
+    """
+    name = os.fspath(source)
+    if backbone and not weights.resolve(backbone).is_file():
+        raise weights.BackboneError(f"backbone {backbone} does not exist")
+    if name in BUNDLED:
+        path = ASSETS / BUNDLED[name]
+        if not path.is_file():
+            raise BundleError(
+                f"the bundled detector {name!r} is not part of this installation ({path.name} is "
+                "missing): name the folder of a training run, or a file of `cinemae bundle`"
+            )
+        return dataclasses.replace(_read(path, backbone), name=name)
+    path = Path(source)
+    if path.is_dir():
+        detector = loading.load(path, backbone=backbone)
+        return Bundle(detector, path.resolve().name, seen=_seen_by(path, detector.settings))
+    if not path.is_file():
+        raise BundleError(
+            f"no detector {name}: name the folder of a training run, a file of "
+            f"`cinemae bundle`, or a bundled one ({', '.join(BUNDLED)})"
+        )
+    return _read(path, backbone)
+
+
+def identity(detector: TrainedDetector) -> str:
+    """12 hex digits that differ wherever scores could; the same in a run's folder and in a file."""
+    data = detector.settings.data
+    choices = {
+        "backbone": detector.backbone.sha256,
+        "detector": dataclasses.asdict(detector.settings.detector),
+        "crops": (data.resize, data.scored_crops),
+        "mask_seed": detector.settings.features.seed,
+        "heads": trained.head_sha256(detector.heads),
+    }
+    return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def _read(path: Path, backbone: str) -> Bundle:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise BundleError(f"{path} is not a readable safetensors file ({error})") from error
+    if header.get("format") != FORMAT:
+        raise BundleError(
+            f"{path} is no detector (format {header.get('format')!r}, expected {FORMAT!r}): "
+            "make one with `cinemae bundle`"
+        )
+    try:
+        config = typed.read(json.loads(header["settings"]), Settings, saved=True)
+        num_held_out, step = int(header["num_held_out"]), int(header["step"])
+        seen = _seen_of(json.loads(header["seen"]))
+        images, sha256, card = (header[k] for k in ("held_out_images", "backbone_sha256", "card"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path}: its header is not that of a detector: {error}") from error
+    beside = path.parent / config.backbone
+    named = backbone or (str(beside) if beside.is_file() else config.backbone)
+    if not weights.resolve(named).is_file():
+        raise weights.BackboneError(
+            f"{path} needs the backbone {config.backbone} (sha256 {sha256[:12]}…), which is not "
+            "beside it: name its file as the backbone"
+        )
+    config = dataclasses.replace(config, backbone=named)
+    frozen = loading.load_backbone(config)
+    resuming.require_backbone({"backbone_sha256": sha256}, frozen, path)
+    like = {
+        "heads": trained.head_template(config, frozen),
+        "held_out": HeldOut.unknown(num_held_out, config.num_seeds),
+    }
+    tree = _unflatten(path, flat, like)
+    detector = TrainedDetector(frozen, tree["heads"], config, step, tree["held_out"], images)
+    return Bundle(detector, path.name.removesuffix(".safetensors"), card, seen)
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every array under a name; float32 and int32, as they are trained and saved."""
+    flat = traverse_util.flatten_dict(serialization.to_state_dict(dict(tree)), sep="/")
+    return {name: np.ascontiguousarray(values) for name, values in flat.items()}
+
+
+def _unflatten(path: Path, flat: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> Any:
+    expected = {name: (a.shape, a.dtype) for name, a in _flatten(like).items()}
+    found = {name: (a.shape, a.dtype) for name, a in flat.items()}
+    wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+    if wrong:
+        raise BundleError(f"{path} does not fit its own settings: see {', '.join(wrong[:5])}")
+    if infinite := [n for n, a in flat.items() if n.startswith("heads") and not _finite(a)]:
+        raise BundleError(f"{path}: values that are not finite in {', '.join(infinite[:5])}")
+    nested = traverse_util.unflatten_dict(dict(flat), sep="/")
+    return serialization.from_state_dict(dict(like), nested)
+
+
+def _finite(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all())
+
+
+def _portable(config: Settings) -> Settings:
+    """Settings without the paths of this machine."""
+    data = dataclasses.replace(config.data, root=NOT_KEPT, quarantine="")
+    features = dataclasses.replace(config.features, bank="")
+    backbone = Path(config.backbone).name
+    return dataclasses.replace(config, data=data, features=features, backbone=backbone)
+
+
+# --- what the head was trained on ---------------------------------------------------------------
+
+
+def _seen_by(workdir: Path, config: Settings) -> TrainingView | None:
+    """From the bank of a run, if there is one: nothing else knows the files."""
+    bank = Path(config.features.bank) if config.features.bank else workdir / filling.BANK
+    parts = sorted((bank / "train").glob("*.parquet"))
+    if not parts:
+        return None
+    facts = pq.read_table(parts, columns=["format", "width", "height"])
+    facts = facts.filter(pc.greater(facts["width"], 0))  # of files whose head could be read
+    if not len(facts):
+        return None
+    sides = pc.min_max(pc.min_element_wise(facts["width"], facts["height"])).as_py()
+    formats = {SAME_FORMAT.get(name, name) for name in pc.unique(facts["format"]).to_pylist()}
+    return TrainingView(tuple(sorted(formats)), (sides["min"], sides["max"]))
+
+
+def _seen_of(record: Mapping[str, Any] | None) -> TrainingView | None:
+    if record is None:
+        return None
+    low, high = record["shorter_sides"]
+    return TrainingView(tuple(record["formats"]), (int(low), int(high)))

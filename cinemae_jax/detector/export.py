@@ -1,0 +1,156 @@
+"""A detector as a StableHLO artefact that runs wherever XLA does, without this package.
+
+Two files: the program with all weights inside (``jax.export``), and beside it a JSON record of what
+has to be done to a picture first, and of what the logit means.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export as jax_export
+from jaxtyping import Float, UInt8, UInt32
+
+from cinemae_jax import __version__, weights
+from cinemae_jax.data.decode import BACKGROUND
+from cinemae_jax.detector import inference
+from cinemae_jax.detector.api import OPINION, Detector
+from cinemae_jax.features.extraction import mask_key
+from cinemae_jax.runtime.files import replacing
+
+FORMAT = "cinemae-export-1"
+# What the artefact is lowered for.
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+class ExportError(ValueError):
+    """An artefact that cannot be used; the message names file, fault and way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """An exported detector.
+
+    Attributes:
+      program: of ``jax.export``; its ``call`` takes images and example ids.
+      record: what stands in the JSON file.
+    """
+
+    program: jax_export.Exported
+    record: dict[str, Any]
+
+    def __call__(
+        self, images: UInt8[np.ndarray, "b n s s 3"], example_ids: UInt32[np.ndarray, " b"]
+    ) -> Float[np.ndarray, " b"]:
+        """Logits of any number of pictures, from their crops and the numbers that draw masks."""
+        return np.asarray(self.program.call(images, example_ids))
+
+
+def record_path(path: str | os.PathLike[str]) -> Path:
+    """Of the JSON file that belongs to an artefact."""
+    return Path(path).with_name(Path(path).name + ".json")
+
+
+def save(
+    path: str | os.PathLike[str], detector: Detector, *, platforms: Sequence[str] = PLATFORMS
+) -> dict[str, Any]:
+    """Writes the artefact and its record, which is returned.
+
+    Args:
+      path: of the artefact; the record is written to ``record_path``.
+      detector: with as many masks a picture as it was trained with.
+      platforms: to lower for.
+
+    Raises:
+      ValueError: if the detector takes more masks than it was trained with.
+    """
+    trained = detector.trained
+    if detector.runs != trained.settings.detector.num_runs:
+        raise ValueError(
+            f"the detector was loaded with {detector.runs} masks a picture: export it with the "
+            f"{trained.settings.detector.num_runs} that it was trained with"
+        )
+    logits = inference.make_logits(trained.settings.detector)
+    frozen = trained.backbone, trained.first_head
+
+    def program(images: jax.Array, example_ids: jax.Array) -> jax.Array:
+        return logits(*frozen, mask_key(trained.settings), images, example_ids).logit[:, 0]
+
+    (batch,) = jax_export.symbolic_shape("b")
+    shapes = (
+        jax.ShapeDtypeStruct((batch, *detector.transform.shape), np.uint8),
+        jax.ShapeDtypeStruct((batch,), np.uint32),
+    )
+    exported = jax_export.export(jax.jit(program), platforms=tuple(platforms))(*shapes)
+    path = Path(path)
+    _replace(path, exported.serialize())
+    record = _record(detector) | {
+        "platforms": list(platforms),
+        "artefact_sha256": weights.file_sha256(path),
+    }
+    _replace(record_path(path), (json.dumps(record, indent=1) + "\n").encode())
+    return record
+
+
+def load(path: str | os.PathLike[str]) -> Artefact:
+    """Reads an artefact back.
+
+    Raises:
+      ExportError: if one of its two files is missing, or they do not belong together.
+    """
+    for needed in (Path(path), record_path(path)):
+        if not needed.is_file():
+            raise ExportError(f"{needed} does not exist: `cinemae export` writes both files")
+    try:
+        record = json.loads(record_path(path).read_text())
+    except ValueError as error:
+        raise ExportError(f"{record_path(path)} is no JSON: {error}") from error
+    if record.get("format") != FORMAT:
+        raise ExportError(f"{record_path(path)} is not of the format {FORMAT!r}")
+    if record["artefact_sha256"] != weights.file_sha256(Path(path)):
+        raise ExportError(f"{path} is not the file that {record_path(path)} was written for")
+    return Artefact(jax_export.deserialize(bytearray(Path(path).read_bytes())), record)
+
+
+def _record(detector: Detector) -> dict[str, Any]:
+    trained, transform = detector.trained, detector.transform
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "jax": jax.__version__,
+        "detector": detector.name,
+        "backbone_sha256": trained.backbone.sha256,
+        "note": OPINION,
+        "inputs": {
+            "images": "uint8 (b, crops, size, size, 3), RGB",
+            "example_ids": "uint32 (b,), from which the masks of a picture are drawn",
+        },
+        "output": "float32 (b,), logit of AI, averaged over crops",
+        "preprocessing": {
+            "orientation": "EXIF applied",
+            "transparency": f"laid over {list(BACKGROUND)}",
+            "colour": "8-bit RGB; colour profiles are not applied",
+            "resize": transform.resize,
+            "resize_rule": "shorter side to that many pixels, the longer one rounded down, bicubic "
+            "of Pillow; 0: none",
+            "crops": transform.num_crops,
+            "size": transform.size,
+            "crop_rule": "one: the centre, margins halved and rounded to even; more: a square "
+            "grid, evenly from corner to corner, row by row; sides that are too short are "
+            "reflected (numpy.pad, symmetric)",
+            "example_id": "the last 4 bytes, big-endian, of blake2b (8 bytes) of "
+            "'<width>x<height>:' and the decoded RGB bytes",
+        },
+        "masks": {"seed": trained.settings.features.seed, "runs": detector.runs},
+        "calibration": detector.calibration.to_dict(),
+    }
+
+
+def _replace(path: Path, content: bytes | bytearray) -> None:
+    with replacing(path) as partial:
+        partial.write_bytes(content)

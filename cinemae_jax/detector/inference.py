@@ -1,0 +1,116 @@
+"""The detector as pure functions of pictures and the numbers that name them.
+
+What ``Detector`` compiles and ``export`` writes down: uint8 crops in, logits or LCAS maps out.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
+
+from cinemae_jax.features import extraction
+from cinemae_jax.features.extraction import DeviceBatch
+from cinemae_jax.model import lcas
+from cinemae_jax.model.cinemae import Backbone, logits
+from cinemae_jax.model.config import DetectorConfig, Score
+from cinemae_jax.model.head import HeadState, learned_weight
+
+
+@struct.dataclass
+class Judged:
+    """Of a batch.
+
+    Attributes:
+      logit: (B, G), of every group of K masks, averaged over crops; positive for AI.
+      uniform_share: (B,), share of nearly uniform patches.
+    """
+
+    logit: Float[Array, "b g"]
+    uniform_share: Float[Array, " b"]
+
+
+def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Judged]:
+    """A function of (backbone, head, key, images (B, n, S, S, 3), example ids (B,)).
+
+    The head was trained on statistics of K masks, whose distribution depends on K (the third most
+    of all), so more masks are taken as further groups of K, each scored as in training.
+
+    Args:
+      config: of the detector.
+      num_groups: G; the masks are runs 0 … G·K-1, the first group those of evaluation.
+    """
+    extract = extraction.make_extract(config, extraction.first_runs(num_groups * config.num_runs))
+
+    def score(
+        backbone: Backbone,
+        head: HeadState,
+        key: Key[Array, ""],
+        images: UInt8[Array, "b n s s 3"],
+        example_ids: UInt32[Array, " b"],
+    ) -> Judged:
+        num_crops, num_patches = images.shape[1], backbone.config.num_patches
+
+        def over_crops(rows: Float[Array, " bn"]) -> Float[Array, " b"]:
+            return rows.reshape(-1, num_crops).mean(axis=1)
+
+        features = extract(backbone, key, _batch(images, example_ids))
+
+        def apart(leaf: Array) -> Array:
+            return leaf.reshape(leaf.shape[0], num_groups, config.num_runs, *leaf.shape[2:])
+
+        def of_group(terms: lcas.Terms, masked: Int[Array, "bn k m"]) -> Float[Array, " b"]:
+            group = dataclasses.replace(features, terms=terms, masked=masked)
+            return over_crops(logits(head, group, config, num_patches)[0])
+
+        groups = jax.tree.map(apart, (features.terms, features.masked))
+        by_group = jax.vmap(of_group, in_axes=1, out_axes=1)(*groups)
+        return Judged(by_group, over_crops(features.uniform_share))
+
+    return score
+
+
+def make_maps(config: DetectorConfig, num_runs: int, score: Score) -> Callable[..., tuple]:
+    """A function of (backbone, head, key, images (n, S, S, 3), example id ()).
+
+    Returns the mean score of every patch over the runs that hid it, (n, L), NaN where none did,
+    and their number, (n, L).
+
+    Args:
+      config: of the detector.
+      num_runs: masks; runs 0 … of the picture, which the detector's own are the first of.
+      score: LCAS variant.
+    """
+    extract = extraction.make_extract(config, extraction.first_runs(num_runs))
+
+    def maps(
+        backbone: Backbone,
+        head: HeadState,
+        key: Key[Array, ""],
+        images: UInt8[Array, "n s s 3"],
+        example_id: UInt32[Array, ""],
+    ) -> tuple[Float[Array, "n l"], Int[Array, "n l"]]:
+        features = extract(backbone, key, _batch(images[None], example_id[None]))
+        learned = learned_weight(head.params)
+        weight = config.mismatch_weight if learned is None else learned
+        values = lcas.score(features.terms, score, weight)
+
+        def of_crop(
+            values: Float[Array, "k m"], masked: Int[Array, "k m"]
+        ) -> tuple[Float[Array, " l"], Int[Array, " l"]]:
+            none = jnp.zeros(backbone.config.num_patches)
+            shown = none.astype(jnp.int32).at[masked].add(1)
+            return none.at[masked].add(values) / shown, shown
+
+        return jax.vmap(of_crop)(values, features.masked)
+
+    return maps
+
+
+def _batch(images: UInt8[Array, "b n s s 3"], example_ids: UInt32[Array, " b"]) -> DeviceBatch:
+    """Crops as rows; all crops of a picture have its masks, in evaluation too."""
+    ids = jnp.repeat(example_ids, images.shape[1])
+    flat = images.reshape(-1, *images.shape[2:])
+    return {"image": flat, "example_id": ids, "epoch": jnp.zeros_like(ids, jnp.int32)}

@@ -1,0 +1,139 @@
+"""What people hand to a detector, files, bytes, Pillow images or arrays, to one upright RGB image.
+
+Nothing here computes on a device.  The number that names a picture in its masks is a hash of its
+pixels, so that a picture is scored alike under any name and in any lossless format.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from cinemae_jax.data.augment import resize_short
+from cinemae_jax.data.decode import open_header, read_file, to_pixels
+from cinemae_jax.data.inspect.facts import SAME_FORMAT
+from cinemae_jax.data.transforms import MultiCrop, multi_crop
+
+# A path, the bytes of an image file, a Pillow image, or RGB pixels (H, W, 3) uint8.
+Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Picture:
+    """One image, and what its file said that its pixels no longer tell.
+
+    Attributes:
+      image: RGB, upright.
+      example_id: 32 bits, of the pixels.
+      format: of the file, in Pillow's words; empty for what came as pixels.
+      animated: the file holds more frames than this first one.
+      transparent: it was laid over white.
+    """
+
+    image: Image.Image
+    example_id: int
+    format: str = ""
+    animated: bool = False
+    transparent: bool = False
+
+
+def listed(images: Source | Iterable[Source]) -> Iterable[Source]:
+    """Several sources; one alone becomes a list of one.
+
+    Raises:
+      TypeError: if it is neither.
+    """
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise TypeError(
+            f"images are of type {type(images).__name__}: give paths, bytes, Pillow images or "
+            "arrays"
+        )
+    return images
+
+
+def name_of(source: Source) -> str:
+    """The path of a file; empty for anything else."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+
+
+def read(source: Source) -> Picture:
+    """Decodes a source, with the limits of ``data.decode``.
+
+    Raises:
+      DecodeError: if it cannot be scored.
+      OSError: if a file cannot be read.
+      TypeError, ValueError: if it is no source at all: a mistake of the program, not of a file.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise ValueError(
+                f"an array of shape {source.shape} and type {source.dtype} is no picture: "
+                "give (height, width, 3) uint8, RGB"
+            )
+        source = Image.fromarray(source)
+    elif isinstance(source, str | os.PathLike):
+        source = read_file(Path(source))
+    header = source if isinstance(source, Image.Image) else open_header(source)
+    transparent = header.has_transparency_data
+    image = to_pixels(header)
+    return Picture(
+        image,
+        example_id(image),
+        format=SAME_FORMAT.get(header.format or "", header.format or ""),
+        animated=_is_animated(header),
+        transparent=transparent,
+    )
+
+
+def example_id(image: Image.Image) -> int:
+    """The low 32 bits of a blake2b of size and pixels, by which masks are drawn."""
+    digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=8)
+    digest.update(image.tobytes())
+    return int.from_bytes(digest.digest(), "big") & 0xFFFFFFFF
+
+
+def crops(image: Image.Image, transform: MultiCrop) -> UInt8[np.ndarray, "n s s 3"]:
+    """The squares that the detector looks at: what ``transform`` makes of the decoded file."""
+    if transform.resize:
+        image = resize_short(image, transform.resize)
+    return multi_crop(image, transform.size, num_crops=transform.num_crops)
+
+
+def _is_animated(header: Image.Image) -> bool:
+    if header.format == "MPO":  # a photograph with a preview or a second view behind it
+        return False
+    try:
+        return bool(getattr(header, "is_animated", False))
+    except Exception:  # something follows, and it is damaged: the first frame is whole
+        return True
+
+
+def ahead(
+    function: Callable[[Source], T], sources: Iterable[Source], num_threads: int
+) -> Iterator[T]:
+    """Results in order, computed in threads a little ahead of who takes them."""
+    pending: collections.deque[Future[T]] = collections.deque()
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        for source in sources:
+            pending.append(pool.submit(function, source))
+            if len(pending) > 2 * num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

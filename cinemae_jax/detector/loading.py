@@ -1,0 +1,67 @@
+"""Reads a trained detector and its backbone from disk."""
+
+import dataclasses
+from pathlib import Path
+
+from cinemae_jax import typed, weights
+from cinemae_jax.detector import resuming, trained
+from cinemae_jax.detector.trained import HeldOut, TrainedDetector
+from cinemae_jax.model.cinemae import Backbone
+from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints, Which
+from cinemae_jax.settings import Settings
+
+
+def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> TrainedDetector:
+    """Reads the detector of a training run.
+
+    Args:
+      workdir: of the run.
+      which: the checkpoint with the best validation loss, or the last one.
+      backbone: file to use if it exists, else the one that the run names; the hash decides
+        whether it is the right one.
+
+    Raises:
+      CheckpointError: if there is none, or it was trained on another backbone.
+      weights.BackboneError: if the backbone cannot be read.
+    """
+    folder = Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoints in {workdir}: train first, with this --workdir")
+    with Checkpoints(folder, best=resuming.validation_score) as checkpoints:
+        last = checkpoints.latest
+        if last is None:
+            raise CheckpointError(f"no complete checkpoint in {folder}")
+        resuming.require_kind(checkpoints.metadata(last), folder)
+        step = checkpoints.best if which == "best" else last
+        if step is None:
+            raise CheckpointError(f"{folder} has no validated checkpoint yet: let it train longer")
+        meta = checkpoints.metadata(step)
+        config = typed.read(meta["settings"], Settings, saved=True)
+        if backbone and weights.resolve(backbone).is_file():
+            config = dataclasses.replace(config, backbone=backbone)
+        frozen = load_backbone(config)
+        resuming.require_backbone(meta, frozen, folder / str(step))
+        like = {
+            "head": trained.head_template(config, frozen),
+            "held_out": HeldOut.unknown(meta["num_held_out"], config.num_seeds),
+        }
+        saved = checkpoints.restore(step, like)
+    held_out, images = saved["held_out"], meta["held_out_images"]
+    return TrainedDetector(frozen, saved["head"], config, step, held_out, images)
+
+
+def load_backbone(config: Settings) -> Backbone:
+    """The backbone that a run names.
+
+    Raises:
+      weights.BackboneError: if it cannot be read, or has no decoder where runs need one.
+    """
+    backbone = weights.load(config.backbone)
+    stored = config.features.num_runs if config.features.source == "bank" else 0
+    for field, num_runs in (("detector", config.detector.num_runs), ("features", stored)):
+        if num_runs and not backbone.config.has_decoder:
+            raise weights.BackboneError(
+                f"{config.backbone} has no decoder, and config.{field}.num_runs is {num_runs}: "
+                "use a backbone with a decoder, or num_runs 0 in both with fusion 'global'"
+            )
+    return backbone

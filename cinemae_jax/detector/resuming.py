@@ -1,0 +1,69 @@
+"""Whether a checkpoint may be resumed or loaded: kind, backbone, settings."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from cinemae_jax.detector.trained import KIND
+from cinemae_jax.model.cinemae import Backbone
+from cinemae_jax.runtime import differences
+from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
+
+# What a resumed run may do otherwise: nothing here changes the head.
+MAY_DIFFER = (
+    "version",
+    "settings.backbone",  # its hash must be the same
+    "settings.data.root",  # the images must be the same
+    "settings.data.source",
+    "settings.data.quarantine",
+    "settings.data.test_generators",
+    "settings.data.num_threads",
+    "settings.features.bank",
+    "settings.features.batch_size",
+    "settings.features.shard_images",
+    "settings.features.memory",
+    "settings.train.checkpoint_every",
+    "settings.eval.",
+)
+
+
+def require_resumable(
+    checkpoints: Checkpoints, metadata: dict[str, Any], backbone: Backbone
+) -> None:
+    """Raises CheckpointError if there are checkpoints that another run has made."""
+    if checkpoints.latest is None:
+        return
+    before = checkpoints.metadata(checkpoints.latest)
+    require_kind(before, checkpoints.folder)
+    require_backbone(before, backbone, checkpoints.folder / str(checkpoints.latest))
+    require_same_run(before, metadata, checkpoints.folder)
+
+
+def require_same_run(before: dict[str, Any], metadata: dict[str, Any], folder: Path) -> None:
+    """Raises CheckpointError if the metadata of a checkpoint are another run's."""
+    differences.require_same(before, metadata, folder, may_differ=MAY_DIFFER)
+
+
+def validation_score(metrics: Any) -> float:
+    """By which the best checkpoint is chosen: larger is better."""
+    loss = float(metrics["validation_loss"])
+    return -loss if math.isfinite(loss) else -math.inf
+
+
+def require_kind(meta: dict[str, Any], folder: Path) -> None:
+    """Raises CheckpointError unless a checkpoint is a detector's."""
+    if meta.get("kind") != KIND:
+        raise CheckpointError(
+            f"{folder} holds checkpoints of {meta.get('kind')!r}, not of a detector: "
+            "use the --workdir of a training run"
+        )
+
+
+def require_backbone(meta: dict[str, Any], backbone: Backbone, where: Path) -> None:
+    """Raises CheckpointError unless a checkpoint was trained on this very backbone."""
+    if meta["backbone_sha256"] != backbone.sha256:
+        raise CheckpointError(
+            f"checkpoint {where} was trained on the backbone with sha256 "
+            f"{meta['backbone_sha256'][:12]}…, not on this one ({backbone.sha256[:12]}…): "
+            "its head means nothing here; give the old backbone, or train anew"
+        )

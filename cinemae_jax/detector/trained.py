@@ -1,0 +1,133 @@
+"""A trained detector on disk: the checkpoint of a head, tied to its backbone by hash."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization, struct, traverse_util
+
+from cinemae_jax import __version__
+from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.detector import calibration
+from cinemae_jax.detector.calibration import Calibration
+from cinemae_jax.model.cinemae import Backbone, num_params, num_statistics
+from cinemae_jax.model.head import HeadState, Normalizer, init_params
+from cinemae_jax.settings import Settings
+
+
+@struct.dataclass
+class HeldOut:
+    """Scores of the held-out images of training: what verdicts are calibrated by.
+
+    Attributes:
+      logit: (N, S) float32; NaN where an image could not be read or was not scored.
+      label: (N,) int32.
+    """
+
+    logit: Any
+    label: Any
+
+    @classmethod
+    def unknown(cls, count: int, num_seeds: int) -> "HeldOut":
+        """Of images that were not scored."""
+        logit = np.full((count, num_seeds), np.nan, np.float32)
+        return cls(logit, np.zeros(count, np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedDetector:
+    """Backbone, head and the settings that they were trained under.
+
+    Attributes:
+      backbone: frozen; its hash is the one that the heads were trained on.
+      heads: trained parameters and the normalizers of their inputs, with a leading axis of seeds.
+      settings: of the training run, preprocessing included.
+      step: of the checkpoint.
+      held_out: scores that verdicts are calibrated by; of the training generators alone.
+      held_out_images: fingerprint of those images.
+    """
+
+    backbone: Backbone
+    heads: HeadState
+    settings: Settings
+    step: int
+    held_out: HeldOut
+    held_out_images: str
+
+    @property
+    def first_head(self) -> HeadState:
+        """The head of the first seed, without the axis of seeds."""
+        return jax.tree.map(lambda leaf: leaf[0], self.heads)
+
+    def calibration(self, head: int = 0) -> Calibration:
+        """Probabilities and thresholds of one head, at the error rates of its ``settings.eval``."""
+        scored = np.isfinite(self.held_out.logit[:, head])
+        return calibration.fit(
+            self.held_out.logit[scored, head],
+            self.held_out.label[scored],
+            fpr=self.settings.eval.fpr,
+            fnr=self.settings.eval.fnr,
+            images=self.held_out_images,
+        )
+
+
+# The kind that the metadata of a checkpoint names: other jobs write checkpoints of other kinds.
+KIND = "detector"
+
+
+def metadata(
+    config: Settings, backbone: Backbone, images: Catalog, held_out: Catalog
+) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Args:
+      config: of the run.
+      backbone: that the head is trained on.
+      images: that it is trained on.
+      held_out: those that it is validated and calibrated on.
+    """
+    return {
+        "kind": KIND,
+        "version": __version__,
+        "backbone_sha256": backbone.sha256,
+        "train_images": images.fingerprint,
+        "held_out_images": held_out.fingerprint,
+        "num_held_out": len(held_out),
+        "settings": json.loads(json.dumps(dataclasses.asdict(config))),
+    }
+
+
+def head_template(config: Settings, backbone: Backbone) -> HeadState:
+    """Fresh heads: random parameters, one set a seed, and empty normalizers; leading axis S."""
+    width, count = backbone.config.width, num_statistics(config.detector, backbone.config)
+    heads = [
+        init_params(config.detector, jax.random.key(config.seed + i), width, count)
+        for i in range(config.num_seeds)
+    ]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *heads)
+    zeros = (np.zeros((config.num_seeds, n), np.float32) for n in (width, width, count, count))
+    return HeadState(params, Normalizer(*zeros))
+
+
+def head_sha256(heads: HeadState) -> str:
+    """sha256 over name, type, shape and bytes of every array, in the order of the names."""
+    digest = hashlib.sha256()
+    flat = traverse_util.flatten_dict(serialization.to_state_dict(heads), sep="/")
+    for name, leaf in sorted(flat.items()):
+        values = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {values.dtype.str} {values.shape};".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def describe(backbone: Backbone) -> str:
+    """One phrase: what backbone this is."""
+    c = backbone.config
+    millions = num_params(backbone.params) / 1e6
+    return (
+        f"MAE {c.width}x{c.depth} patch {c.patch_size} at {c.image_size}, target {c.target}, "
+        f"{millions:.1f} M parameters, sha256 {backbone.sha256[:12]}"
+    )

@@ -1,0 +1,89 @@
+"""Scores every test image, measures the scores, writes the report and receipt."""
+
+import dataclasses
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cinemae_jax.data.unread import BadImages, count_by_class
+from cinemae_jax.detector import trained
+from cinemae_jax.detector.calibration import Calibration
+from cinemae_jax.detector.trained import TrainedDetector
+from cinemae_jax.evaluation import hardest, metrics, receipt, report, scores
+from cinemae_jax.features.sources import FeatureSet
+from cinemae_jax.runtime import collectives, progress
+from cinemae_jax.runtime.devices import Replicas
+
+
+def evaluate(
+    detector: TrainedDetector,
+    images: FeatureSet,
+    workdir: Path,
+    bad: BadImages,
+    replicas: Replicas | None = None,
+) -> None:
+    """Scores the images on all hosts; the first one measures and writes the results."""
+    replicas = replicas or Replicas()
+    config = detector.settings
+    replicas.check_batch_size(config.eval.batch_size, "config.eval.batch_size")
+    bad.forget(images.images)
+    calibration = detector.calibration()
+    table = scores.with_verdicts(scores.score(detector, images, bad, replicas), calibration)
+    if replicas.host.index == 0:
+        write_results(detector, table, calibration, images, workdir, bad, replicas)
+    collectives.barrier("the report is written")
+
+
+def write_results(
+    detector: TrainedDetector,
+    table: pa.Table,
+    calibration: Calibration,
+    images: FeatureSet,
+    workdir: Path,
+    bad: BadImages,
+    replicas: Replicas,
+) -> None:
+    """Measures a table of scores, writes the results and prints the table."""
+    config = detector.settings
+    rows = metrics.evaluate(
+        *scores.measured(table),
+        bootstrap=config.eval.bootstrap,
+        confidence=config.eval.confidence,
+        seed=config.seed,
+        calibration=calibration,
+    )
+    by_seed = scores.over_seeds(detector, table)
+    facts = {
+        "backbone": trained.describe(detector.backbone),
+        "backbone_sha256": detector.backbone.sha256,
+        "head_sha256": trained.head_sha256(detector.heads),
+        "checkpoint_step": detector.step,
+        "calibration": calibration.to_dict(),
+        "over_seeds": by_seed,
+        "data_root": str(images.images.root),
+        "test_images": images.images.fingerprint,
+        "left_out": images.images.skipped,
+        "bad_images": count_by_class(bad.of(images.images)),
+        "low_context_images": pc.sum(table["low_context"]).as_py() or 0,
+        "receipt": str(workdir / receipt.FILE),
+        "settings": dataclasses.asdict(config),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    proof = receipt.of(detector, images, table, replicas, report.command())
+    receipt.write(workdir / receipt.FILE, proof)
+    shown = hardest.find(detector, images.images, table)
+    report.write(workdir, rows, table, facts, shown)
+    progress.say(report.as_text(rows, config.eval.confidence))
+    progress.say("\n".join(calibration.in_words()))
+    if by_seed:
+        progress.say(
+            f"{config.num_seeds} heads, mean of generators: "
+            + ", ".join(
+                f"{name.replace('_', ' ')} {100 * found['mean']:.1f} ± "
+                f"{100 * found['deviation']:.1f}"
+                for name, found in by_seed["mean"].items()
+            )
+            + "; the table is the first one's"
+        )
+    progress.say(f"report    {workdir / 'report.html'}")

@@ -1,0 +1,1 @@
+"""Images to features of the frozen backbone: computed online or read from a bank on disk."""

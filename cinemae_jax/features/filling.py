@@ -1,0 +1,289 @@
+"""Fills banks of features and opens them, or the backbone itself, as the sets of a run."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.decode import DecodeError
+from cinemae_jax.data.loader import Images
+from cinemae_jax.data.transforms import Transform
+from cinemae_jax.data.unread import BadImages
+from cinemae_jax.features import bank, sources
+from cinemae_jax.features.bank import Part, Recipe
+from cinemae_jax.features.extraction import Extractor, Featured
+from cinemae_jax.features.sources import BankedSet, OnlineSet, Sets
+from cinemae_jax.features.splits import Data
+from cinemae_jax.model.cinemae import BEFORE_THE_HEAD, Backbone
+from cinemae_jax.runtime import collectives, hosts, preemption, progress
+from cinemae_jax.runtime.devices import Replicas, merge
+from cinemae_jax.settings import Settings
+
+BANK = "bank"
+COMPARED = 100  # files of a bank whose size is looked at whenever it is opened
+
+
+@dataclasses.dataclass(frozen=True)
+class Bank:
+    """A bank of some images on disk.
+
+    Attributes:
+      images: in the order of the rows.
+      transform: that makes their pixels.
+      num_calls: times that it is applied to each image; a grid of crops is one time.
+      recipe: of the features.
+      parts: files.
+    """
+
+    images: Catalog
+    transform: Transform
+    num_calls: int
+    recipe: Recipe
+    parts: Sequence[Part]
+
+    def missing(self) -> list[Part]:
+        """Parts that are still to be extracted; ``bank.missing`` has the errors."""
+        return bank.missing(self.parts, self.recipe, self.images)
+
+    def made_of(self) -> dict[str, Any]:
+        """All that its bytes depend on, as JSON has it."""
+        return {"recipe": dataclasses.asdict(self.recipe), "images": self.images.fingerprint}
+
+
+def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> dict[str, Bank]:
+    """The banks of a run, by the names of the parts of its data."""
+    folder = Path(config.features.bank) if config.features.bank else workdir / BANK
+    size = backbone.config.image_size
+    scored = config.data.eval_transform(size)
+    learned = config.data.train_transform(size)
+
+    def one(name: str, images: Catalog, transform: Transform, num_calls: int) -> Bank:
+        recipe = Recipe(
+            backbone_sha256=backbone.sha256,
+            transform=repr(transform),
+            detector={field: getattr(config.detector, field) for field in BEFORE_THE_HEAD},
+            seed=config.features.seed,
+            num_runs=config.features.num_runs,
+            num_views=num_calls * math.prod(transform.shape[:-3]),
+        )
+        parts = bank.plan(folder / name, len(images), config.features.shard_images)
+        return Bank(images, transform, num_calls, recipe, parts)
+
+    return {
+        "train": one("train", data.train, learned, config.features.num_views),
+        "validation": one("validation", data.validation, scored, 1),
+        "test": one("test", data.test, scored, 1),
+    }
+
+
+def open_sets(
+    config: Settings,
+    data: Data,
+    backbone: Backbone,
+    workdir: Path,
+    replicas: Replicas,
+    bad: BadImages,
+) -> Sets:
+    """The images of a run as its config wants their features; extracts what a bank still lacks.
+
+    Args:
+      config: of the run.
+      data: its images.
+      backbone: frozen.
+      workdir: of the run, where its bank lies unless the config names another folder.
+      replicas: devices.
+      bad: takes note of the images that cannot be read.
+
+    Raises:
+      bank.BankError: if there is a bank that cannot be used.
+    """
+    if config.features.source == "online":
+        extractor = Extractor(config, backbone, replicas)
+        parts = (getattr(data, field.name) for field in dataclasses.fields(data))
+        return Sets(*(OnlineSet(images, extractor) for images in parts))
+    made = banks(config, data, backbone, workdir)
+    fill(made, config, backbone, replicas, bad)
+    columns = sources.needed_columns(config.detector)
+
+    def banked(one: Bank) -> BankedSet:
+        stored = bank.read(
+            one.parts,
+            one.images,
+            columns,
+            num_views=one.recipe.num_views,
+            num_runs=one.recipe.num_runs,
+            memory=config.features.memory * 1e9,
+        )
+        return BankedSet(one.images, stored, config, backbone.config, replicas)
+
+    return Sets(**{name: banked(one) for name, one in made.items()})
+
+
+# --- extraction ---------------------------------------------------------------------------------
+
+
+def fill(
+    made: dict[str, Bank],
+    config: Settings,
+    backbone: Backbone,
+    replicas: Replicas,
+    bad: BadImages,
+) -> None:
+    """Extracts the parts that banks lack, each written when it is complete.
+
+    Every host extracts parts of its own, on its own devices; after each part they wait for each
+    other, so that a call to stop finds all of them between two parts.
+
+    Raises:
+      bank.BankError: if there is a bank that cannot be used.
+      OSError: if a part cannot be written, or does not show up on all hosts.
+      Preempted: when the run was told to stop; finished parts are kept.
+    """
+    _look_again(made, config, replicas.host.index == 0, bad)
+    found = {name: {part.index for part in one.missing()} for name, one in made.items()}
+    lacking = collectives.exchange({name: sorted(parts) for name, parts in found.items()})[0]
+    todo = [(name, made[name].parts[i]) for name, parts in lacking.items() for i in parts]
+    if not todo:
+        return
+    host = replicas.host
+    share = dataclasses.replace(
+        config.features, batch_size=config.features.batch_size // host.count
+    )
+    extractor = Extractor(dataclasses.replace(config, features=share), backbone, replicas.local)
+    mine = todo[host.index :: host.count]
+    with tqdm(
+        total=sum(len(part.rows) * made[name].num_calls for name, part in mine),
+        desc="extract",
+        unit="view",
+        disable=True if host.index else None,
+    ) as bar:
+        for turn in range(math.ceil(len(todo) / host.count)):
+            preemption.check()
+            for name, part in mine[turn : turn + 1]:
+                _extract(part, made[name], extractor, bad, bar)
+            collectives.barrier(f"part {turn} of every host")
+    unseen = [part.path for _, part in todo if not hosts.appears(part.path)]
+    if unseen:
+        raise FileNotFoundError(
+            f"{unseen[0]} and {len(unseen) - 1} more parts, which other hosts have written, are "
+            "not seen here: the bank must lie on a file system that all hosts share"
+        )
+    size = sum(bank.num_bytes(one.parts) for one in made.values())
+    images = sum(len(one.images) for one in made.values())
+    folder = todo[0][1].path.parent.parent
+    progress.say(f"bank      {folder}: {images} images, {size / 1e6:,.1f} MB")
+
+
+def _look_again(made: dict[str, Bank], config: Settings, is_first: bool, bad: BadImages) -> None:
+    """Compares what is there of the banks with their files, on the first host for all of them.
+
+    Raises:
+      bank.BankError: on every host, if a bank cannot be used.
+    """
+    refused, dropped = "", {}
+    if is_first:
+        try:
+            for name, one in made.items():
+                one.missing()  # refuses what was made otherwise, before anything of it is dropped
+                dropped[name] = _drop_outdated(one, config.data.images(one.images))
+        except bank.BankError as error:
+            refused = str(error)
+    refused, dropped = collectives.exchange([refused, dropped])[0]
+    if refused:
+        raise bank.BankError(refused)
+    for name, numbers in dropped.items():
+        images = made[name].images
+        for rows in (made[name].parts[number].rows for number in numbers):
+            table = images.table.slice(rows.start, len(rows))
+            bad.forget(dataclasses.replace(images, table=table))
+
+
+def _drop_outdated(one: Bank, files: Images) -> list[int]:
+    """Drops the parts with an image that could not be read and can be by now; returns which.
+
+    Of the images that were read, ``COMPARED``, evenly spread, must have their old size: a data set
+    that was changed as a whole is found out, a single changed file is not.
+
+    Raises:
+      bank.BankError: if a file has another size now.
+    """
+    dropped: list[int] = []
+    read: list[tuple[int, int]] = []
+    for part in one.parts:
+        if not part.path.exists():
+            continue
+        errors, sizes = bank.files(part)
+        rows = list(zip(part.rows, errors, sizes, strict=True))
+        if any(error and _is_readable(files, row, one.transform) for row, error, _ in rows):
+            part.path.unlink()
+            dropped.append(part.index)
+            progress.say(f"bank      {part.path.name} anew: images in it can be read by now")
+            continue
+        read += [(row, size) for row, error, size in rows if not error]
+    for i in np.linspace(0, len(read) - 1, min(COMPARED, len(read))).astype(int):
+        row, before = read[i]
+        try:
+            now = len(files.read(row))
+        except (DecodeError, OSError):  # gone: its features are as good as ever
+            continue
+        if now != before:
+            path = Path(one.images.root, one.images.table["path"][row].as_py())
+            raise bank.BankError(
+                f"{path} had {before:,} bytes when the bank {one.parts[0].path.parent} was made, "
+                f"and has {now:,}: the images have changed; {bank.WAY_OUT}"
+            )
+    return dropped
+
+
+def _is_readable(files: Images, row: int, transform: Transform) -> bool:
+    try:
+        transform(files.read(row), np.random.default_rng(0))
+    except (DecodeError, OSError):
+        return False
+    return True
+
+
+def _extract(part: Part, one: Bank, extractor: Extractor, bad: BadImages, bar: tqdm) -> None:
+    """Makes one part on the devices of this host."""
+    source = OnlineSet(one.images, extractor)
+    batches = source.storing(one.transform, one.num_calls, part.rows)
+    facts, features = _collect(batches, one, part, bad, bar)
+    bank.write(part, one.recipe, one.images, facts, features)
+
+
+def _collect(
+    batches: Iterable[Featured], one: Bank, part: Part, bad: BadImages, bar: tqdm
+) -> tuple[dict[str, list], dict[str, np.ndarray]]:
+    """File facts and features of the rows of a part."""
+    facts: dict[str, list] = {name: [] for name, _ in (*bank.FILE_FACTS, ("error", None))}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in one.recipe.columns}
+    for batch, features in _ahead(batches):
+        bad.note(one.images, batch)
+        for name, values in facts.items():
+            values.extend(batch[name].tolist())
+        merged = merge(features)
+        for name, values in columns.items():
+            values.append(getattr(merged.terms if name in bank.TERMS else merged, name))
+        bar.update((batch["row"] >= 0).sum())
+    rows = len(part.rows)
+    views = rows * one.recipe.num_views
+    return (
+        {name: values[:: one.num_calls][:rows] for name, values in facts.items()},  # views share it
+        {name: np.concatenate(v)[:views].reshape(rows, -1) for name, v in columns.items()},
+    )
+
+
+def _ahead(batches: Iterable[Featured]) -> Iterator[Featured]:
+    """The same batches, each handed out when the next one is under way on the devices."""
+    pending: Featured | None = None
+    for batch in batches:
+        if pending is not None:
+            yield pending
+        pending = batch
+    if pending is not None:
+        yield pending

@@ -1,0 +1,241 @@
+"""The detector on arrays: frozen features on one side, the trained head on the other.
+
+``extract_features`` is the stop_gradient boundary: nothing before it is ever optimised, nothing
+after it looks at an image.  ``pixel_features`` is the same computation without the boundary towards
+the pixels, for who asks how the score changes with the image (``evaluation.attacks``).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from cinemae_jax.model import bands, lcas, masking
+from cinemae_jax.model.config import (
+    CHANNELS,
+    LOGARITHMIC_SCORES,
+    STATISTICS,
+    DetectorConfig,
+    MAEConfig,
+)
+from cinemae_jax.model.head import HeadState, head_of, learned_weight
+from cinemae_jax.model.mae import MAE, initial_variables, normalize_images, patchify, to_target
+
+
+@struct.dataclass
+class Backbone:
+    """A frozen MAE: a pytree whose leaves are its parameters and which nobody updates.
+
+    Attributes:
+      params: of ``MAE``, float32, or with kernels as ``in_dtype`` leaves them.
+      config: architecture and target.
+      sha256: of the file that it was read from; goes into every checkpoint, bank and report.
+    """
+
+    params: Any
+    config: MAEConfig = struct.field(pytree_node=False)
+    sha256: str = struct.field(pytree_node=False, default="")
+
+    def in_dtype(self, dtype: str) -> "Backbone":
+        """The same with kernels in the dtype to which every product rounds them anyway.
+
+        Features are the same to the bit; a program need not keep a rounded copy beside its weights.
+        """
+
+        def rounded(path: Any, leaf: Any) -> Any:
+            return leaf.astype(dtype, copy=False) if path[-1].key == "kernel" else leaf
+
+        params = jax.tree_util.tree_map_with_path(rounded, self.params)
+        return dataclasses.replace(self, params=params)
+
+
+@struct.dataclass
+class Features:
+    """What the frozen backbone says of a batch: all that the head will ever see.
+
+    Attributes:
+      f_global: (B, D) float32.
+      terms: the LCAS terms, (B, K, M) float32.
+      masked: (B, K, M) int32, ids of the scored patches; None where nothing asks for them.
+      uniform_share: (B,) float32, share of nearly uniform patches, by which images are flagged.
+    """
+
+    f_global: Any
+    terms: lcas.Terms
+    masked: Any
+    uniform_share: Any = None
+
+
+# Fields of ``DetectorConfig`` that features depend on.
+BEFORE_THE_HEAD = ("mask_ratio", "pooling", "anomaly", "dtype", "uniform_variance")
+
+# Normalised pixels, visible and masked ids to predictions of the masked patches (target space).
+Reconstruct = Callable[
+    [Float[Array, "b h w 3"], Int[Array, "b n"], Int[Array, "b m"]], Float[Array, "b m d"]
+]
+
+
+def extract_features(
+    backbone: Backbone,
+    images: UInt8[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    runs: Int[Array, "b k"],
+    config: DetectorConfig,
+    reconstruct: Reconstruct | None = None,
+) -> Features:
+    """One unmasked encoder pass and K masked runs, vmapped over K, of every image.
+
+    Args:
+      backbone: frozen.
+      images: uint8 RGB of the backbone's image size.
+      keys: one an example (``masking.example_keys``).
+      runs: the numbers of the runs wanted of each example; 0 … K-1 in evaluation, other ones in
+        every epoch of training.
+      config: static; of it ``BEFORE_THE_HEAD`` counts.
+      reconstruct: stands in for the backbone's own reconstruction, as a control.
+
+    Raises:
+      ValueError: if the images are not of the backbone's size.
+    """
+    size = backbone.config.image_size
+    if images.shape[1:] != (size, size, 3):
+        raise ValueError(f"images are {images.shape[1:]}, the backbone takes {(size, size, 3)}")
+    pixels = normalize_images(images)
+    return jax.lax.stop_gradient(pixel_features(backbone, pixels, keys, runs, config, reconstruct))
+
+
+def pixel_features(
+    backbone: Backbone,
+    pixels: Float[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    runs: Int[Array, "b k"],
+    config: DetectorConfig,
+    reconstruct: Reconstruct | None = None,
+) -> Features:
+    """``extract_features`` of ImageNet-normalised pixels, differentiable in them alone."""
+    params = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, backbone.params))
+    return unfrozen_features(params, backbone.config, pixels, keys, runs, config, reconstruct)
+
+
+def unfrozen_features(
+    params: Any,
+    mae_config: MAEConfig,
+    pixels: Float[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    runs: Int[Array, "b k"],
+    config: DetectorConfig,
+    reconstruct: Reconstruct | None = None,
+) -> Features:
+    """The same, differentiable in the backbone's parameters too: no constant of anything."""
+    model, variables = MAE(mae_config, jnp.dtype(config.dtype)), {"params": params}
+    patches = patchify(pixels, mae_config.patch_size)
+    target = to_target(patches, mae_config.target)
+    num_visible = mae_config.num_visible(config.mask_ratio)
+
+    tokens = model.apply(variables, pixels, method="encode")
+    tokens = tokens.astype(jnp.float32)
+    f_global = tokens[:, 0] if config.pooling == "cls" else tokens[:, 1:].mean(axis=1)
+
+    def all_ids(key: Key[Array, ""], run: Int[Array, " k"]) -> Int[Array, "k n"]:
+        return masking.run_ids(key, run, mae_config.num_patches, num_visible)
+
+    visible = jax.vmap(all_ids)(keys, runs)  # (B, K, N_vis)
+    masked = masking.masked_ids(visible, mae_config.num_patches)  # (B, K, M)
+
+    predict = functools.partial(model.apply, variables) if reconstruct is None else reconstruct
+
+    def one_run(vis: Int[Array, "b n"], mask: Int[Array, "b m"]) -> lcas.Terms:
+        predictions = predict(pixels, vis, mask)
+        terms = jax.vmap(lcas.run_terms)(target, predictions, vis, mask)
+        if config.anomaly == "bands":
+            truth = jax.vmap(lambda patches, ids: patches[ids])(target, mask)
+            by_band = jax.vmap(bands.band_statistics)(truth, predictions)
+            terms = dataclasses.replace(terms, bands=by_band)
+        return terms
+
+    if runs.shape[1]:
+        terms = jax.vmap(one_run, in_axes=1, out_axes=1)(visible, masked)
+    else:  # nothing to trace: an encoder-only backbone has no decoder
+        none = jnp.zeros((len(pixels), 0, mae_config.num_patches - num_visible))
+        terms = lcas.Terms(none, none, none, none, jnp.zeros((len(pixels), 0, CHANNELS)))
+    uniform = jax.vmap(lambda p: lcas.uniform_share(p, config.uniform_variance))(patches)
+    return Features(f_global, terms, masked, uniform)
+
+
+def statistics(
+    features: Features,
+    config: DetectorConfig,
+    num_patches: int,
+    mismatch_weight: float | Float[Array, ""] | None = None,
+) -> Float[Array, "b s"]:
+    """The configured statistics of every image as the head sees them before standardisation.
+
+    log1p is taken where the score cannot be negative (METHOD 4); zeros when K = 0.  Statistics by
+    frequency band are means over the runs.
+
+    Args:
+      features: of a batch.
+      config: static.
+      num_patches: L.
+      mismatch_weight: λ, where it is learned; None takes the configured one.
+    """
+    if config.num_runs == 0:
+        return jnp.zeros((len(features.f_global), len(config.statistics)))
+    if config.anomaly == "bands":
+        return features.terms.bands.mean(axis=1)
+    weight = config.mismatch_weight if mismatch_weight is None else mismatch_weight
+    scores = lcas.score(features.terms, config.score, weight)
+
+    def one(score: Float[Array, "k m"], masked: Int[Array, "k m"] | None) -> Float[Array, " 3"]:
+        return lcas.summarize(
+            score, sensitivity=config.sensitivity, masked=masked, num_patches=num_patches
+        )
+
+    stats = jax.vmap(one)(scores, features.masked)
+    stats = stats[:, np.array([STATISTICS.index(name) for name in config.statistics])]
+    return stats if config.score in LOGARITHMIC_SCORES else jnp.log1p(stats)
+
+
+def num_statistics(config: DetectorConfig, model: MAEConfig) -> int:
+    """Number of values that ``statistics`` gives of an image."""
+    has_bands = config.anomaly == "bands" and config.num_runs
+    return bands.num_bands(model) if has_bands else len(config.statistics)
+
+
+def logits(
+    head: HeadState, features: Features, config: DetectorConfig, num_patches: int
+) -> tuple[Float[Array, " b"], Float[Array, "b s"]]:
+    """Logit of "AI-generated" for every image, float32, and the statistics it rests on."""
+    stats = statistics(features, config, num_patches, learned_weight(head.params))
+    return head_logits(head, features.f_global, stats, config), stats
+
+
+def head_logits(
+    head: HeadState,
+    f_global: Float[Array, "b d"],
+    stats: Float[Array, "b s"],
+    config: DetectorConfig,
+) -> Float[Array, " b"]:
+    """The head alone, on global features and statistics that were formed already."""
+    f, s = head.normalizer(f_global, stats)
+    if config.clip:
+        s = jnp.clip(s, -config.clip, config.clip)
+    return head_of(config).apply({"params": head.params}, f, s)
+
+
+def random_backbone(config: MAEConfig, seed: int = 0) -> Backbone:
+    """An untrained backbone: a control and a test fixture, never a default."""
+    init = jax.jit(functools.partial(initial_variables, config))
+    params = init(jax.random.key(seed))["params"]
+    return Backbone(params, config, sha256=f"random-{seed}")
+
+
+def num_params(tree: Any) -> int:
+    """Number of values in a pytree of arrays."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

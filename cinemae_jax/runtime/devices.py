@@ -1,0 +1,148 @@
+"""Devices, hosts, replication and pmap; the only module that knows how many there are.
+
+Replicated values (backbone, head, optimiser) are placed once, as one array a device, and passed to
+the pmapped step as they are; a batch is split along its first axis.  Every host runs the same
+program; what they say to each other is ``Replicas.gather``, ``exchange`` and ``barrier``.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cinemae_jax.runtime import collectives
+from cinemae_jax.runtime.shard import Shard
+
+# Name of the mapped axis, for psum and pmean inside a step.
+AXIS = "batch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Replicas:
+    """A set of devices that hold the same parameters and share every batch.
+
+    Attributes:
+      devices: all of them, of all hosts, ordered by process; None means ``jax.devices()``.
+    """
+
+    devices: tuple[jax.Device, ...] | None = None
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        devices = self.devices or jax.devices()
+        return Mesh(np.array(sorted(devices, key=lambda d: (d.process_index, d.id))), (AXIS,))
+
+    @property
+    def count(self) -> int:
+        """Devices of all hosts."""
+        return self.mesh.size
+
+    @functools.cached_property
+    def host(self) -> Shard:
+        """Which slice of a batch this process reads: one among those that have some devices."""
+        processes = sorted({device.process_index for device in self.mesh.devices.flat})
+        return Shard(processes.index(jax.process_index()), len(processes))
+
+    @property
+    def local(self) -> "Replicas":
+        """The devices of this host alone: nothing that they compute waits for another host."""
+        mine = jax.process_index()
+        return Replicas(tuple(d for d in self.mesh.devices.flat if d.process_index == mine))
+
+    def check_batch_size(self, batch_size: int, field: str) -> None:
+        """Raises ValueError, naming the field, unless all devices get as many examples."""
+        if batch_size < 1:
+            raise ValueError(f"{field} must be 1 or more, is {batch_size}")
+        if batch_size % self.count:
+            raise ValueError(
+                f"{field} {batch_size} is not divisible by the {self.count} devices "
+                f"of this run: use a multiple of {self.count}"
+            )
+
+    def replicate(self, tree: Any) -> Any:
+        """Places a pytree on every local device, once."""
+        return jax.device_put(tree, NamedSharding(self.mesh.local_mesh, PartitionSpec()))
+
+    def shard(self, batch: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, jax.Array]:
+        """Some entries of this host's part of a batch, split over its devices."""
+        return self.split({name: batch[name] for name in names})
+
+    def split(self, tree: Any) -> Any:
+        """NumPy arrays (B, ...) as (local devices, B / local devices, ...)."""
+        local = self.mesh.local_mesh
+        sharding = NamedSharding(local, PartitionSpec(AXIS))
+        return jax.device_put(
+            jax.tree.map(lambda x: x.reshape(local.size, len(x) // local.size, *x.shape[1:]), tree),
+            sharding,
+        )
+
+    def pmap_step(
+        self, step: Callable[..., Any], *, replicated: int, donate: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        """pmap of a step that returns the same values on every device.
+
+        Args:
+          step: takes ``replicated`` replicated arguments and then one split batch; must make its
+            results equal on all devices by psum or pmean over ``AXIS``.
+          replicated: number of leading replicated arguments.
+          donate: argument numbers whose buffers the step may reuse.
+        """
+        in_axes = (None,) * replicated + (0,)
+        return jax.pmap(
+            step,
+            axis_name=AXIS,
+            in_axes=in_axes,
+            out_axes=None,
+            donate_argnums=donate,
+            devices=tuple(self.mesh.devices.flat),
+        )
+
+    def pmap_map(self, function: Callable[..., Any], *, replicated: int) -> Callable[..., Any]:
+        """pmap of a function whose results stay split; merge them with ``merge``."""
+        in_axes = (None,) * replicated + (0,)
+        return jax.pmap(
+            function, axis_name=AXIS, in_axes=in_axes, devices=tuple(self.mesh.devices.flat)
+        )
+
+    def gather(self, tree: Any) -> Any:
+        """This host's part of a batch, NumPy (B / hosts, ...), to the whole on every host.
+
+        Position p of a batch belongs to host p mod H (``data.loader``).  All hosts must call it at
+        the same moment.  Whole numbers must fit 32 bits.
+        """
+        if self.host.count == 1:
+            return tree
+        return jax.tree.map(
+            lambda x: np.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]),
+            multihost_utils.process_allgather(jax.tree.map(_narrow, tree)),
+        )
+
+    def gather_batch(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Row, label, validity and error of a whole batch, on every host."""
+        if self.host.count == 1:
+            return batch
+        whole = self.gather({name: batch[name] for name in ("row", "label", "valid")})
+        whole["error"] = np.full(len(whole["row"]), "", object)
+        if (~whole["valid"] & (whole["row"] >= 0)).any():  # rare, and so is their cost
+            for host, errors in enumerate(
+                collectives.exchange([str(error) for error in batch["error"]])
+            ):
+                whole["error"][host :: self.host.count] = errors
+        return whole
+
+
+def merge(tree: Any) -> Any:
+    """Results of ``pmap_map`` on this host as NumPy, (B, ...) again."""
+    return jax.tree.map(
+        lambda x: np.asarray(x).reshape(x.shape[0] * x.shape[1], *x.shape[2:]),
+        jax.device_get(tree),
+    )
+
+
+def _narrow(leaf: np.ndarray) -> np.ndarray:
+    return leaf.astype(np.int32) if leaf.dtype == np.int64 else leaf

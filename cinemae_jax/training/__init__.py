@@ -1,0 +1,1 @@
+"""What is optimised: heads on frozen features, backbones, and the unfrozen ablation."""

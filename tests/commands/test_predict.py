@@ -1,0 +1,316 @@
+"""cinemae predict: every file is a row, in order, in every format, with an honest exit code."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cinemae_jax import main
+from cinemae_jax.commands import predict
+from cinemae_jax.detector import bundle
+from cinemae_jax.detector.api import OPINION, Detector
+from cinemae_jax.detector.heatmap import LcasMap
+from cinemae_jax.runtime import compilation
+from tests.conftest import photo
+from tests.helpers.odd_images import ODD, UNREADABLE
+from tests.helpers.pictures import encoded
+from tests.helpers.small_detector import one_device, small_bundle
+
+FIRST = ["path", "probability", "verdict", "flags", "error", "detector", "seconds"]
+
+
+@pytest.fixture(scope="module")
+def small(backbone_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector's file; its backbone lies beside it."""
+    path = tmp_path_factory.mktemp("detector") / "noise.safetensors"
+    bundle.save(path, small_bundle(backbone_file))
+    (path.parent / backbone_file.name).write_bytes(backbone_file.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(small: Path) -> Detector:
+    return Detector.load(small, replicas=one_device())
+
+
+@pytest.fixture(autouse=True)
+def once_compiled(monkeypatch: pytest.MonkeyPatch, loaded: Detector, small: Path) -> None:
+    """The command takes the detector of this module, unless its options ask for another."""
+    load = Detector.load
+
+    def given(source: str, **options: object) -> Detector:
+        if source == str(small) and set(options.values()) <= {"", None}:
+            return loaded
+        return load(source, replicas=one_device(), **options)
+
+    monkeypatch.setattr(predict.Detector, "load", given)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """a.png b.jpg c.txt .hidden.png deep/d.png"""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name, kind in (
+        ("a.png", "PNG"),
+        ("b.jpg", "JPEG"),
+        (".h.png", "PNG"),
+        ("deep/d.PNG", "PNG"),
+    ):
+        data = encoded(photo(rng, ai=kind == "PNG"), kind)
+        (tmp_path / "in" / name).write_bytes(data)
+    (tmp_path / "in" / "c.txt").write_text("no picture")
+    return tmp_path / "in"
+
+
+def run(small: Path, *arguments: object) -> int:
+    return main.main(["predict", "--detector", str(small), *map(str, arguments)])
+
+
+def rows_of(capsys: pytest.CaptureFixture[str], kind: str = "json") -> list[dict]:
+    printed = capsys.readouterr().out
+    if kind == "jsonl":
+        return [json.loads(line) for line in printed.splitlines()]
+    return json.loads(printed) if kind == "json" else list(csv.DictReader(io.StringIO(printed)))
+
+
+def names_of(capsys: pytest.CaptureFixture[str], folder: Path) -> list[str]:
+    return [os.path.relpath(row["path"], folder) for row in rows_of(capsys)]
+
+
+def test_formats_hold_the_same_rows(
+    small: Path, folder: Path, loaded: Detector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [folder / "b.jpg", folder / "c.txt", folder / "a.png"]
+    by_format = {}
+    for kind in ("json", "jsonl", "csv"):
+        assert run(small, *paths, "--format", kind) == 1
+        by_format[kind] = rows_of(capsys, kind)
+    for row in by_format["json"]:
+        row.pop("seconds")
+    for row in by_format["jsonl"]:
+        assert list(row)[:7] == FIRST
+        row.pop("seconds")
+    assert by_format["json"] == by_format["jsonl"]
+    predictions = loaded.predict(paths)
+    for row, flat, one in zip(by_format["json"], by_format["csv"], predictions, strict=True):
+        assert row["path"] == flat["path"] == one.path
+        assert row["probability"] == one.probability
+        assert flat["probability"] == ("" if one.probability is None else str(one.probability))
+        assert (row["verdict"], row["error"]) == (one.verdict, one.error)
+        assert row["flags"] == list(one.flags)
+        assert row["detector"] == loaded.name
+        assert OPINION in row["note"]
+    assert by_format["json"][1]["error"] == "not an image, or of an unsupported format"
+
+
+def test_the_table_says_who_judged_and_what_it_is_worth(
+    small: Path, folder: Path, loaded: Detector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(small, folder / "a.png", folder / "gone.png") == 1
+    printed = capsys.readouterr()
+    for sentence in loaded.in_words():
+        assert sentence in printed.out
+    assert "No such file or directory" in printed.out
+    assert "not scored" in printed.out
+    assert printed.err == ""  # no bar in a pipe
+
+
+def test_folders_and_patterns(
+    small: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, expected in (
+        ((folder,), ["a.png", "b.jpg"]),
+        ((folder, "--recursive"), ["a.png", "b.jpg", "deep/d.PNG"]),
+        ((f"{folder}/*.png",), ["a.png"]),
+        ((f"{folder}/**/*.[pP][nN][gG]",), ["a.png", "deep/d.PNG"]),
+        ((folder / "b.jpg", folder / "a.png", folder / "b.jpg"), ["b.jpg", "a.png", "b.jpg"]),
+    ):
+        assert run(small, *arguments, "--format", "json") == 0
+        assert names_of(capsys, folder) == expected
+    (folder / "a[1].png").write_bytes((folder / "a.png").read_bytes())
+    assert run(small, folder / "a[1].png", "--format", "json") == 0
+    assert names_of(capsys, folder) == ["a[1].png"]
+
+
+def test_stdin_is_a_picture_or_a_list(
+    small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def give(data: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+    give((folder / "b.jpg").read_bytes())
+    assert run(small, "-", folder / "b.jpg", "--format", "json") == 0
+    piped, named = rows_of(capsys)
+    assert (piped["path"], piped["probability"]) == ("-", named["probability"])
+    give(f"{folder}/a.png\n\n{folder}/b.jpg\r\n".encode())
+    assert run(small, "-", "--format", "json") == 0
+    assert names_of(capsys, folder) == ["a.png", "b.jpg"]
+    give((folder / "a.png").read_bytes()[:200])
+    assert run(small, "-", "--format", "json") == 1
+    assert rows_of(capsys)[0]["error"]
+    give(b"\n")
+    assert run(small, "-") == 2
+
+
+def test_odd_files_are_rows(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {name: data for name, (data, _) in ODD.items() if len(data) < 100_000}
+    for name, data in good.items():
+        (tmp_path / name).write_bytes(data)
+    assert run(small, tmp_path, "--format", "jsonl") == 0
+    rows = rows_of(capsys, "jsonl")
+    assert {Path(row["path"]).name for row in rows} == good.keys()
+    assert all(0 <= row["probability"] <= 1 for row in rows)
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for name, (data, _) in UNREADABLE.items():
+        (bad / name).write_bytes(data)
+    (bad / "broken.png").symlink_to("nowhere")
+    (bad / "line\nbreak.png").write_bytes(b"")
+    assert run(small, bad, "--format", "jsonl") == 1
+    rows = rows_of(capsys, "jsonl")
+    assert len(rows) == len(UNREADABLE) + 2
+    assert all(row["probability"] is None and row["verdict"] is None for row in rows)
+    assert all(row["error"] and "\n" not in row["error"] for row in rows)
+
+
+def test_a_row_is_the_same_in_any_company(
+    small: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def probability(*arguments: object) -> float:
+        assert run(small, *arguments, "--format", "json") == 0
+        return next(r["probability"] for r in rows_of(capsys) if r["path"].endswith("a.png"))
+
+    alone = probability(folder / "a.png")
+    assert probability(folder, "--recursive") == alone
+    assert abs(probability(folder, "--batch", 3) - alone) < 1e-6  # another program
+
+
+def test_options_reach_the_detector(
+    small: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maps = tmp_path / "new" / "maps"
+    options = "--runs", 4, "--stability", "--heatmaps", maps, "--threshold-fpr", 0.02
+    assert run(small, folder / "a.png", folder / "c.txt", *options, "--format", "json") == 1
+    row, refused = rows_of(capsys)
+    assert row["uncertainty"] >= 0
+    assert len(row["stability"]) == 3
+    assert Path(row["heatmap"]).read_bytes()[1:4] == b"PNG"
+    assert list(maps.iterdir()) == [Path(row["heatmap"])]
+    assert refused["heatmap"] is None
+    assert run(small, folder / "a.png", "--threshold-fpr", 0.02) == 0
+    assert "at most 0.02 of nature images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: PATH"),
+        (["a.png", "--format", "xml"], "invalid choice: 'xml'"),
+        (["a.png", "--runs", "3"], "runs is 3, but the head was trained on 2 masks"),
+        (["a.png", "--runs", "x"], "invalid int value"),
+        (["a.png", "--threshold-fpr", "2"], "photographs called ai must lie between 0 and 1"),
+        (["a.png", "--batch", "0"], "the batch of pictures must be 1 or more, is 0"),
+        (["a.png", "--detector", "nowhere"], "no detector nowhere: name the folder"),
+        (["a.png", "--backbone", "nowhere"], "backbone nowhere does not exist"),
+        (["*.absent"], "no file matches *.absent"),
+        (["empty"], "folder empty holds no picture"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    try:
+        code = run(small, *arguments)
+    except SystemExit as stop:
+        code = stop.code
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_compilations_are_kept_between_calls_and_nothing_else_is_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with compilation.kept_compilations():
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cinemae_jax" / "xla")
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_predict_starts_without_what_only_fitting_and_drawing_need() -> None:
+    script = "import sys, cinemae_jax.commands.predict; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    loaded = set(found.stdout.split())
+    assert "cinemae_jax.detector.api" in loaded
+    assert not {"sklearn", "scipy.stats", "matplotlib"} & loaded
+
+
+def test_importing_the_library_defines_no_flags() -> None:
+    script = "import cinemae_jax; cinemae_jax.Detector; from absl import flags; print(*flags.FLAGS)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert not {"config", "workdir", "coordinator"} & set(done.stdout.split()), done.stderr
+
+
+def test_a_map_that_cannot_be_written_costs_its_row_alone(
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("a.png", "b" * 240 + ".png"):
+        (tmp_path / name).write_bytes(encoded(photo(np.random.default_rng(len(name)), ai=True)))
+    maps = tmp_path / "maps"
+    assert run(small, str(tmp_path), "--heatmaps", str(maps), "--format", "json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [len(list(maps.iterdir())), len(rows)] == [2, 2]
+    save = LcasMap.save
+
+    def full_disk(self: LcasMap, path: Path) -> None:
+        if path.name.startswith("a"):
+            raise OSError(28, "No space left on device")
+        save(self, path)
+
+    monkeypatch.setattr(LcasMap, "save", full_disk)
+    assert run(small, str(tmp_path), "--heatmaps", str(maps), "--format", "json") == 1
+    one, other = json.loads(capsys.readouterr().out)
+    assert one["error"] == "no heatmap: [Errno 28] No space left on device"
+    assert (one["probability"], other["error"]) == (rows[0]["probability"], None)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(small: Path, folder: Path) -> None:
+    script = "import sys; from cinemae_jax.main import main; sys.exit(main(sys.argv[1:]))"
+    argv = ["predict", str(folder), "--detector", str(small), "--format", "jsonl"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    with process.stderr:
+        said = process.stderr.read()
+    assert process.wait() == 1
+    assert said == f"left out  1 entries of {folder}: 1 extension .txt\n".encode()

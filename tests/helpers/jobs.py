@@ -1,0 +1,31 @@
+"""One of several processes that do several jobs in turn, as each entry point would do one.
+
+    python -m tests.helpers.jobs HOST:PORT COUNT INDEX PLAN
+
+PLAN is a JSON list of [module of cinemae_jax, function, config, workdir].  Starting a process and
+importing JAX takes seconds; jobs that share one are cheap.
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from cinemae_jax import typed
+from cinemae_jax.runtime import hosts
+from cinemae_jax.settings import PretrainSettings, Settings
+
+
+def main(coordinator: str, count: str, index: str, plan: str) -> int:
+    hosts.join(coordinator, int(count), int(index), timeout=60)
+    for module, function, config, workdir in json.loads(plan):
+        hosts.require_shared(Path(workdir))
+        kind: Any = PretrainSettings if module == "pretrain" else Settings
+        job = getattr(importlib.import_module(f"cinemae_jax.{module}"), function)
+        job(typed.read(config, kind), Path(workdir))
+    return hosts.leave(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

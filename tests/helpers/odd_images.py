@@ -1,0 +1,70 @@
+"""Image files of every unusual kind, made here."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from cinemae_jax.data.inspect import facts
+
+
+def picture(seed: int = 0, width: int = 80, height: int = 64) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    """An RGB PNG made by hand: of any size and depth, whatever it holds."""
+    head = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    chunks = (b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+def animation(kind: str) -> bytes:
+    frames = [picture(i) for i in range(3)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+PNG, JPEG = encoded(picture()), encoded(picture(), "JPEG")
+
+UNREADABLE = {
+    "empty.jpg": (b"", facts.EMPTY),
+    "cut.jpg": (JPEG[: len(JPEG) // 2], facts.TRUNCATED),
+    "cut.png": (PNG[: len(PNG) // 2], facts.TRUNCATED),
+    "flipped.png": (PNG[:-40] + bytes([PNG[-40] ^ 255]) + PNG[-39:], facts.DAMAGED),
+    "cut_head.jpg": (JPEG[:100], facts.TRUNCATED),
+    "text.png": (b"no picture\n" * 20, facts.NO_IMAGE),
+    "one_pixel.png": (encoded(picture(width=1, height=1)), facts.TOO_SMALL),
+    "strip.png": (encoded(picture(width=16 * 33, height=16)), facts.TOO_NARROW),
+    "bomb.png": (png(30_000, 30_000, 8, b""), facts.TOO_LARGE),
+    "wide_bomb.png": (png(2**31 - 1, 20, 8, b""), facts.TOO_LARGE),
+    "large.png": (png(9_000, 9_000, 8, b""), facts.TOO_LARGE),
+    "float.tiff": (encoded(Image.new("F", (64, 64)), "TIFF"), facts.UNSUPPORTED),
+}
+ODD = {
+    "jpeg_named.png": (JPEG, {"wrong_extension"}),
+    "frames.gif": (animation("GIF"), {"animated", "palette"}),
+    "frames.webp": (animation("WEBP"), {"animated"}),
+    "small.png": (encoded(picture(width=32, height=20)), {"tiny"}),
+    "long.png": (encoded(picture(width=500, height=80)), {"narrow"}),
+    "huge.png": (encoded(Image.new("L", (4100, 4000))), {"giant", "grey"}),
+    "deep.png": (encoded(Image.new("I;16", (64, 64))), {"deep", "grey"}),
+    "deep_rgb.png": (png(64, 64, 16, (b"\0" + bytes(64 * 6)) * 64), {"deep"}),
+    "cmyk.jpg": (encoded(picture().convert("CMYK"), "JPEG"), {"cmyk"}),
+    "palette.png": (encoded(picture().quantize(16)), {"palette"}),
+    "transparent.png": (encoded(picture().convert("RGBA")), {"alpha"}),
+    "grey_alpha.png": (encoded(picture().convert("LA")), {"alpha", "grey"}),
+    "clear_colour.png": (encoded(picture().quantize(16), transparency=3), {"palette", "alpha"}),
+    "lab.tiff": (encoded(Image.new("LAB", (64, 64)), "TIFF"), {"other_mode"}),
+}
