@@ -148,7 +148,8 @@ def test_killed_at_any_moment_the_bank_is_the_same(backbone_file: Path, tmp_path
     undisturbed = extract.extract(typed.read(config.to_dict(), Settings), tmp_path / "whole")
     assert len(undisturbed) == 2
     script = (
-        "import sys, os; from cinemae_jax import bank, extract\n"
+        "import sys, os; from cinemae_jax import extract\n"
+        "from cinemae_jax.features import bank\n"
         "n = int(sys.argv.pop(1)); seen = 0\n"
         "def counted(name):\n"
         "    inner = getattr(os, name)\n"
