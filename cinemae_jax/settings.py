@@ -6,11 +6,13 @@ Config files (``configs/*.py``) state every field; these classes say what each m
 import dataclasses
 import math
 import typing
+from pathlib import Path
 
 from cinemae_jax.data.augment import Augment
 from cinemae_jax.data.collection import Source
 from cinemae_jax.data.transforms import MultiCrop
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.typed import require
 
 FeatureSource = typing.Literal["bank", "online"]
@@ -198,6 +200,26 @@ class EvalSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """What an evaluation chooses; everything else belongs to the trained detector.
+
+    Attributes:
+      backbone: used where that file exists; of a named detector, where its own does not.
+      root, source, quarantine, test_generators, num_threads: as in ``DataSettings``.
+      eval: how results are measured.  A named detector keeps its own ``fpr`` and ``fnr``, so that
+        its verdicts are those of ``predict``.
+    """
+
+    backbone: str
+    root: str
+    source: Source
+    quarantine: str
+    test_generators: tuple[str, ...]
+    num_threads: int
+    eval: EvalSettings
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """A whole config file of train and evaluate.
 
@@ -226,48 +248,43 @@ class Settings:
                 "an image needs as many stored runs as the head sees"
             )
 
+    @property
+    def runs(self) -> dict[str, int]:
+        """Numbers of masked runs, by the field that asks for them."""
+        stored = self.features.num_runs if self.features.source == "bank" else 0
+        return {
+            "config.detector.num_runs": self.detector.num_runs,
+            "config.features.num_runs": stored,
+        }
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
-    """What an evaluation chooses; everything else belongs to the trained detector.
+    @property
+    def masks(self) -> Masks:
+        """Which masking runs an image gets."""
+        stored = self.features.num_runs
+        return Masks(self.features.seed, self.detector.num_runs, stored, self.num_seeds)
 
-    Attributes:
-      backbone: used where that file exists; of a named detector, where its own does not.
-      root, source, quarantine, test_generators, num_threads: as in ``DataSettings``.
-      eval: how results are measured.  A named detector keeps its own ``fpr`` and ``fnr``, so that
-        its verdicts are those of ``predict``.
-    """
-
-    backbone: str
-    root: str
-    source: Source
-    quarantine: str
-    test_generators: tuple[str, ...]
-    num_threads: int
-    eval: EvalSettings
-
-    @classmethod
-    def of(cls, config: Settings) -> "EvaluationSettings":
-        """The part of a whole config that an evaluation reads."""
+    @property
+    def evaluation(self) -> EvaluationSettings:
+        """The part that an evaluation reads."""
         names = ("root", "source", "quarantine", "test_generators", "num_threads")
-        data = {name: getattr(config.data, name) for name in names}
-        return cls(backbone=config.backbone, eval=config.eval, **data)
+        data = {name: getattr(self.data, name) for name in names}
+        return EvaluationSettings(backbone=self.backbone, eval=self.eval, **data)
 
-    def applied_to(self, trained: Settings) -> Settings:
-        """The settings of a trained detector, evaluated as asked here."""
-        data = dataclasses.replace(
-            trained.data,
-            root=self.root,
-            source=self.source,
-            quarantine=self.quarantine,
-            test_generators=self.test_generators,
-            num_threads=self.num_threads,
-        )
-        measured = self.eval
+    def evaluated_as(self, asked: EvaluationSettings) -> "Settings":
+        """The settings of a trained detector for an evaluation."""
+        names = ("root", "source", "quarantine", "test_generators", "num_threads")
+        data = dataclasses.replace(self.data, **{name: getattr(asked, name) for name in names})
+        measured = asked.eval
         if measured.detector:
-            own = trained.eval
-            measured = dataclasses.replace(measured, fpr=own.fpr, fnr=own.fnr)
-        return dataclasses.replace(trained, data=data, eval=measured)
+            measured = dataclasses.replace(measured, fpr=self.eval.fpr, fnr=self.eval.fnr)
+        return dataclasses.replace(self, data=data, eval=measured)
+
+    def portable(self, root: str) -> "Settings":
+        """The same without the paths of this machine; ``root`` stands in for the data set's."""
+        data = dataclasses.replace(self.data, root=root, quarantine="")
+        features = dataclasses.replace(self.features, bank="")
+        name = Path(self.backbone).name
+        return dataclasses.replace(self, data=data, features=features, backbone=name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cinemae_jax import __version__
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.detector import calibration
 from cinemae_jax.detector.calibration import Calibration
-from cinemae_jax.features.extraction import Extractor, Masks
+from cinemae_jax.features.extraction import Extractor
 from cinemae_jax.features.sources import OnlineSet
 from cinemae_jax.features.splits import Data
 from cinemae_jax.model.cinemae import Backbone, num_params, num_statistics
@@ -66,7 +66,7 @@ class TrainedDetector:
     def online(self, images: Catalog, replicas: Replicas) -> OnlineSet:
         """Images as this detector reads them, with their features."""
         config = self.settings
-        extractor = Extractor(config.detector, Masks.of(config), self.backbone, replicas)
+        extractor = Extractor(config.detector, config.masks, self.backbone, replicas)
         return OnlineSet(images, extractor, config.data, config.eval.batch_size)
 
     def devices(self) -> Replicas:
@@ -78,7 +78,7 @@ class TrainedDetector:
     @property
     def mask_key(self) -> jax.Array:
         """The base key of all its masks."""
-        return Masks.of(self.settings).key
+        return self.settings.masks.key
 
     @property
     def first_head(self) -> HeadState:

@@ -19,10 +19,11 @@ from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.features.bank import Stored
-from cinemae_jax.features.extraction import Extractor, Featured, Masks
+from cinemae_jax.features.extraction import Extractor, Featured, drawn_runs
 from cinemae_jax.model import lcas, masking
 from cinemae_jax.model.cinemae import Features
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import DataSettings
 
@@ -210,7 +211,7 @@ class BankedSet:
 
     @functools.cached_property
     def _draw(self) -> Any:
-        return jax.jit(self.masks.drawn)
+        return jax.jit(drawn_runs(self.masks))
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a batch may straddle two epochs
     def _drawn(self, epoch: int) -> np.ndarray:
