@@ -18,8 +18,7 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
     Args:
       workdir: of the run.
       which: the checkpoint with the best validation loss, or the last one.
-      backbone: file to use if it exists, else the one that the run names; the hash decides
-        whether it is the right one.
+      backbone: file to use if it exists, otherwise the run's own; its hash must match.
 
     Raises:
       CheckpointError: if there is none, or it was trained on another backbone.
@@ -35,7 +34,7 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
         resuming.require_kind(checkpoints.metadata(last), folder)
         step = checkpoints.best if which == "best" else last
         if step is None:
-            raise CheckpointError(f"{folder} has no validated checkpoint yet: let it train longer")
+            raise CheckpointError(f"{folder} has no validated checkpoint yet: train for longer")
         meta = checkpoints.metadata(step)
         config = typed.read(meta["settings"], Settings, saved=True)
         if backbone and weights.resolve(backbone).is_file():

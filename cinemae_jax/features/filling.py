@@ -27,7 +27,7 @@ from cinemae_jax.runtime.devices import merge
 from cinemae_jax.settings import DataSettings, FeatureSettings, Settings
 
 BANK = "bank"
-COMPARED = 100  # files of a bank whose size is looked at whenever it is opened
+COMPARED = 100  # image files whose size is checked when a bank is opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Bank:
     Attributes:
       images: in the order of the rows.
       transform: that makes their pixels.
-      num_calls: times that it is applied to each image; a grid of crops is one time.
+      num_calls: applications of it per image; a grid of crops counts as one.
       recipe: of the features.
       parts: files.
       batch_size: images at a time through the backbone, over all devices of all hosts.
@@ -55,7 +55,7 @@ class Bank:
         return bank.missing(self.parts, self.recipe, self.images)
 
     def made_of(self) -> dict[str, Any]:
-        """All that its bytes depend on, as JSON has it."""
+        """Everything its bytes depend on, ready for JSON."""
         return {"recipe": dataclasses.asdict(self.recipe), "images": self.images.fingerprint}
 
 
@@ -91,7 +91,7 @@ def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> di
 
 
 def open_sets(config: Settings, data: Data, backbone: Backbone, run: Run) -> Sets:
-    """The images of a run with their features; extracts what its bank still lacks.
+    """The images of a run with their features; extracts the missing parts of its bank.
 
     Args:
       config: of the run.
@@ -140,7 +140,7 @@ def open_sets(config: Settings, data: Data, backbone: Backbone, run: Run) -> Set
 
 
 def fill(made: Mapping[str, Bank], data: DataSettings, extractor: Extractor, run: Run) -> None:
-    """Extracts the parts that banks lack, each written when it is complete.
+    """Extracts the missing parts of banks; writes each part when it is complete.
 
     Args:
       made: banks by name.
@@ -148,8 +148,8 @@ def fill(made: Mapping[str, Bank], data: DataSettings, extractor: Extractor, run
       extractor: on this host's devices alone (``Replicas.local``).
       run: of all hosts.
 
-    Every host extracts parts of its own, on its own devices; after each part they wait for each
-    other, so that a call to stop finds all of them between two parts.
+    Every host extracts its own parts on its own devices.  Hosts wait for each other after each
+    part, so a request to stop reaches all of them between two parts.
 
     Raises:
       bank.BankError: if there is a bank that cannot be used.
@@ -180,8 +180,8 @@ def fill(made: Mapping[str, Bank], data: DataSettings, extractor: Extractor, run
     unseen = [part.path for _, part in todo if not hosts.appears(part.path)]
     if unseen:
         raise FileNotFoundError(
-            f"{unseen[0]} and {len(unseen) - 1} more parts, which other hosts have written, are "
-            "not seen here: the bank must lie on a file system that all hosts share"
+            f"{unseen[0]} and {len(unseen) - 1} more parts written by other hosts do not appear "
+            "here: put the bank on a file system that all hosts share"
         )
     size = sum(bank.num_bytes(one.parts) for one in made.values())
     images = sum(len(one.images) for one in made.values())
@@ -190,7 +190,7 @@ def fill(made: Mapping[str, Bank], data: DataSettings, extractor: Extractor, run
 
 
 def _look_again(made: Mapping[str, Bank], source: Source, run: Run) -> None:
-    """Compares what is there of the banks with their files, on the first host for all of them.
+    """Compares the existing parts with the image files, on the first host for all of them.
 
     Raises:
       bank.BankError: on every host, if a bank cannot be used.
@@ -199,7 +199,7 @@ def _look_again(made: Mapping[str, Bank], source: Source, run: Run) -> None:
     if run.replicas.host.index == 0:
         try:
             for name, one in made.items():
-                one.missing()  # refuses what was made otherwise, before anything of it is dropped
+                one.missing()  # refuses other settings before anything is dropped
                 dropped[name] = _drop_outdated(one, open_images(one.images, source=source))
         except bank.BankError as error:
             refused = str(error)
@@ -214,10 +214,10 @@ def _look_again(made: Mapping[str, Bank], source: Source, run: Run) -> None:
 
 
 def _drop_outdated(one: Bank, files: Images) -> list[int]:
-    """Drops the parts with an image that could not be read and can be by now; returns which.
+    """Drops the parts with an unread image that can be read now; returns their numbers.
 
-    Of the images that were read, ``COMPARED``, evenly spread, must have their old size: a data set
-    that was changed as a whole is found out, a single changed file is not.
+    ``COMPARED`` of the read images, evenly spread, must have their old size.  This finds a data set
+    that changed as a whole, not a single changed file.
 
     Raises:
       bank.BankError: if a file has another size now.
@@ -232,20 +232,22 @@ def _drop_outdated(one: Bank, files: Images) -> list[int]:
         if any(error and _is_readable(files, row, one.transform) for row, error, _ in rows):
             part.path.unlink()
             dropped.append(part.index)
-            progress.say(f"bank      {part.path.name} anew: images in it can be read by now")
+            progress.say(
+                f"bank      {part.path.name} is extracted again: unread images in it can be read now"
+            )
             continue
         read += [(row, size) for row, error, size in rows if not error]
     for i in np.linspace(0, len(read) - 1, min(COMPARED, len(read))).astype(int):
         row, before = read[i]
         try:
             now = len(files.read(row))
-        except (DecodeError, OSError):  # gone: its features are as good as ever
+        except (DecodeError, OSError):  # gone: its features stay valid
             continue
         if now != before:
             path = Path(one.images.root, one.images.table["path"][row].as_py())
             raise bank.BankError(
-                f"{path} had {before:,} bytes when the bank {one.parts[0].path.parent} was made, "
-                f"and has {now:,}: the images have changed; {bank.WAY_OUT}"
+                f"{path} had {before:,} bytes when the bank {one.parts[0].path.parent} was built "
+                f"and has {now:,} now: the images have changed; {bank.WAY_OUT}"
             )
     return dropped
 

@@ -29,7 +29,7 @@ from cinemae_jax.settings import DataSettings
 
 
 class FeatureSet(Protocol):
-    """Some images and where their features come from; n crops of an image make n rows."""
+    """Images and where their features come from; n crops of an image make n rows."""
 
     @property
     def images(self) -> Catalog:
@@ -48,7 +48,7 @@ class FeatureSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """The images of a run: learned from, validated on, tested on."""
+    """The feature sets of a run."""
 
     train: FeatureSet
     validation: FeatureSet
@@ -126,7 +126,7 @@ class OnlineSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BankedSet:
-    """Some images whose features were stored.
+    """Images whose features come from a bank.
 
     Attributes:
       images: in the order of ``stored``.
@@ -219,7 +219,7 @@ class BankedSet:
         return np.asarray(self._draw(self._keys, jnp.full(len(self.images), epoch)))
 
     def _masked(self, rows: np.ndarray, runs: np.ndarray) -> np.ndarray:
-        """Ids of the masked patches, (..., M), which a bank does not hold: they follow by key."""
+        """Ids of the masked patches, (..., M): recomputed by key, as a bank does not hold them."""
         length = self.model.num_patches
         visible = self.model.num_visible(self.detector.mask_ratio)
         keys = self._keys[rows.reshape(-1)]
@@ -228,7 +228,7 @@ class BankedSet:
 
 
 def _taken(column: np.ndarray, index: tuple[np.ndarray, ...]) -> np.ndarray:
-    """``column[index]``; NumPy is several times faster with one index than with several."""
+    """``column[index]``, several times faster: NumPy is quicker with one flat index."""
     depth = len(index)
     at = np.ravel_multi_index(np.broadcast_arrays(*index), column.shape[:depth], mode="wrap")
     return column.reshape(-1, *column.shape[depth:]).take(at, axis=0)
@@ -246,7 +246,7 @@ def _masked_ids(keys: jax.Array, runs: jax.Array, length: int, num_visible: int)
 
 
 def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
-    """Names of the columns of a bank that a detector's head reads."""
+    """Names of the bank columns that a detector's head reads."""
     return (*("f_global",) * config.reads_global, "uniform_share", *needed_terms(config))
 
 

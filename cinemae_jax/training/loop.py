@@ -16,7 +16,7 @@ Batch = TypeVar("Batch")
 
 
 class Loop:
-    """Counts the steps of a training and keeps the losses that no record has told yet.
+    """Counts the steps of a training and keeps the losses that no record has reported yet.
 
     Attributes:
       step: taken last.
@@ -31,7 +31,7 @@ class Loop:
           start: steps taken before.
           num_steps: steps taken at the end.
           untold: of a run that was stopped (``Interrupted.resume``).
-          rate_field: of the config, to be lowered where the loss is no longer finite.
+          rate_field: field of the config to lower when the loss is not finite.
         """
         self.step, self.num_steps, self.untold = start, num_steps, list(untold)
         self._rate_field = rate_field

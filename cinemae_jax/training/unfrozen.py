@@ -1,7 +1,7 @@
 """The unfrozen ablation: a head and parts of its backbone trained together, on purpose.
 
-Everything else in this package treats the backbone as a constant; here the gradient goes on into
-the encoder, the decoder or both, in an optimiser of their own.  Only ``ablate`` uses this.
+Everything else in this package treats the backbone as a constant.  Here the gradient reaches the
+encoder, the decoder or both, which have their own optimiser.  Only ``ablate`` uses this.
 """
 
 import dataclasses
