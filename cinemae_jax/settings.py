@@ -23,8 +23,8 @@ class DataSettings:
     """Which images, and how they become squares.
 
     Attributes:
-      root: folder in a known layout, CSV or Parquet list (``data.catalog``), or the TFDS folder that
-        ``data.genimage`` writes.
+      root: folder in a known layout, CSV or Parquet list (``data.catalog``), or the TFDS folder
+        that ``data.genimage`` writes.
       source: ``folder`` (or list), or ``tfds``.
       quarantine: CSV of images to leave out, as ``cinemae doctor`` writes it; empty for none.
       train_generators: the head learns from their ``train`` splits.

@@ -232,9 +232,7 @@ def _drop_outdated(one: Bank, files: Images) -> list[int]:
         if any(error and _is_readable(files, row, one.transform) for row, error, _ in rows):
             part.path.unlink()
             dropped.append(part.index)
-            progress.say(
-                f"bank      {part.path.name} is extracted again: unread images in it can be read now"
-            )
+            progress.say(f"bank      {part.path.name} again: its unread images can be read now")
             continue
         read += [(row, size) for row, error, size in rows if not error]
     for i in np.linspace(0, len(read) - 1, min(COMPARED, len(read))).astype(int):
