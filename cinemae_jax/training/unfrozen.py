@@ -7,7 +7,7 @@ the encoder, the decoder or both, in an optimiser of their own.  Only ``ablate``
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +100,7 @@ class Tuned:
     step: int
 
 
-def split(params: dict[str, Any], part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(params: Mapping[str, Any], part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters of a backbone as (trained, fixed); the mask token belongs to the decoder."""
 
     def is_trained(name: str) -> bool:
