@@ -67,7 +67,7 @@ def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Ju
 
         groups = jax.tree.map(apart, (features.terms, features.masked))
         by_group = jax.vmap(of_group, in_axes=1, out_axes=1)(*groups)
-        return Judged(by_group, over_crops(features.uniform_share))
+        return Judged(by_group, over_crops(jnp.asarray(features.uniform_share)))
 
     return score
 
@@ -104,7 +104,7 @@ def make_maps(config: DetectorConfig, num_runs: int, score: Score) -> Callable[.
             shown = none.astype(jnp.int32).at[masked].add(1)
             return none.at[masked].add(values) / shown, shown
 
-        return jax.vmap(of_crop)(values, features.masked)
+        return jax.vmap(of_crop)(values, jnp.asarray(features.masked))
 
     return maps
 

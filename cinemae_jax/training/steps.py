@@ -119,7 +119,8 @@ def make_head_inputs(
         def of_head(params: Any, features: Features) -> Float[Array, "b n"]:
             return statistics(features, config, num_patches, learned_weight(params))
 
-        return features.f_global, per_head(of_head, out_axes=1)(params, features)
+        f_global = jnp.asarray(features.f_global)
+        return f_global, per_head(of_head, out_axes=1)(params, features)
 
     return head_inputs
 

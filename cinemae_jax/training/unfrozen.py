@@ -7,7 +7,7 @@ encoder, the decoder or both, which have their own optimiser.  Only ``ablate`` u
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -104,7 +104,7 @@ class Tuned:
     step: int
 
 
-def split(params: dict[str, Any], part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(params: Mapping[str, Any], part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters of a backbone as (trained, fixed); the mask token belongs to the decoder."""
 
     def is_trained(name: str) -> bool:

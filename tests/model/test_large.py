@@ -1,4 +1,4 @@
-"""A model of the size that the paper uses, with random weights, on the CPU."""
+"""The paper's model size (ViT-L/16) with random weights, on the CPU."""
 
 import resource
 import time
