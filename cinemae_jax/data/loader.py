@@ -59,7 +59,7 @@ def from_catalog(catalog: Catalog) -> Images:
     return Images(read, catalog.labels.astype(np.int32), ids)
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """What one position of the stream shows; row -1 is padding."""
 
     row: int
@@ -100,12 +100,12 @@ class Loader:
           ValueError: if the batch size is not divisible by the number of hosts.
         """
 
-        def place(position: int) -> Place:
-            row, epoch = order[position]
-            return Place(row, epoch, epoch % num_views if num_views else epoch)
+        def at(index: int) -> Position:
+            row, epoch = order[index]
+            return Position(row, epoch, epoch % num_views if num_views else epoch)
 
         num_examples = order.num_steps * order.batch_size
-        return self._batches(place, num_examples, order.batch_size, start_step)
+        return self._batches(at, num_examples, order.batch_size, start_step)
 
     def eval_batches(
         self, *, batch_size: int, num_views: int = 1, rows: range | None = None
@@ -123,34 +123,34 @@ class Loader:
         rows = range(len(self.images)) if rows is None else rows
         wanted = len(rows) * num_views
 
-        def place(position: int) -> Place:
-            row = rows[position // num_views] if position < wanted else -1
-            return Place(row, 0, position % num_views)
+        def at(index: int) -> Position:
+            row = rows[index // num_views] if index < wanted else -1
+            return Position(row, 0, index % num_views)
 
         padded = -(-wanted // batch_size) * batch_size
-        return self._batches(place, padded, batch_size)
+        return self._batches(at, padded, batch_size)
 
     def _batches(
-        self, place: Callable[[int], Place], count: int, batch_size: int, start_step: int = 0
+        self, at: Callable[[int], Position], count: int, batch_size: int, start_step: int = 0
     ) -> Iterator[Batch]:
         """Batches of the first ``count`` positions of the stream."""
         host = self.host
         if batch_size % host.count:
             raise ValueError(f"batch_size {batch_size} is not divisible by {host.count} hosts")
-        stream = grain.MapDataset.range(count)[host.index :: host.count].map(place)
+        stream = grain.MapDataset.range(count)[host.index :: host.count].map(at)
         batches = stream.map(self._example).batch(batch_size // host.count)[start_step:]
         threads = self.num_threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         return iter(batches.to_iter_dataset(options))
 
-    def _example(self, place: Place) -> dict[str, np.ndarray | np.generic]:
+    def _example(self, position: Position) -> dict[str, np.ndarray | np.generic]:
         """One row of a ``Batch``."""
-        row = place.row
+        row = position.row
         pixels, error, label, example_id = np.zeros(self.transform.shape, np.uint8), "", 0, 0
         kind, width, height, num_bytes = "", 0, 0, 0
         if row >= 0:
             label, example_id = int(self.images.labels[row]), int(self.images.example_ids[row])
-            rng = np.random.default_rng([self.seed, place.view, example_id])
+            rng = np.random.default_rng([self.seed, position.view, example_id])
             try:
                 data = self.images.read(row)
                 num_bytes = len(data)
@@ -163,7 +163,7 @@ class Loader:
             "image": pixels,
             "label": np.int32(label),
             "example_id": np.uint32(example_id & 0xFFFFFFFF),
-            "epoch": np.int32(place.epoch),
+            "epoch": np.int32(position.epoch),
             "row": np.int64(row),
             "num_bytes": np.int64(num_bytes),
             "format": np.str_(kind),

@@ -31,7 +31,7 @@ class BadImage:
 
 
 class BadImages:
-    """The list of unread images, bad_images.csv: one row per image, written at once.
+    """The list of unread images, bad_images.csv: one row per image, written immediately.
 
     A resumed run continues the list that it finds.
     """
@@ -62,7 +62,7 @@ class BadImages:
         return self._path.with_name(f"{self._path.stem}{number}{self._path.suffix}")
 
     def add(self, images: Iterable[BadImage]) -> None:
-        """Adds the unread images of other hosts."""
+        """Adds unread images, for example those of other hosts."""
         self._found |= {image.path: image for image in images}
         self._write()
 
