@@ -1,5 +1,6 @@
-"""A data set by its name and kind: a folder or list of image files, or TFDS records."""
+"""Opens the data set of a run: a folder or list of files, or a TFDS data set built from one."""
 
+import os
 from typing import Literal
 
 from cinemae_jax.data import catalog, loader
@@ -9,19 +10,26 @@ from cinemae_jax.data.loader import Images
 Source = Literal["folder", "tfds"]
 
 
-def scan(root: str, *, source: Source, quarantine: str = "") -> Catalog:
-    """All images of a data set except the quarantined ones.
+def scan(
+    root: str | os.PathLike[str],
+    *,
+    source: Source,
+    quarantine: str | os.PathLike[str] = "",
+) -> Catalog:
+    """Lists all images of a data set except the quarantined ones.
 
     Args:
-      root: folder or list (``folder``), or the folder that ``data.genimage`` built into (``tfds``).
-      source: what kind of data set ``root`` is.
-      quarantine: CSV of images to leave out; empty for none.
+      root: for ``folder``, what ``catalog.scan`` accepts; for ``tfds``, the folder that
+        ``data.genimage`` built into.
+      source: ``folder`` (also for lists) or ``tfds``.
+      quarantine: CSV of images to leave out, as ``cinemae doctor`` writes it; '' means none.
 
     Raises:
-      CatalogError: if there is no data set, or its layout is not understood.
+      CatalogError: if the data set is missing or not understood, or the quarantine list is not
+        about it.
     """
     if source == "tfds":
-        from cinemae_jax.data import tfds_records  # TFDS takes a second to import
+        from cinemae_jax.data import tfds_records  # importing TFDS takes a second
 
         found, _ = tfds_records.open_tfds(root)
     else:
@@ -30,7 +38,11 @@ def scan(root: str, *, source: Source, quarantine: str = "") -> Catalog:
 
 
 def open_images(images: Catalog, *, source: Source) -> Images:
-    """The files of images that ``scan`` found."""
+    """Access to the files of all or some of the images of ``scan``.
+
+    Raises:
+      CatalogError: for ``tfds``, if an image is not in the built data set.
+    """
     if source == "tfds":
         from cinemae_jax.data import tfds_records
 

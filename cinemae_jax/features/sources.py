@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cinemae_jax.data import collection, loader
+from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.loader import Batch
+from cinemae_jax.data.loader import Batch, Loader
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.features.bank import Stored
@@ -82,16 +82,8 @@ class OnlineSet:
         return self.extractor.model.num_patches
 
     def training(self, order: Order, start_step: int) -> Iterator[Featured]:
-        batches = loader.train_batches(
-            collection.open_images(self.images, source=self.data.source),
-            self.data.train_transform(self.extractor.model.image_size),
-            order,
-            seed=self.extractor.masks.seed,
-            start_step=start_step,
-            host=self.extractor.replicas.host,
-            num_threads=self.data.num_threads,
-            num_views=self.num_views,
-        )
+        shown = self._loader(self.data.train_transform(self.extractor.model.image_size))
+        batches = shown.train_batches(order, start_step=start_step, num_views=self.num_views)
         return self.extractor(self.extractor.training, batches)
 
     def scoring(self) -> Iterator[Featured]:
@@ -108,16 +100,17 @@ class OnlineSet:
         return self.extractor(self.extractor.storing, self.views(transform, num_views, rows))
 
     def views(self, transform: Transform, num_views: int, rows: range) -> Iterator[Batch]:
-        """The views of some rows, one after the other (``loader.eval_batches``)."""
-        return loader.eval_batches(
+        """The views of some rows, one after the other (``Loader.eval_batches``)."""
+        shown = self._loader(transform)
+        return shown.eval_batches(batch_size=self.batch_size, num_views=num_views, rows=rows)
+
+    def _loader(self, transform: Transform) -> Loader:
+        return Loader(
             collection.open_images(self.images, source=self.data.source),
             transform,
-            batch_size=self.batch_size,
             seed=self.extractor.masks.seed,
             host=self.extractor.replicas.host,
             num_threads=self.data.num_threads,
-            num_views=num_views,
-            rows=rows,
         )
 
 

@@ -215,15 +215,14 @@ def _validation(
 def _train_batches(
     photographs: Catalog, order: Order, start: int, config: PretrainSettings, replicas: Replicas
 ) -> Iterable[loader.Batch]:
-    return loader.train_batches(
+    shown = loader.Loader(
         loader.from_catalog(photographs),
         RandomResizedCrop(config.model.image_size, config.data.scale, native=config.data.native),
-        order,
         seed=config.seed,
-        start_step=start,
         host=replicas.host,
         num_threads=config.data.num_threads,
     )
+    return shown.train_batches(order, start_step=start)
 
 
 def first_params(config: PretrainSettings) -> Any:
@@ -247,9 +246,8 @@ def _eval_batches(
     images: Catalog, size: int, batch_size: int, replicas: Replicas
 ) -> Iterable[loader.Batch]:
     crop = Crop(size, resize=round(size * 8 / 7))  # MAE's own 256 and 224, in proportion
-    return loader.eval_batches(
-        loader.from_catalog(images), crop, batch_size=batch_size, host=replicas.host
-    )
+    shown = loader.Loader(loader.from_catalog(images), crop, host=replicas.host)
+    return shown.eval_batches(batch_size=batch_size)
 
 
 def _write_pictures(

@@ -313,13 +313,11 @@ def _batches(
     start: int,
     host: Shard,
 ) -> Iterator[loader.Batch]:
-    return loader.train_batches(
+    shown = loader.Loader(
         collection.open_images(images, source=data.source),
         data.train_transform(size),
-        order,
         seed=features.seed,
-        start_step=start,
         host=host,
         num_threads=data.num_threads,
-        num_views=features.num_views,
     )
+    return shown.train_batches(order, start_step=start, num_views=features.num_views)

@@ -68,8 +68,8 @@ class Reads:
 
     def __call__(self, images: Catalog, change: Change) -> Scored:
         source = loader.from_catalog(images)
-        batches = loader.eval_batches(source, change(self.transform), batch_size=len(images))
-        (batch,) = batches
+        shown = loader.Loader(source, change(self.transform))
+        (batch,) = shown.eval_batches(batch_size=len(images))
         logit = np.where(batch["valid"], batch["image"][:, 0] / 127.5 - 1.0, np.nan)
         return Scored(logit, np.zeros(len(images), bool))
 

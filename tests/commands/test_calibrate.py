@@ -86,7 +86,7 @@ def test_another_share_may_be_asked_for(
         (("--fpr", 2), "fpr"),
         (("--out", "no/such/folder/x"), "cannot write no/such/folder/x"),
         (("--backbone", "lost.safetensors"), "lost.safetensors does not exist"),
-        (("../a",), "lie in each other: name the outer one alone"),
+        (("../a",), "overlap"),
     ],
 )
 def test_mistakes_are_told_before_any_work(

@@ -318,7 +318,7 @@ def test_evaluate_repeats_the_table_of_training(
     [
         (["--config.data.root=/nowhere"], "/nowhere is not a folder"),
         (["config.train.epochs=3"], "did you mean --config.train.epochs=3?"),
-        (["--config.data.train_generators=('gen_x',)"], "there are: gen_a, gen_b"),
+        (["--config.data.train_generators=('gen_x',)"], "gen_a, gen_b"),
         (["--config.train.batch_size=12"], "config.train.batch_size 12 is not divisible by the 8"),
         (["--config.trian.epochs=3"], "trian"),
         (["--config.train.epochs=many"], "many"),
