@@ -9,9 +9,10 @@ import pyarrow.csv
 import pytest
 from sklearn import metrics as sk
 
-from cinemae_jax.detector import calibration
+from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.evaluation import bootstrap, metrics, report
-from cinemae_jax.evaluation.metrics import Row
+from cinemae_jax.evaluation.bootstrap import Resampling
+from cinemae_jax.evaluation.metrics import Row, ScoredImages
 
 
 def scored(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -21,14 +22,20 @@ def scored(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return labels, logits, np.where(np.arange(n) < n // 3, "a", "b")
 
 
-def evaluate(labels: np.ndarray, logits: np.ndarray, names: np.ndarray, **options: object) -> list:
-    settings = {
-        "valid": np.ones(len(labels), bool),
-        "bootstrap": 200,
-        "confidence": 0.95,
-        "seed": 0,
-    } | options
-    return metrics.evaluate(labels, logits, names, **settings)
+def evaluate(
+    labels: np.ndarray,
+    logits: np.ndarray,
+    names: np.ndarray,
+    *,
+    valid: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    calibration: Calibration | None = None,
+    **options: float,
+) -> list[Row]:
+    valid = np.ones(len(labels), bool) if valid is None else valid
+    images = ScoredImages(labels, logits, names, valid, groups)
+    resampling = Resampling(**{"bootstrap": 200} | options)
+    return metrics.evaluate(images, resampling, calibration=calibration)
 
 
 def test_values_are_scikit_learns_and_the_mean_is_unweighted() -> None:
@@ -106,7 +113,7 @@ def test_no_bootstrap_means_no_interval() -> None:
     assert not math.isnan(row.metrics["auc"].value)
 
 
-CALIBRATION = calibration.Calibration(0.8, 0.1, 0.4, -0.3, 0.05, 0.05, 100, 100)
+CALIBRATION = Calibration(0.8, 0.1, 0.4, -0.3, 0.05, 0.05, 100, 100)
 
 
 @pytest.mark.parametrize("decimals", [8, 0])  # without and with ties
@@ -259,15 +266,17 @@ def test_ai_images_found_have_an_interval_where_photographs_resolve_the_rate(
         assert (one_in_20.low <= one_in_20.value <= one_in_20.high) == has_one
 
 
-def compared(first: np.ndarray, second: np.ndarray, **options: object) -> list[Row]:
+def compared(
+    first: np.ndarray, second: np.ndarray, calibration: Calibration | None = None
+) -> list[Row]:
     labels, _, names = scored(len(first))
-    settings = {"bootstrap": 300, "confidence": 0.95, "seed": 0} | options
-    return metrics.compare(labels, first, second, names, np.ones(len(first), bool), **settings)
+    images = ScoredImages(labels, first, names, np.ones(len(first), bool))
+    return metrics.compare(images, second, Resampling(300), calibration=calibration)
 
 
 def test_nothing_differs_from_itself() -> None:
     _, logits, _ = scored()
-    for row in compared(logits, logits, calibrations=(CALIBRATION, CALIBRATION)):
+    for row in compared(logits, logits, CALIBRATION):
         for name, one in row.metrics.items():
             known = slice(1) if name.startswith("tpr_at_fpr") else slice(3)  # few photographs
             assert set(dataclasses.astuple(one)[known]) == {0.0}

@@ -14,7 +14,7 @@ import pytest
 
 from cinemae_jax import evaluate
 from cinemae_jax.audit import comparisons, robustness
-from cinemae_jax.audit.comparisons import Resampling, Scored
+from cinemae_jax.audit.comparisons import Scored
 from cinemae_jax.audit.robustness import Named
 from cinemae_jax.audit.whole import _ready
 from cinemae_jax.data.catalog import Catalog
@@ -29,6 +29,7 @@ from cinemae_jax.evaluation import (
     scores,
     summary,
 )
+from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.metrics import Row
 from cinemae_jax.model.config import STATISTICS
 from tests.evaluation.test_metrics import CALIBRATION
@@ -80,13 +81,8 @@ def score_table(shift: float = 1.0, count: int = 30) -> pa.Table:
 
 
 def rows_of(table: pa.Table, bootstrap: int = 20) -> list[Row]:
-    return metrics.evaluate(
-        *scores.measured(table),
-        bootstrap=bootstrap,
-        confidence=0.95,
-        seed=0,
-        calibration=CALIBRATION,
-    )
+    images = scores.scored_images(table)
+    return metrics.evaluate(images, Resampling(bootstrap), calibration=CALIBRATION)
 
 
 def pages(folder: Path, table: pa.Table, **facts: object) -> dict[str, str]:
