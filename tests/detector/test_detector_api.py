@@ -160,9 +160,9 @@ def test_more_masks_are_more_groups(backbone_file: Path, photos: list[np.ndarray
     spread = four.calibration.probability(groups).std(axis=1, ddof=1)
     np.testing.assert_allclose([one.uncertainty for one in both], spread)
     assert first[0].uncertainty is None
-    assert "4 masks a picture, more than the 2 of training" in four.in_words()[-1]
+    assert "4 masking runs per image" in four.in_words()[-1]
     for runs in (1, 3, 0):
-        with pytest.raises(ValueError, match=r"use a multiple of 2"):
+        with pytest.raises(ValueError, match="multiple of 2"):
             Detector(small, runs=runs, replicas=one_device())
 
 
@@ -176,7 +176,7 @@ def test_probability_and_verdict_are_the_calibrated_ones(
         for one in judge.predict(photos):
             assert one.probability == judge.calibration.probability(one.logit)
             assert one.verdict == judge.calibration.verdict(one.logit)
-    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"fpr is 1\.5"):
         Detector(small, fpr=1.5, replicas=one_device())
 
 
@@ -239,9 +239,9 @@ def test_stability_tells_a_turned_verdict(backbone_file: Path, photos: list[np.n
     "wrong", [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3)), np.zeros((40, 40, 4), np.uint8)]
 )
 def test_what_is_no_picture_is_the_callers_mistake(detector: Detector, wrong: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="is no picture: give"):
+    with pytest.raises(ValueError, match="is not an image"):
         detector.predict([wrong])
-    with pytest.raises(TypeError, match="give"):
+    with pytest.raises(TypeError, match="int"):
         detector.predict(7)
 
 
@@ -275,23 +275,22 @@ def test_detectors_that_cannot_be_used_say_why(backbone_file: Path, tmp_path: Pa
     moved = tmp_path / "elsewhere" / "moved.safetensors"
     moved.parent.mkdir()
     moved.write_bytes(path.read_bytes())
-    bundle_of_another_place = r"needs the backbone small.safetensors \(sha256"
-    with pytest.raises(weights.BackboneError, match=bundle_of_another_place):
+    with pytest.raises(weights.BackboneError, match=r"needs the backbone small\.safetensors"):
         Detector.load(moved)
     other = tmp_path / "other.safetensors"
     weights.save(other, SMALL, random_backbone(SMALL, seed=1).params)
-    with pytest.raises(CheckpointError, match="was trained on the backbone with sha256"):
+    with pytest.raises(CheckpointError, match="backbone"):
         Detector.load(path, backbone=str(other))
     with pytest.raises(weights.BackboneError, match="absent does not exist"):
         Detector.load(path, backbone="absent")
-    with pytest.raises(BundleError, match="is no detector"):
+    with pytest.raises(BundleError, match="is not a detector"):
         Detector.load(backbone_file)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(BundleError, match="not a readable safetensors file"):
         Detector.load(path, backbone=str(backbone_file))
     with pytest.raises(BundleError, match="no detector nowhere"):
         Detector.load("nowhere")
-    with pytest.raises(CheckpointError, match="no checkpoints"):
+    with pytest.raises(CheckpointError, match="checkpoints"):
         Detector.load(tmp_path)
 
 
@@ -299,7 +298,7 @@ def test_a_missing_bundled_detector_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(bundle, "ASSETS", tmp_path)
-    with pytest.raises(BundleError, match="'tiny' is not part of this installation"):
+    with pytest.raises(BundleError, match="'tiny'"):
         Detector.load("tiny")
 
 
@@ -330,10 +329,10 @@ def test_export_gives_the_same_logits(
         expected = [one.logit for one in predicted[:count]]
         np.testing.assert_allclose(found, expected, atol=1e-5)
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(export.ExportError, match="is not the file that"):
+    with pytest.raises(export.ExportError, match="do not match"):
         export.load(path)
     path.unlink()
-    with pytest.raises(export.ExportError, match="does not exist"):
+    with pytest.raises(export.ExportError, match="is missing"):
         export.load(path)
 
 

@@ -20,6 +20,7 @@ from cinemae_jax.features.extraction import mask_key
 from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.model.config import DetectorConfig, Score
 from cinemae_jax.model.head import HeadState, Normalizer
+from tests.conftest import photo
 from tests.helpers.small_detector import one_device, small_bundle
 
 TINY_RUNS = 6
@@ -117,11 +118,29 @@ def test_what_cannot_be_mapped_is_said(detector: Detector) -> None:
         detector.predict(b"")[0].lcas_map()
 
 
+def test_the_overlay_is_bright_where_the_score_is_high_and_grey_outside_all_crops(
+    detector: Detector,
+) -> None:
+    found = detector.lcas_map(photo(np.random.default_rng(3), ai=False, side=33), score="mismatch")
+    unseen = ~np.isfinite(found.values)  # a border: crops are cut after a resize to 36
+    assert unseen.any()
+    pixels = np.asarray(found.overlay(), int)
+    grey = np.asarray(found.image.convert("L"), int)
+    assert (pixels[unseen] == grey[unseen][:, None]).all()
+    colour = pixels.sum(axis=-1) - 3 * (1 - heatmap.OVERLAY) * grey  # without the grey image
+    order = np.argsort(found.values[~unseen])
+    darkest, brightest = np.array_split(colour[~unseen][order], 10)[::9]
+    assert darkest.mean() < brightest.mean()
+    low, high = found.limits
+    assert np.nanmin(found.values) <= low < high <= np.nanmax(found.values)
+    assert max(found.overlay(max_side=20).size) == 20
+
+
 def test_the_figure_says_what_it_is(detector: Detector, tmp_path: Path) -> None:
     found = detector.lcas_map(scene(2, 60), runs=4, score="mismatch")
     texts = " ".join(t.get_text() for t in found.figure().findobj(lambda a: hasattr(a, "get_text")))
     assert " ".join(heatmap.STATEMENT.split()) in " ".join(texts.split())
-    assert "mean of 4 masks" in texts
+    assert "mean of 4 masking runs" in texts
     found.save(tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as image:
         assert image.format == "PNG"
