@@ -1,12 +1,13 @@
 """The parts of ``cinemae audit`` that need a detector: scored, attacked, trained anew."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from cinemae_jax.audit import comparisons, controls, corruptions, retraining, robustness, sentences
 from cinemae_jax.audit.attacks import Attack
 from cinemae_jax.audit.comparisons import Resampling, Scored
-from cinemae_jax.audit.rescoring import AttackedSet, Attacker, Rescorer
+from cinemae_jax.audit.rescoring import Attacker, Rescorer
 from cinemae_jax.audit.robustness import Named
 from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import Catalog, CatalogError
@@ -15,6 +16,7 @@ from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import trained
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import phrases
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.splits import Data
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.devices import Replicas
@@ -34,7 +36,7 @@ class Sections:
         bad: BadImages,
     ) -> None:
         self.options, self.detector, self.resampling, self.bad = options, detector, resampling, bad
-        self.replicas: Replicas = retraining.devices(detector.settings)
+        self.replicas: Replicas = detector.devices()
         self.score = Rescorer(detector, self.replicas, bad)
         self.calibration = detector.calibration()
         self.everything = images
@@ -119,7 +121,8 @@ class Sections:
         if isinstance(self.data, str):
             self.said.append(f"controls were left out: {self.data}")
             return {"left_out": self.data}
-        retrained = retraining.Retrainer(self.detector, self.data, self.replicas, self.bad)
+        run = Run(Path(), self.replicas, self.bad)
+        retrained = retraining.Retrainer(self.detector, self.data, run)
         made = controls.controls(self.detector.settings.detector)
         scored = {}
         for control in made:
@@ -176,8 +179,7 @@ class Sections:
         scored = {}
         for epsilon in EPSILONS:
             progress.say(f"attacking {len(victims)} images, ε = {epsilon:g}/255")
-            attacked = AttackedSet(victims, self.score.extractor, attacker, epsilon)
-            scored[epsilon] = self.score.of(attacked)
+            scored[epsilon] = self.score.attacked(victims, attacker, epsilon)
         changed = {
             Named(f"PGD ε {epsilon:g}/255", "PGD", epsilon): one
             for epsilon, one in scored.items()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import Catalog, CatalogError
 from cinemae_jax.detector import bundle
 from cinemae_jax.detector.trained import TrainedDetector
@@ -59,7 +60,7 @@ def _detector(options: argparse.Namespace, old: Receipt) -> TrainedDetector:
 
 def _images(data: DataSettings) -> Catalog:
     try:
-        return data.scan()
+        return collection.scan(data.root, source=data.source)
     except CatalogError as error:
         raise ReceiptError(f"{error}; if it has moved, pass --root") from error
 

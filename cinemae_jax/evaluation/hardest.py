@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.decode import DecodeError, decode
 from cinemae_jax.data.records import CLASS_NAMES
@@ -18,7 +19,6 @@ from cinemae_jax.detector import heatmap
 from cinemae_jax.detector.heatmap import LcasMap
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation.report import Hard
-from cinemae_jax.features.extraction import mask_key
 
 COUNT = 6  # images per class
 SIDE = 180  # longest side of a thumbnail, pixels
@@ -41,7 +41,7 @@ def find(
       scores: of ``scores.with_verdicts``; one row per image of the catalog.
       count: images per class, at most.
     """
-    read = detector.settings.data.images(images).read
+    read = collection.open_images(images, source=detector.settings.data.source).read
     draw = _drawer(detector)
     return [
         _hard(scores.slice(row, 1).to_pylist()[0], functools.partial(read, row), draw)
@@ -86,7 +86,7 @@ def _drawer(detector: TrainedDetector) -> Draw | None:
     if not detector.backbone.config.has_decoder:
         return None
     config = detector.settings
-    frozen = jax.device_put((detector.backbone, detector.first_head, mask_key(config)))
+    frozen = jax.device_put((detector.backbone, detector.first_head, detector.mask_key))
     transform = config.data.eval_transform(detector.backbone.config.image_size)
     return lambda image, example_id: heatmap.compute(
         frozen, image, example_id, transform, config.detector

@@ -4,7 +4,7 @@
         --config.base.data.root=/data/GenImage \
         --config.base.backbone=mae_visualize_vit_large.safetensors
 
-Every field of the base is a flag.  The base is ``sd14``; another stands after a colon, for example
+Every field of the base is a flag.  The base is ``sd14``; to choose another, write it after a colon:
 ``--config configs/ablation/fusion.py:demo``.
 """
 
@@ -19,22 +19,25 @@ BASES = {"sd14": sd14, "demo": demo}
 
 
 def ablation(title: str, rows: Iterable[Mapping[str, Any]], base: str = "sd14") -> ConfigDict:
-    """The config of an ablation.
+    """Config of an ablation.
 
     Args:
-      title: of its table.
-      rows: ``name`` and, where there are any, ``overrides`` (dotted fields of the base and their
-        values), ``reported`` (mean accuracy in the paper, per cent) and ``unfreeze`` (encoder,
-        decoder or both).  All others are compared with the first.
+      title: title of the table.
+      rows: ``name`` and, optionally, ``overrides`` (dotted fields of the base and their values),
+        ``reported`` (mean accuracy in the paper, per cent) and ``unfreeze`` (encoder, decoder or
+        both).  The other rows are compared with the first.
       base: name of the config that all rows start from.
+
+    Raises:
+      ValueError: for an unknown base.
     """
     if base not in BASES:
         raise ValueError(f"there is no base config {base!r}: use one of {', '.join(BASES)}")
     config = ConfigDict()
     config.title = title
     config.base = BASES[base].get_config()
-    config.unfrozen = ConfigDict()  # AdamW of the backbone, in rows that unfreeze it
-    config.unfrozen.learning_rate = 1e-5  # at the peak
+    config.unfrozen = ConfigDict()  # AdamW of the backbone, for rows with unfreeze
+    config.unfrozen.learning_rate = 1e-5  # peak
     config.unfrozen.weight_decay = 0.05
     config.rows = tuple(dict(row) for row in rows)
     return config

@@ -1,4 +1,4 @@
-"""λ, the weight of the reconstruction error beside the deviation from the context.
+"""λ, the weight of the reconstruction error relative to the deviation from the context.
 
 python -m cinemae_jax.ablate --config configs/ablation/mismatch_weight.py --workdir runs/lambda ...
 """

@@ -1,4 +1,4 @@
-"""The anomaly score of a masked patch, in all variants.
+"""All variants of a masked patch's anomaly score.
 
 python -m cinemae_jax.ablate --config configs/ablation/score.py --workdir runs/score ...
 """

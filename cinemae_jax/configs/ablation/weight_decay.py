@@ -1,4 +1,4 @@
-"""Weight decay of the head, of all its pathways alike.
+"""Weight decay of the head, the same for all its pathways.
 
 python -m cinemae_jax.ablate --config configs/ablation/weight_decay.py --workdir runs/decay ...
 """
