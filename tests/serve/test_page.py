@@ -90,7 +90,7 @@ def picture(seed: int = 0) -> bytes:
 
 
 def give(page: Page, data: bytes, name: str = "a.png", kind: str = "image/png") -> None:
-    page.get_by_label("Choose a picture").set_input_files(
+    page.get_by_label("Choose an image").set_input_files(
         {"name": name, "mimeType": kind, "buffer": data}
     )
 
@@ -123,9 +123,9 @@ def test_a_picture_is_judged_and_the_answer_explained(page: Page, detector: Dete
         expect(doubts).to_contain_text(flag.partition(": ")[2])
     scale = page.get_by_role("img", name=re.compile("On a scale from 0 to 1"))
     expect(scale).to_have_attribute("aria-label", re.compile(f"{found.probability:.3f}"))
-    page.get_by_text("The answer as data (JSON)").click()
+    page.get_by_text("Answer as JSON").click()
     expect(page.get_by_label("JSON")).to_contain_text(f'"example_id": {found.example_id}')
-    page.get_by_text("Which detector answers").click()
+    page.locator("#about > summary").click()
     expect(page.locator("#facts")).to_contain_text(detector.trained.backbone.sha256)
     expect(page.get_by_text("never a proof")).to_be_visible()
 
@@ -134,15 +134,15 @@ def test_a_map_is_laid_over_the_picture_and_taken_away(page: Page, detector: Det
     give(page, picture(2))
     expect_answer(page, detector, picture(2))
     before = page.locator("#picture").get_attribute("src")
-    switch = page.get_by_label("where reconstruction surprises")
+    switch = page.get_by_label("where reconstruction fails")
     switch.focus()
     page.keyboard.press("Space")
     expect(page.locator("#statement")).to_have_text(STATEMENT)
-    expect(page.locator("#picture")).to_have_attribute("alt", re.compile("^heatmap over a.png"))
-    expect(page.locator("#measure")).to_contain_text("mean of 16 masks")
+    expect(page.locator("#picture")).to_have_attribute("alt", re.compile("^heat map of a.png"))
+    expect(page.locator("#measure")).to_contain_text("mean of 16 masking runs")
     assert page.locator("#picture").get_attribute("src").startswith("data:image/png")
     assert pixels(page) == list(detector.lcas_map(picture(2)).image.size)
-    page.get_by_text("The answer as data (JSON)").click()
+    page.get_by_text("Answer as JSON").click()
     assert len(page.get_by_label("JSON").inner_text()) < 5000  # the map is not spelled out
     page.keyboard.press("Tab")
     switch.uncheck()
@@ -151,7 +151,7 @@ def test_a_map_is_laid_over_the_picture_and_taken_away(page: Page, detector: Det
 
 
 def test_stability_is_asked_for_and_shown(page: Page, detector: Detector) -> None:
-    page.get_by_label("whether mild changes turn the verdict").check()
+    page.get_by_label("whether mild changes change the verdict").check()
     give(page, picture(3))
     (found,) = detector.predict(picture(3), stability=True)
     expect(page.get_by_role("row")).to_have_text(
@@ -165,8 +165,8 @@ def test_what_is_wrong_with_a_file_is_said_and_the_next_one_works(
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     for data, name, kind, words in (
-        (b"x" * 2 * MAX_BYTES, "huge.png", "image/png", "huge.png is too large: 6 MB; this server"),
-        (b"x", "notes.txt", "text/plain", "notes.txt is no picture (text/plain)."),
+        (b"x" * 2 * MAX_BYTES, "huge.png", "image/png", "huge.png is too large: 6 MB"),
+        (b"x", "notes.txt", "text/plain", "notes.txt is not an image"),
         (b"", "empty.png", "image/png", "empty.png is empty."),
     ):
         give(page, data, name, kind)
@@ -178,7 +178,7 @@ def test_what_is_wrong_with_a_file_is_said_and_the_next_one_works(
         (picture()[:-30], "damaged image"),
     ):
         give(page, data, "bad.png")
-        expect(page.get_by_role("alert")).to_contain_text("bad.png was not judged: ")
+        expect(page.get_by_role("alert")).to_contain_text("bad.png was not scored: ")
         expect(page.get_by_role("alert")).to_contain_text(words)
         expect(page.locator("#result")).to_be_hidden()
     give(page, picture(4))
@@ -215,8 +215,8 @@ def test_two_visitors_at_once_see_each_their_own(
         give(one, picture(6), "one.png")
         give(other, picture(7), "other.png")
         assert gated.came.acquire(timeout=10)
-        expect(one.get_by_role("status")).to_contain_text("Looking at one.png")
-        expect(other.get_by_role("status")).to_contain_text("Looking at other.png")
+        expect(one.get_by_role("status")).to_contain_text("Scoring one.png")
+        expect(other.get_by_role("status")).to_contain_text("Scoring other.png")
         gated.gate.set()
         expect_answer(one, detector, picture(6))
         expect_answer(other, detector, picture(7))
@@ -239,7 +239,7 @@ def test_the_picture_that_came_last_is_the_one_shown(
         expect(page.get_by_role("status")).to_contain_text("late.png: ")
         gated.gate.clear()
         give(page, picture(8), "slow.png")
-        expect(page.get_by_role("status")).to_contain_text("Looking at slow.png")
+        expect(page.get_by_role("status")).to_contain_text("Scoring slow.png")
         give(page, b"", "empty.png")
         gated.gate.set()
         page.wait_for_timeout(300)  # more than the answer takes, had anybody waited for it

@@ -164,13 +164,13 @@ def test_requests_that_make_no_sense_are_told_so(client: httpx2.Client) -> None:
     file = ("a.png", picture(), "image/png")
     assert "body is empty" in refusal(post(content=b"", headers=PNG), 400)
     assert "body is empty" in refusal(post(files={"image": ("a.png", b"")}), 400)
-    assert "type text/plain" in refusal(
+    assert "text/plain" in refusal(
         post(content=picture(), headers={"Content-Type": "text/plain"}), 415
     )
-    assert "type application/x-www-form-urlencoded" in refusal(post(data={"image": "x"}), 415)
+    assert "application/x-www-form-urlencoded" in refusal(post(data={"image": "x"}), 415)
     assert "no file in 'image'" in refusal(post(files={"picture": file}), 400)
     assert "Too many files" in refusal(post(files=[("image", file), ("image", file)]), 400)
-    assert "send one file" in refusal(post(files={"image": file}, data={"more": "x"}), 400)
+    assert "one file" in refusal(post(files={"image": file}, data={"more": "x"}), 400)
     form = {"Content-Type": "multipart/form-data"}
     assert "boundary" in refusal(post(content=picture(), headers=form), 400)
     cut = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -236,7 +236,7 @@ def test_a_failure_of_the_program_is_said_and_survived(
         with monkeypatch.context() as patch:
             patch.setattr(answers, "judge", broken)
             response = httpx2.post(f"{url}/v1/predict", content=picture())
-        assert "the server failed" in refusal(response, 500)
+        assert "server failed" in refusal(response, 500)
         assert httpx2.post(f"{url}/v1/predict", content=picture()).status_code == 200
 
 
@@ -275,7 +275,7 @@ def test_other_sites_and_other_names_are_turned_away(client: httpx2.Client) -> N
         assert "may not use" in refusal(post(Origin=origin), 403)
     assert "may not use" in refusal(post(Sec_Fetch_Site="cross-site"), 403)
     for host in ("evil.example", "127.0.0.1.evil.example:8000", "", "[::1"):
-        assert "listens to this machine alone" in refusal(post(Host=host), 403)
+        assert "this machine only" in refusal(post(Host=host), 403)
     for host in ("localhost:9999", "127.0.0.1", "[::1]:8000", "LOCALHOST"):
         assert post(Host=host).status_code == 200
 
@@ -456,7 +456,9 @@ def test_a_missing_extra_is_named(
     monkeypatch.delattr("cinemae_jax.serve.server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main.main(["serve"]) == 2
-    assert "pip install 'cinemae_jax[web]' (uvicorn is missing)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "pip install 'cinemae_jax[web]'" in said
+    assert "uvicorn" in said
 
 
 def test_what_others_can_reach_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -469,7 +471,7 @@ def test_what_others_can_reach_is_said(capsys: pytest.CaptureFixture[str]) -> No
             assert serve.names_of(host, listener) == names
             serve._ready(host, listener, opened=False)
         printed = capsys.readouterr().out
-        assert ("anybody who can reach" in printed) == cautioned
+        assert ("caution" in printed) == cautioned
         assert re.search(r"ready     http://(127.0.0.1|localhost):\d+/ ", printed)
 
 
