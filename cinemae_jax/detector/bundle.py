@@ -123,7 +123,9 @@ def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
     path = Path(source)
     if path.is_dir():
         detector = loading.load(path, backbone=backbone)
-        return Bundle(detector, path.resolve().name, seen=_seen_by(path, detector.settings))
+        return Bundle(
+            detector, path.resolve().name, seen=_seen_by(path, detector.settings.features.bank)
+        )
     if not path.is_file():
         raise BundleError(
             f"no detector {name}: use the folder of a training run, a file of `cinemae bundle`, "
@@ -224,10 +226,10 @@ def _portable(config: Settings) -> Settings:
 # --- what the head was trained on ---------------------------------------------------------------
 
 
-def _seen_by(workdir: Path, config: Settings) -> TrainingView | None:
+def _seen_by(workdir: Path, bank: str) -> TrainingView | None:
     """Facts of the training files from the run's bank; None without one."""
-    bank = Path(config.features.bank) if config.features.bank else workdir / filling.BANK
-    parts = sorted((bank / "train").glob("*.parquet"))
+    folder = Path(bank) if bank else workdir / filling.BANK
+    parts = sorted((folder / "train").glob("*.parquet"))
     if not parts:
         return None
     facts = pq.read_table(parts, columns=["format", "width", "height"])

@@ -124,8 +124,8 @@ class Calibration:
     def in_words(self) -> list[str]:
         """What to tell a reader: the promises, and why others cannot be made."""
         said = [
-            f"calibrated on {self.num_nature:,} nature and {self.num_ai:,} ai images that were "
-            "held out of training"
+            f"calibrated on {self.num_nature:,} nature and {self.num_ai:,} ai images held out of "
+            "training"
         ]
         if min(self.num_nature, self.num_ai) < MIN_IMAGES:
             said.append(
@@ -137,9 +137,8 @@ class Calibration:
             (self.num_ai, self.fnr, "ai", "nature"),
         ):
             if _rank(count, rate):
-                said.append(
-                    f"at most {100 * rate:.3g} % of {kind} images like those are called {wrong}"
-                )
+                images = f"{kind} images like the held-out ones"
+                said.append(f"at most {100 * rate:.3g} % of {images} are called {wrong}")
             else:
                 said.append(
                     f"no image is called {wrong}: to promise an error rate of {100 * rate:.3g} % "

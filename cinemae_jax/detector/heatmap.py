@@ -34,9 +34,9 @@ SHOWN: Score = "mismatch"
 
 TITLE = "where reconstruction fails"
 STATEMENT = (
-    "Bright: the autoencoder predicted this patch badly from the rest of the image. That is where "
-    "reconstruction fails, not where a forgery is: fine texture, text and edges are bright in "
-    "photographs too. Grey: not looked at."
+    "Bright: the autoencoder predicted this patch badly from the rest of the image. The map shows "
+    "where reconstruction fails, not where a forgery is: fine texture, text and edges are bright "
+    "in photographs too. Grey: not looked at."
 )
 COLOURS = "inferno"
 OVERLAY = 0.65  # opacity of the map over the image
@@ -116,7 +116,7 @@ class LcasMap:
         )
         colours = ScalarMappable(Normalize(*self.limits), COLOURS)
         figure.colorbar(colours, ax=right, label=label, shrink=0.8, extend="both", alpha=OVERLAY)
-        figure.supxlabel("\n".join(textwrap.wrap(STATEMENT, 110)), fontsize="small")
+        figure.supxlabel("\n".join(textwrap.wrap(STATEMENT, 120)), fontsize="small")
         return figure
 
     def save(self, path: str | os.PathLike[str]) -> None:
