@@ -23,7 +23,7 @@ from cinemae_jax.data.decode import DecodeError
 from cinemae_jax.detector import bundle, heatmap, inference, inputs, prediction
 from cinemae_jax.detector.bundle import Bundle
 from cinemae_jax.detector.heatmap import LcasMap
-from cinemae_jax.detector.inference import Judged
+from cinemae_jax.detector.inference import ImageScores
 from cinemae_jax.detector.inputs import Source
 from cinemae_jax.detector.prediction import ALTERATIONS, PictureFacts, Prediction
 from cinemae_jax.model.config import SCORES, Score
@@ -148,9 +148,9 @@ class Detector:
             waiting.append(prepared)
             slots = sum(len(one.crops) for one in waiting)
             if slots >= self.batch_size or not slots:
-                yield from self._judge(waiting)
+                yield from self._predict_batch(waiting)
                 waiting = []
-        yield from self._judge(waiting)
+        yield from self._predict_batch(waiting)
 
     def lcas_map(
         self, image: Source, runs: int = heatmap.RUNS, score: Score | None = None
@@ -175,7 +175,8 @@ class Detector:
             raise ValueError(f"runs must be 1 or more, is {runs}")
         if not self.trained.backbone.config.has_decoder:
             raise ValueError(
-                f"the backbone of {self.name} has no decoder: heat maps need one that has"
+                f"the backbone of {self.name} has no decoder, which heat maps need: use another "
+                "detector"
             )
         picture = inputs.read(image)
         with self._lock:
@@ -221,7 +222,7 @@ class Detector:
             facts, error = PictureFacts.of(picture, source), ""
         return _Prepared(source, crops, facts, error, time.perf_counter() - start)
 
-    def _judge(self, prepared: "list[_Prepared]") -> Iterator[Prediction]:
+    def _predict_batch(self, prepared: "list[_Prepared]") -> Iterator[Prediction]:
         """Predictions in the order of the images."""
         readable = [one for one in prepared if one.facts]
         if not readable:
@@ -239,13 +240,13 @@ class Detector:
                 yield self._refused(one)
                 continue
             rows = slice(at, at + len(one.crops))
-            its = Judged(scored.logit[rows], scored.uniform_share[rows])
+            its = ImageScores(scored.logit[rows], scored.uniform_share[rows])
             at += len(one.crops)
             yield self._predicted(one, one.facts, its, share)
 
     def _score(
         self, crops: UInt8[np.ndarray, "b n s s 3"], ids: UInt32[np.ndarray, " b"]
-    ) -> Judged:
+    ) -> ImageScores:
         """Scores in batches of the compiled shape; the last batch is padded."""
         count, size = len(ids), self.batch_size
         missing = -count % size
@@ -263,7 +264,7 @@ class Detector:
         """The scoring program, compiled for the one batch shape."""
         logits = inference.make_logits(self.trained.settings.detector, self._num_groups)
 
-        def of_batch(backbone: Any, head: Any, key: Any, batch: tuple) -> Judged:
+        def of_batch(backbone: Any, head: Any, key: Any, batch: tuple) -> ImageScores:
             return logits(backbone, head, key, *batch)
 
         shapes = (
@@ -278,7 +279,7 @@ class Detector:
         return jax.device_put(self._frozen, self._replicas.mesh.local_devices[0])
 
     def _predicted(
-        self, one: "_Prepared", facts: PictureFacts, scored: Judged, seconds: float
+        self, one: "_Prepared", facts: PictureFacts, scored: ImageScores, seconds: float
     ) -> Prediction:
         """The prediction from the (1 + alterations, G) logits of an image."""
         config = self.trained.settings.detector

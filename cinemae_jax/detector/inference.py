@@ -20,7 +20,7 @@ from cinemae_jax.model.head import HeadState, learned_weight
 
 
 @struct.dataclass
-class Judged:
+class ImageScores:
     """Scores of a batch.
 
     Attributes:
@@ -32,7 +32,7 @@ class Judged:
     uniform_share: Float[Array, " b"]
 
 
-def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Judged]:
+def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., ImageScores]:
     """A function of (backbone, head, key, images (B, n, S, S, 3), example ids (B,)).
 
     The distribution of the statistics depends on the number of runs K, that of the third most of
@@ -50,7 +50,7 @@ def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Ju
         key: Key[Array, ""],
         images: UInt8[Array, "b n s s 3"],
         example_ids: UInt32[Array, " b"],
-    ) -> Judged:
+    ) -> ImageScores:
         num_crops, num_patches = images.shape[1], backbone.config.num_patches
 
         def over_crops(rows: Float[Array, " bn"]) -> Float[Array, " b"]:
@@ -67,7 +67,7 @@ def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Ju
 
         groups = jax.tree.map(apart, (features.terms, features.masked))
         by_group = jax.vmap(of_group, in_axes=1, out_axes=1)(*groups)
-        return Judged(by_group, over_crops(features.uniform_share))
+        return ImageScores(by_group, over_crops(features.uniform_share))
 
     return score
 

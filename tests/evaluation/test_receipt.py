@@ -1,4 +1,4 @@
-"""A receipt replays to the last bit, and what has changed is named."""
+"""A receipt replays to the last bit, and verify names what has changed."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from tests.helpers.small_run import evaluated, small_run, small_settings
 def run(
     data_set: Path, backbone_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """A run whose evaluation was online: its folder, and its images, which may be spoilt."""
+    """A run with an online evaluation: its folder, and its own copy of the images."""
     root = tmp_path_factory.mktemp("images")
     shutil.copytree(data_set, root, dirs_exist_ok=True)
     workdir = tmp_path_factory.mktemp("run") / "run"
@@ -62,7 +62,7 @@ def test_an_online_evaluation_replays_to_the_last_bit(
 def test_scores_of_a_bank_replay_within_rounding(
     data_set: Path, backbone_file: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """The bank's batches have another shape; the difference is one of rounding."""
+    """Batches of the bank have another shape, so scores differ by rounding."""
     path = small_run(data_set, backbone_file) / receipt.FILE
     from_bank = receipt.read(path)
     assert from_bank.source == receipt.BANK
@@ -95,7 +95,7 @@ def test_changed_damaged_and_lost_images_are_named(
 def test_another_head_and_another_backbone_are_named(
     run: tuple[Path, Path], old: Receipt, detector: TrainedDetector
 ) -> None:
-    """On a sample, which is of whole batches: 16 images each, of 28."""
+    """On a sample of one whole batch: 16 of 28 images."""
     params = detector.heads.params
     kernel = np.array(params["classifier"]["kernel"])
     kernel[0, 0, 0] += 0.5
@@ -112,7 +112,7 @@ def test_another_head_and_another_backbone_are_named(
     assert trained.head_sha256(other.heads) in of_head
 
 
-def test_a_backbone_that_is_not_the_heads_cannot_be_replayed(
+def test_another_backbone_is_refused(
     run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     path = tmp_path / "other.safetensors"
@@ -121,13 +121,13 @@ def test_a_backbone_that_is_not_the_heads_cannot_be_replayed(
     assert "backbone" in capsys.readouterr().err
 
 
-def test_a_sample_keeps_every_image_in_its_place(old: Receipt) -> None:
-    """Neighbours and places in a batch of 16 stay as they were."""
+def test_a_sample_keeps_whole_batches(old: Receipt) -> None:
+    """A sample consists of whole batches of 16, in order."""
     assert tuple(replay.sampled(old, 3)) == old.images[:16]
     assert tuple(replay.sampled(old, 17)) == old.images
 
 
-def test_images_of_another_data_set_cannot_be_replayed(
+def test_another_data_set_is_refused(
     run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "inner").mkdir()
@@ -140,7 +140,7 @@ def test_images_of_another_data_set_cannot_be_replayed(
     assert "28 images" in said
 
 
-def test_what_is_no_receipt_is_refused(
+def test_other_files_are_not_accepted_as_receipts(
     tmp_path: Path, run: tuple[Path, Path], capsys: pytest.CaptureFixture
 ) -> None:
     assert main.main(["verify", str(tmp_path / "none.json")]) == 2

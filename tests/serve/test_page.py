@@ -1,4 +1,4 @@
-"""The page of cinemae serve in a browser: what a visitor sees, in words, from this host alone."""
+"""The page of cinemae serve in a browser: what a visitor sees, loaded from this host only."""
 
 import base64
 import os
@@ -69,7 +69,7 @@ def page(browser: sync_api.Browser, url: str) -> Iterator[Page]:
 
 
 def visit(browser: sync_api.Browser, url: str) -> Iterator[Page]:
-    """A visitor with a browser of their own; nothing may fail there, or be asked of other hosts."""
+    """A page in its own browser context, without errors or requests to other hosts."""
     context = browser.new_context()
     page = context.new_page()
     asked, faults = [], []
@@ -96,7 +96,7 @@ def give(page: Page, data: bytes, name: str = "a.png", kind: str = "image/png") 
 
 
 def expect_answer(page: Page, detector: Detector, data: bytes) -> None:
-    """The probability on the page is that of this picture."""
+    """The page shows the prediction for this image."""
     (found,) = detector.predict(data)
     expect(page.locator("#probability")).to_have_text(f"{found.probability:.3f}")
     expect(page.locator("#spread")).to_have_text(f"± {found.uncertainty:.3f}")
@@ -105,12 +105,12 @@ def expect_answer(page: Page, detector: Detector, data: bytes) -> None:
 
 
 def pixels(page: Page) -> list[int]:
-    """Of the picture that is seen."""
+    """Width and height of the image shown."""
     script = "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
     return page.locator("#picture").evaluate(script)
 
 
-def test_a_picture_is_judged_and_the_answer_explained(page: Page, detector: Detector) -> None:
+def test_an_image_is_scored_and_the_answer_explained(page: Page, detector: Detector) -> None:
     give(page, picture(1), "holiday.png")
     expect_answer(page, detector, picture(1))
     expect(page.get_by_role("status")).to_contain_text("holiday.png: ")
@@ -130,7 +130,7 @@ def test_a_picture_is_judged_and_the_answer_explained(page: Page, detector: Dete
     expect(page.get_by_text("never a proof")).to_be_visible()
 
 
-def test_a_map_is_laid_over_the_picture_and_taken_away(page: Page, detector: Detector) -> None:
+def test_a_heat_map_can_be_shown_and_hidden(page: Page, detector: Detector) -> None:
     give(page, picture(2))
     expect_answer(page, detector, picture(2))
     before = page.locator("#picture").get_attribute("src")
@@ -143,7 +143,7 @@ def test_a_map_is_laid_over_the_picture_and_taken_away(page: Page, detector: Det
     assert page.locator("#picture").get_attribute("src").startswith("data:image/png")
     assert pixels(page) == list(detector.lcas_map(picture(2)).image.size)
     page.get_by_text("Answer as JSON").click()
-    assert len(page.get_by_label("JSON").inner_text()) < 5000  # the map is not spelled out
+    assert len(page.get_by_label("JSON").inner_text()) < 5000  # the heat map is shortened
     page.keyboard.press("Tab")
     switch.uncheck()
     expect(page.locator("#statement")).to_be_hidden()
@@ -159,9 +159,7 @@ def test_stability_is_asked_for_and_shown(page: Page, detector: Detector) -> Non
     )
 
 
-def test_what_is_wrong_with_a_file_is_said_and_the_next_one_works(
-    page: Page, detector: Detector
-) -> None:
+def test_a_bad_file_gives_an_error_and_the_next_file_works(page: Page, detector: Detector) -> None:
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     for data, name, kind, words in (
@@ -198,16 +196,14 @@ SEND = """(target, [type, bytes]) => {
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_picture_may_be_dropped_or_pasted(way: str, page: Page, detector: Detector) -> None:
+def test_an_image_can_be_dropped_or_pasted(way: str, page: Page, detector: Detector) -> None:
     data = picture(5)
     page.locator("body").evaluate(SEND, [way, base64.b64encode(data).decode()])
     expect_answer(page, detector, data)
     expect(page.get_by_role("status")).to_contain_text("given.png: ")
 
 
-def test_two_visitors_at_once_see_each_their_own(
-    browser: sync_api.Browser, detector: Detector
-) -> None:
+def test_two_visitors_get_their_own_answers(browser: sync_api.Browser, detector: Detector) -> None:
     gated = Gated(detector)
     with running(gated) as url:
         first, second = (visit(browser, url) for _ in range(2))
@@ -224,9 +220,7 @@ def test_two_visitors_at_once_see_each_their_own(
             assert next(visitor, None) is None
 
 
-def test_the_picture_that_came_last_is_the_one_shown(
-    browser: sync_api.Browser, detector: Detector
-) -> None:
+def test_the_last_image_is_the_one_shown(browser: sync_api.Browser, detector: Detector) -> None:
     gated = Gated(detector)
     with running(gated) as url:
         visitor = visit(browser, url)
@@ -242,13 +236,13 @@ def test_the_picture_that_came_last_is_the_one_shown(
         expect(page.get_by_role("status")).to_contain_text("Scoring slow.png")
         give(page, b"", "empty.png")
         gated.gate.set()
-        page.wait_for_timeout(300)  # more than the answer takes, had anybody waited for it
+        page.wait_for_timeout(300)  # longer than the answer takes
         expect(page.get_by_role("alert")).to_have_text("empty.png is empty.")
         expect(page.locator("#result")).to_be_hidden()
         assert next(visitor, None) is None
 
 
-def test_a_server_that_is_gone_is_said(browser: sync_api.Browser, detector: Detector) -> None:
+def test_a_stopped_server_is_reported(browser: sync_api.Browser, detector: Detector) -> None:
     context = browser.new_context()
     page = context.new_page()
     with running(detector) as url:

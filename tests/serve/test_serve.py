@@ -1,4 +1,4 @@
-"""cinemae serve over HTTP: the detector's numbers, clear refusals, nothing kept, nobody lost."""
+"""cinemae serve over HTTP: scores, errors, privacy, and many requests at once."""
 
 import base64
 import concurrent.futures
@@ -58,7 +58,7 @@ def client(detector: Detector) -> Iterator[httpx2.Client]:
 
 @pytest.fixture(autouse=True)
 def sigterm() -> Iterator[None]:
-    """The command makes it an interrupt, and ends its process afterwards: here it goes on."""
+    """The command replaces the SIGTERM handler; this restores it for the other tests."""
     kept = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, kept)
@@ -376,7 +376,7 @@ def test_who_goes_away_is_not_waited_for(
 
 @pytest.fixture(scope="module")
 def small(loaded: Bundle, backbone_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The detector's file; its backbone lies beside it."""
+    """A bundle file, next to its backbone."""
     path = tmp_path_factory.mktemp("detector") / "noise.safetensors"
     bundle.save(path, loaded)
     (path.parent / backbone_file.name).write_bytes(backbone_file.read_bytes())
