@@ -11,7 +11,7 @@ import pyarrow.csv
 from jaxtyping import Bool, Float, Int
 
 from cinemae_jax.evaluation.bootstrap import Weighted, resamples
-from cinemae_jax.evaluation.metrics import Estimate, interval
+from cinemae_jax.evaluation.metrics import Estimate, estimates
 
 # Means over generators that the table shows, and their titles.
 METRICS = {"accuracy": "accuracy", "auc": "AUC"}
@@ -160,7 +160,7 @@ def lines(
         own = drawn[name]
         comparable = isinstance(reference, Finished) and row.scores.same_images(reference.scores)
         differences = (
-            _estimates(own.mean(axis=0) - drawn[first].mean(axis=0), confidence)
+            estimates(own.mean(axis=0) - drawn[first].mean(axis=0), confidence, METRICS)
             if comparable and name != first
             else {}
         )
@@ -168,17 +168,10 @@ def lines(
         return Line(
             name,
             reported[name],
-            values=_estimates(own.mean(axis=0), confidence),
+            values=estimates(own.mean(axis=0), confidence, METRICS),
             deviations=dict(zip(METRICS, spread.tolist(), strict=True)),
             differences=differences,
             cost=row,
         )
 
     return [one(name, row) for name, row in rows.items()]
-
-
-def _estimates(results: Float[np.ndarray, "m r"], confidence: float) -> dict[str, Estimate]:
-    return {
-        name: interval(float(result[0]), result[1:], confidence)
-        for name, result in zip(METRICS, results, strict=True)
-    }

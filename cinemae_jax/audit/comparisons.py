@@ -20,8 +20,9 @@ from cinemae_jax.data.records import NATURE
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.evaluation import metrics
+from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.comparison import Comparison
-from cinemae_jax.evaluation.metrics import Row
+from cinemae_jax.evaluation.metrics import ScoredImages
 
 # The detector's transform to the one that is used in its place.
 Change = Callable[[Transform], Transform]
@@ -47,15 +48,6 @@ class Score(Protocol):
         """Scores images through a changed transform."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Resampling:
-    """Of every interval; fields as in ``metrics.evaluate``."""
-
-    bootstrap: int = 1000
-    confidence: float = 0.95
-    seed: int = 0
-
-
 def compared(
     images: Catalog,
     before: Scored,
@@ -66,22 +58,13 @@ def compared(
     """Measures both; an image that either could not read counts in neither."""
     generators = np.array(images.table["generator"].to_pylist())
     valid = ~np.isnan(before.logit) & ~np.isnan(after.logit)
-    options = dataclasses.asdict(resampling)
-
-    def measured(scored: Scored) -> list[Row]:
-        known = images.labels, scored.logit, generators, valid
-        return metrics.evaluate(*known, calibration=calibration, **options)
-
-    difference = metrics.compare(
-        images.labels,
-        before.logit,
-        after.logit,
-        generators,
-        valid,
-        calibrations=(calibration, calibration),
-        **options,
+    first = ScoredImages(images.labels, before.logit, generators, valid)
+    second = dataclasses.replace(first, logit=after.logit)
+    return Comparison(
+        metrics.evaluate(first, resampling, calibration=calibration),
+        metrics.evaluate(second, resampling, calibration=calibration),
+        metrics.compare(first, after.logit, resampling, calibration=calibration),
     )
-    return Comparison(measured(before), measured(after), difference)
 
 
 def sample(images: Catalog, count: int) -> Catalog:

@@ -27,7 +27,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from cinemae_jax.data.decode import DecodeError, decode, read_file
 from cinemae_jax.data.inspect.examination import Examination
 from cinemae_jax.data.transforms import crop
-from cinemae_jax.evaluation.metrics import Row, evaluate
+from cinemae_jax.evaluation.bootstrap import Resampling
+from cinemae_jax.evaluation.metrics import Row, ScoredImages, evaluate
 
 FOLDS = 5
 NUM_FACTS = 6
@@ -247,16 +248,11 @@ def solve(
             logits[scored] = fitted.decision_function(features[scored])
     else:
         logits = _cross_validated(model, features, labels, generators, valid, groups, seed)
-    rows = evaluate(
-        labels[tested],
-        logits[tested],
-        generators[tested],
-        valid[tested],
-        bootstrap=bootstrap,
-        confidence=confidence,
-        seed=seed,
-        groups=None if groups is None else groups[tested],
+    group = None if groups is None else groups[tested]
+    scored_images = ScoredImages(
+        labels[tested], logits[tested], generators[tested], valid[tested], group
     )
+    rows = evaluate(scored_images, Resampling(bootstrap, confidence, seed))
     num_ai = int((labels[learned] == 1).sum())
     how: Learned = "train split" if split else "cross-validated"
     return ProbeResult(how, int(learned.sum()) - num_ai, num_ai, rows)

@@ -1,4 +1,4 @@
-"""Scores every test image, measures the scores, writes the report and receipt."""
+"""Scores the test images, computes the metrics, writes report and receipt."""
 
 import dataclasses
 
@@ -9,13 +9,14 @@ from cinemae_jax.data.unread import count_by_class
 from cinemae_jax.detector import trained
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import hardest, metrics, receipt, report, scores
+from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import FeatureSet
 from cinemae_jax.runtime import collectives, progress
 
 
 def evaluate(detector: TrainedDetector, images: FeatureSet, run: Run) -> None:
-    """Scores the images on all hosts; the first one measures and writes the results."""
+    """Scores the images on all hosts; the first host computes the metrics and writes the files."""
     size = detector.settings.eval.batch_size
     run.replicas.check_batch_size(size, "config.eval.batch_size")
     run.unread.forget(images.images)
@@ -26,16 +27,11 @@ def evaluate(detector: TrainedDetector, images: FeatureSet, run: Run) -> None:
 
 
 def write_results(detector: TrainedDetector, images: FeatureSet, table: pa.Table, run: Run) -> None:
-    """Measures a table of scores, writes the results and prints the table."""
+    """Computes the metrics of a table of scores, writes all files and prints the summary."""
     config, calibration, workdir = detector.settings, detector.calibration(), run.workdir
     table = scores.with_verdicts(table, calibration)
-    rows = metrics.evaluate(
-        *scores.measured(table),
-        bootstrap=config.eval.bootstrap,
-        confidence=config.eval.confidence,
-        seed=config.seed,
-        calibration=calibration,
-    )
+    resampling = Resampling(config.eval.bootstrap, config.eval.confidence, config.seed)
+    rows = metrics.evaluate(scores.scored_images(table), resampling, calibration=calibration)
     by_seed = scores.over_seeds(detector, table)
     facts = {
         "backbone": trained.describe(detector.backbone),
@@ -61,12 +57,12 @@ def write_results(detector: TrainedDetector, images: FeatureSet, table: pa.Table
     progress.say("\n".join(calibration.in_words()))
     if by_seed:
         progress.say(
-            f"{config.num_seeds} heads, mean of generators: "
+            f"{config.num_seeds} heads, mean over generators: "
             + ", ".join(
                 f"{name.replace('_', ' ')} {100 * found['mean']:.1f} ± "
                 f"{100 * found['deviation']:.1f}"
                 for name, found in by_seed["mean"].items()
             )
-            + "; the table is the first one's"
+            + " (mean ± standard deviation); the table shows the first head"
         )
     progress.say(f"report    {workdir / 'report.html'}")

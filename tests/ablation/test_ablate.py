@@ -23,6 +23,8 @@ from cinemae_jax.ablation.effects import Finished, RowScores
 from cinemae_jax.ablation.plan import Ablation
 from cinemae_jax.detector import loading, trained
 from cinemae_jax.evaluation import metrics
+from cinemae_jax.evaluation.bootstrap import Resampling
+from cinemae_jax.evaluation.metrics import ScoredImages
 from cinemae_jax.features import extraction, filling, splits
 from cinemae_jax.features.run import Run
 from cinemae_jax.model import masking
@@ -437,8 +439,8 @@ def scores(seed: int, heads: int = 1) -> RowScores:
     return RowScores(np.arange(60).astype(str), generator, label, logit)
 
 
-def measured(found: RowScores) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    return found.label, found.logit[:, 0], found.generator, found.scored
+def measured(found: RowScores) -> ScoredImages:
+    return ScoredImages(found.label, found.logit[:, 0], found.generator, found.scored)
 
 
 def test_values_and_differences_are_those_of_metrics() -> None:
@@ -446,8 +448,9 @@ def test_values_and_differences_are_those_of_metrics() -> None:
     options = {"bootstrap": 50, "confidence": 0.9, "seed": 3}
     rows = {name: Finished(s, {}, False, 1) for name, s in (("x", first), ("y", second))}
     lines = effects.lines(rows, {"x": None, "y": None}, **options)
-    expected = metrics.evaluate(*measured(second), **options)[-1]
-    paired = metrics.compare(first.label, first.logit[:, 0], *measured(second)[1:], **options)[-1]
+    resampling = Resampling(**options)
+    expected = metrics.evaluate(measured(second), resampling)[-1]
+    paired = metrics.compare(measured(first), second.logit[:, 0], resampling)[-1]
     for name in effects.METRICS:
         for found, wanted in (
             (lines[1].values[name], expected.metrics[name]),
@@ -478,7 +481,8 @@ def test_a_generator_that_nobody_could_read_does_not_leave_the_mean() -> None:
     rows = {name: Finished(s, {}, False, 1) for name, s in (("x", found), ("y", nothing))}
     for line in effects.lines(rows, dict.fromkeys(rows), **options):
         assert [np.isnan(e.value) for e in line.values.values()] == [True, True]
-    assert np.isnan(metrics.evaluate(*measured(found), **options)[-1].metrics["auc"].value)
+    of_all = metrics.evaluate(measured(found), Resampling(**options))[-1]
+    assert np.isnan(of_all.metrics["auc"].value)
 
 
 def test_other_images_are_not_compared() -> None:

@@ -21,6 +21,7 @@ from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import loading
 from cinemae_jax.evaluation import metrics, phrases
 from cinemae_jax.evaluation.comparison import Comparison
+from cinemae_jax.evaluation.metrics import ScoredImages
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.splits import Data
 from cinemae_jax.model import masking
@@ -247,9 +248,9 @@ def test_the_recipe_trained_anew_is_the_detector(
 
 def fake(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> Comparison:
     names, valid = np.full(len(labels), "gen"), np.ones(len(labels), bool)
-    options = dataclasses.asdict(RESAMPLING)
-    rows = [metrics.evaluate(labels, z, names, valid, **options) for z in (first, second)]
-    return Comparison(*rows, metrics.compare(labels, first, second, names, valid, **options))
+    images = [ScoredImages(labels, z, names, valid) for z in (first, second)]
+    rows = [metrics.evaluate(one, RESAMPLING) for one in images]
+    return Comparison(*rows, metrics.compare(images[0], second, RESAMPLING))
 
 
 def test_a_control_that_does_as_well_is_said_to() -> None:
