@@ -1,4 +1,4 @@
-"""A trained detector on changed images: through another transform, or under attack."""
+"""Scores changed images with a trained detector: through another transform, or under attack."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cinemae_jax.audit.attacks import Attack, make_attack
-from cinemae_jax.audit.comparisons import Change, Scored
+from cinemae_jax.audit.conditions import Change, Scored
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.transforms import Transform
@@ -21,7 +21,7 @@ from cinemae_jax.runtime.devices import Replicas, merge
 
 @dataclasses.dataclass(frozen=True)
 class ChangedSet(OnlineSet):
-    """Images that are scored through a change of the detector's transform."""
+    """Images to score through a change of the detector's transform."""
 
     change: Change
 
@@ -51,7 +51,7 @@ class Rescorer:
         return self.of(ChangedSet(images, self.extractor, change))
 
     def of(self, images: FeatureSet) -> Scored:
-        """Scores of a set, whatever its features come from."""
+        """Scores of a set, whatever the source of its features."""
         logit = np.full(len(images.images), np.nan)
         uniform_share = np.full(len(images.images), np.nan)
         for batch, scores in self._scorer(self.detector.heads, images.scoring()):
@@ -98,10 +98,10 @@ class Attacker:
 
 @dataclasses.dataclass(frozen=True)
 class AttackedSet(OnlineSet):
-    """Centre crops that are attacked and then scored, with the masks that any score rests on.
+    """Centre crops that are attacked, and then scored with the masks of every other score.
 
     Attributes:
-      attacker: what changes them.
+      attacker: changes the crops.
       epsilon: grey levels; 0 leaves them as they are.
     """
 
