@@ -2,23 +2,23 @@
 
     python -m cinemae_jax.ablate --config configs/ablation/frozen.py --workdir runs/frozen ...
 
-The unfrozen rows see images instead of stored features and differentiate through the backbone: an
-epoch of theirs costs about three passes, and the optimiser's state twice the trained parameters.
-Each leaves its tuned backbone beside its head.  Mind ``--config.unfrozen.learning_rate``, which is
-this project's choice, and a ``--config.base.train.batch_size`` that fits the devices.
+Unfrozen rows read images instead of stored features and differentiate through the backbone: each
+epoch costs about three passes, and the optimiser's state takes twice the trained parameters.  Each
+writes its tuned backbone beside its head.  ``--config.unfrozen.learning_rate`` is this project's
+choice; set a ``--config.base.train.batch_size`` that fits the devices.
 
-The paper reports 96.31 frozen and 70.07 unfrozen; it is not known to us which part that was, and
-the number stands beside ``both``.
+The paper reports 96.31 frozen and 70.07 unfrozen.  It does not say which part was unfrozen; the
+number is shown for ``both``.
 """
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
     one_seed = {"num_seeds": 1}
-    rows = [
+    rows: list[RowConfig] = [
         {"name": "frozen", "reported": 96.31},
         {"name": "encoder unfrozen", "unfreeze": "encoder", "overrides": one_seed},
         {"name": "decoder unfrozen", "unfreeze": "decoder", "overrides": one_seed},

@@ -1,15 +1,15 @@
-"""Masking runs K: what the masked runs add to the encoder alone, and how many it takes.
+"""Masking runs K: what masked runs add to the encoder alone, and how many are needed.
 
 python -m cinemae_jax.ablate --config configs/ablation/runs.py --workdir runs/ablation_runs ...
 """
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
-    rows = [
+    rows: list[RowConfig] = [
         {"name": "K = 2", "overrides": {"detector.num_runs": 2}, "reported": 95.96},
         {
             "name": "K = 0",
