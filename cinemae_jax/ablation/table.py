@@ -37,7 +37,7 @@ def header() -> list[str]:
 
 
 def cells(line: Line) -> list[str]:
-    """A line as text: values in per cent, a dash where there is none."""
+    """A line as text: values in per cent, a dash for missing ones."""
     reported = "–" if line.reported is None else f"{line.reported:.1f}"
     if line.cost is None:
         return [line.name, "failed", *["–"] * 3, reported, *["–"] * (3 + len(PHASES))]
@@ -109,7 +109,7 @@ def as_markdown(title: str, table: Sequence[Line], confidence: float) -> str:
 
 
 def as_record(line: Line) -> dict[str, Any]:
-    """A line as plain values: fractions instead of per cent, None where there is no value."""
+    """A line as plain values: fractions instead of per cent, None for missing values."""
 
     def known(value: float | None) -> float | None:
         return None if value is None or math.isnan(value) else value

@@ -10,7 +10,7 @@ from typing import Any
 from cinemae_jax.audit import sections
 from cinemae_jax.audit.conditions import Resampling
 from cinemae_jax.audit.options import AuditOptions
-from cinemae_jax.audit.sections import DetectorAudit, Section
+from cinemae_jax.audit.sections import AuditSection, DetectorAudit
 from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.inspect import examination
@@ -74,7 +74,7 @@ def _train_generators(images: Catalog, detector: TrainedDetector | None) -> list
 
 def _detector_sections(
     options: AuditOptions, detector: TrainedDetector, images: Catalog, resampling: Resampling
-) -> list[Section]:
+) -> list[AuditSection]:
     with tempfile.TemporaryDirectory(prefix="cinemae-audit-") as folder:
         bad = BadImages(Path(folder, "bad_images.csv"))
         return DetectorAudit(options, detector, images, resampling, bad).sections()

@@ -34,7 +34,7 @@ EPSILONS = (0.0, 1.0, 2.0, 4.0, 8.0)  # grey levels of 255
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class AuditSection:
     """One part of an audit.
 
     Attributes:
@@ -61,7 +61,7 @@ class ControlData:
 
 def files_alone(
     examined: Examination, train_generators: Sequence[str], resampling: Resampling
-) -> Section:
+) -> AuditSection:
     """What the files give away without any detector.
 
     Args:
@@ -71,7 +71,7 @@ def files_alone(
     """
     probed = probes.probe(examined, train_generators=train_generators, resampling=resampling)
     alone = diagnosis.find_shortcuts(examined)
-    return Section(
+    return AuditSection(
         {
             "unreadable": examined.unreadable.select(["path", "reason", "error"]).to_pylist(),
             "probes": probed,
@@ -108,7 +108,7 @@ class DetectorAudit:
         self._images = conditions.sample(self._test, options.images)
         self._control_data = self._find_control_data(images)
 
-    def sections(self) -> list[Section]:
+    def sections(self) -> list[AuditSection]:
         """All sections, in the order of the report."""
         self._announce("unchanged")
         clean = self._score(self._images, conditions.unchanged)
@@ -118,9 +118,9 @@ class DetectorAudit:
     def _announce(self, how: str) -> None:
         progress.say(f"scoring   {len(self._images)} images {how}")
 
-    def _facts(self) -> Section:
+    def _facts(self) -> AuditSection:
         detector = self._detector
-        return Section(
+        return AuditSection(
             {
                 "detector": {
                     "name": self._options.detector,
@@ -136,7 +136,7 @@ class DetectorAudit:
             }
         )
 
-    def _equalised(self, clean: Scored) -> Section:
+    def _equalised(self, clean: Scored) -> AuditSection:
         side, quality = self._options.side, self._options.quality
         self._announce(f"equalised to a short side of {side} and JPEG quality {quality}")
         found = conditions.equalised(
@@ -148,12 +148,12 @@ class DetectorAudit:
             resampling=self._resampling,
             calibration=self._calibration,
         )
-        return Section(
+        return AuditSection(
             {"equalised": {"side": side, "quality": quality, "comparison": found}},
             phrases.equalised_in_words(found, side=side, quality=quality),
         )
 
-    def _pushed(self, clean: Scored) -> Section:
+    def _pushed(self, clean: Scored) -> AuditSection:
         progress.say("scoring   photographs after changes unrelated to generation")
         found = conditions.pushed(
             self._score,
@@ -162,7 +162,7 @@ class DetectorAudit:
             resampling=self._resampling,
             calibration=self._calibration,
         )
-        return Section({"pushes": found}, sentences.pushes_in_words(found))
+        return AuditSection({"pushes": found}, sentences.pushes_in_words(found))
 
     # --- controls -------------------------------------------------------------------------------
 
@@ -185,10 +185,12 @@ class DetectorAudit:
             return ControlData(None, f"{error}; name other training images with --train-root")
         return ControlData(Data(train, validation, self._images))
 
-    def _controls(self) -> Section:
+    def _controls(self) -> AuditSection:
         data, why_not = self._control_data.data, self._control_data.why_not
         if data is None:
-            return Section({"controls": {"left_out": why_not}}, [f"controls left out: {why_not}"])
+            return AuditSection(
+                {"controls": {"left_out": why_not}}, [f"controls left out: {why_not}"]
+            )
         retrained = retraining.Retrainer(self._detector, data, self._replicas, self._bad)
         scored = {}
         for control in controls.controls(self._detector.settings.detector):
@@ -205,20 +207,20 @@ class DetectorAudit:
             "inpainting_width_patches": controls.WIDTH,
             "content_side": controls.CONTENT_SIDE,
         }
-        return Section(
+        return AuditSection(
             {"controls": facts | {"comparisons": found}}, sentences.controls_in_words(found)
         )
 
     # --- robustness -----------------------------------------------------------------------------
 
-    def _robustness(self, clean: Scored) -> list[Section]:
+    def _robustness(self, clean: Scored) -> list[AuditSection]:
         scored = {}
         for one in corruptions.SUITE:
             self._announce(f"under {one!r}")
             change = NamedChange(repr(one), one.family, one.strength)
             scored[change] = self._score(self._images, conditions.corrupting(one))
         found = self._measured(self._images, clean, scored)
-        corrupted = Section(
+        corrupted = AuditSection(
             {
                 "corruptions": found.effects,
                 "stability": robustness.stability_rows(self._images, found),
@@ -227,7 +229,7 @@ class DetectorAudit:
         )
         return [corrupted, self._attacked()]
 
-    def _attacked(self) -> Section:
+    def _attacked(self) -> AuditSection:
         victims = conditions.sample(self._images, self._options.attack_images)
         strength = self._options.attack
         attacker = Attacker(self._detector, self._replicas, strength)
@@ -250,7 +252,7 @@ class DetectorAudit:
         }
         said = robustness.in_words(found, "attacks")
         said += sentences.undefined_in_words(undefined, len(victims))
-        return Section({"attacks": entries}, said)
+        return AuditSection({"attacks": entries}, said)
 
     def _measured(
         self, images: Catalog, clean: Scored, changed: Mapping[NamedChange, Scored]
