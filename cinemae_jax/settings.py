@@ -7,15 +7,12 @@ import dataclasses
 import math
 import typing
 
-from cinemae_jax.data import catalog
 from cinemae_jax.data.augment import Augment
-from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.loader import Images, from_catalog
+from cinemae_jax.data.collection import Source
 from cinemae_jax.data.transforms import MultiCrop
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
 from cinemae_jax.typed import require
 
-Source = typing.Literal["folder", "tfds"]
 FeatureSource = typing.Literal["bank", "online"]
 
 
@@ -68,28 +65,6 @@ class DataSettings:
                 f"config.data.{crops} is {self.scored_crops}: scored crops lie on a square grid, "
                 "so use a square number (1, 4, 9, …)"
             )
-
-    def scan(self) -> Catalog:
-        """All images of the data set but the quarantined ones.
-
-        Raises:
-          CatalogError: if there is no data set, or it cannot be understood.
-        """
-        if self.source == "tfds":
-            from cinemae_jax.data import tfds_records  # TFDS takes a second to import
-
-            found, _ = tfds_records.open_tfds(self.root)
-        else:
-            found = catalog.scan(self.root)
-        return found.without_listed(self.quarantine) if self.quarantine else found
-
-    def images(self, some: Catalog) -> Images:
-        """The files of some of the images of ``scan``."""
-        if self.source == "tfds":
-            from cinemae_jax.data import tfds_records
-
-            return tfds_records.from_catalog(some)
-        return from_catalog(some)
 
     @property
     def scored_crops(self) -> int:
@@ -250,6 +225,49 @@ class Settings:
                 f"config.features.num_runs {stored} is below config.detector.num_runs {wanted}: "
                 "an image needs as many stored runs as the head sees"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """What an evaluation chooses; everything else belongs to the trained detector.
+
+    Attributes:
+      backbone: used where that file exists; of a named detector, where its own does not.
+      root, source, quarantine, test_generators, num_threads: as in ``DataSettings``.
+      eval: how results are measured.  A named detector keeps its own ``fpr`` and ``fnr``, so that
+        its verdicts are those of ``predict``.
+    """
+
+    backbone: str
+    root: str
+    source: Source
+    quarantine: str
+    test_generators: tuple[str, ...]
+    num_threads: int
+    eval: EvalSettings
+
+    @classmethod
+    def of(cls, config: Settings) -> "EvaluationSettings":
+        """The part of a whole config that an evaluation reads."""
+        names = ("root", "source", "quarantine", "test_generators", "num_threads")
+        data = {name: getattr(config.data, name) for name in names}
+        return cls(backbone=config.backbone, eval=config.eval, **data)
+
+    def applied_to(self, trained: Settings) -> Settings:
+        """The settings of a trained detector, evaluated as asked here."""
+        data = dataclasses.replace(
+            trained.data,
+            root=self.root,
+            source=self.source,
+            quarantine=self.quarantine,
+            test_generators=self.test_generators,
+            num_threads=self.num_threads,
+        )
+        measured = self.eval
+        if measured.detector:
+            own = trained.eval
+            measured = dataclasses.replace(measured, fpr=own.fpr, fnr=own.fnr)
+        return dataclasses.replace(trained, data=data, eval=measured)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cinemae_jax.audit import (
@@ -15,7 +16,7 @@ from cinemae_jax.audit import (
 )
 from cinemae_jax.audit.conditions import Resampling, Scored
 from cinemae_jax.audit.options import AuditOptions
-from cinemae_jax.audit.rescoring import AttackedSet, Attacker, Rescorer
+from cinemae_jax.audit.rescoring import Attacker, Rescorer
 from cinemae_jax.audit.robustness import NamedChange, Robustness
 from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import Catalog, CatalogError
@@ -26,6 +27,7 @@ from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import trained
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import phrases
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.splits import Data
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.devices import Replicas
@@ -102,7 +104,7 @@ class DetectorAudit:
         """
         self._options, self._detector, self._resampling = options, detector, resampling
         self._calibration, self._bad = detector.calibration(), bad
-        self._replicas: Replicas = retraining.devices(detector.settings)
+        self._replicas: Replicas = detector.devices()
         self._score = Rescorer(detector, self._replicas, bad)
         self._test = images.select(split="val")
         self._images = conditions.sample(self._test, options.images)
@@ -191,7 +193,8 @@ class DetectorAudit:
             return AuditSection(
                 {"controls": {"left_out": why_not}}, [f"controls left out: {why_not}"]
             )
-        retrained = retraining.Retrainer(self._detector, data, self._replicas, self._bad)
+        run = Run(Path(), self._replicas, self._bad)
+        retrained = retraining.Retrainer(self._detector, data, run)
         scored = {}
         for control in controls.controls(self._detector.settings.detector):
             progress.say(f"control   {control.name}")
@@ -236,8 +239,7 @@ class DetectorAudit:
         scored = {}
         for epsilon in EPSILONS:
             progress.say(f"attacking {len(victims)} images, ε = {epsilon:g}/255")
-            attacked = AttackedSet(victims, self._score.extractor, attacker, epsilon)
-            scored[epsilon] = self._score.of(attacked)
+            scored[epsilon] = self._score.attacked(victims, attacker, epsilon)
         clean = scored.pop(0.0)
         changed = {NamedChange(f"PGD ε {e:g}/255", "PGD", e): one for e, one in scored.items()}
         found = self._measured(victims, clean, changed)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from cinemae_jax import weights
-from cinemae_jax.audit import retraining
 from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import AI
@@ -23,8 +22,7 @@ from cinemae_jax.detector import bundle, calibration, scoring
 from cinemae_jax.detector.scoring import Scorer
 from cinemae_jax.detector.trained import HeldOut, TrainedDetector
 from cinemae_jax.features import splits
-from cinemae_jax.features.extraction import Extractor
-from cinemae_jax.features.sources import OnlineSet
+from cinemae_jax.features.run import UNREAD
 from cinemae_jax.runtime import compilation, console, files, progress
 from cinemae_jax.runtime.console import Parser
 
@@ -42,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         photographs = catalog.photographs(options.folder)
         splits.report_skipped(photographs)
         with tempfile.TemporaryDirectory() as scratch, compilation.kept_compilations():
-            bad = BadImages(Path(scratch, splits.BAD_IMAGES))
+            bad = BadImages(Path(scratch, UNREAD))
             try:
                 detector = calibrated(found.detector, photographs, bad, fpr=options.fpr)
             finally:
@@ -100,11 +98,9 @@ def calibrated(
     if len(photographs) < (needed := calibration.needed(fpr)):
         raise ValueError(_too_few(len(photographs), needed, fpr))
     local = dataclasses.replace(config.data, source="folder", quarantine="")
-    replicas = retraining.devices(config)
-    online = OnlineSet(
-        photographs,
-        Extractor(dataclasses.replace(config, data=local), detector.backbone, replicas),
-    )
+    scored_by = dataclasses.replace(detector, settings=dataclasses.replace(config, data=local))
+    replicas = detector.devices()
+    online = scored_by.online(photographs, replicas)
     scorer = Scorer(config.detector, detector.backbone.config.num_patches, replicas)
     scored = scoring.score_held_out(detector.heads, online, scorer, bad)
     if (count := int(np.isfinite(scored.logit).all(axis=1).sum())) < needed:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import CatalogError
 from cinemae_jax.detector import bundle
 from cinemae_jax.evaluation import receipt, replay
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
                 detector, settings=dataclasses.replace(detector.settings, data=data)
             )
             try:
-                images = data.scan()
+                images = collection.scan(data.root, source=data.source)
             except CatalogError as error:
                 raise ReceiptError(
                     f"{error}; if the data set has moved, name it by --root"

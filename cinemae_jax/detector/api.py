@@ -25,7 +25,6 @@ from cinemae_jax.detector.heatmap import LcasMap
 from cinemae_jax.detector.inference import Judged
 from cinemae_jax.detector.inputs import Source
 from cinemae_jax.detector.prediction import ALTERATIONS, PictureFacts, Prediction
-from cinemae_jax.features.extraction import mask_key
 from cinemae_jax.model.config import SCORES, Score
 from cinemae_jax.runtime.devices import Replicas, merge
 
@@ -84,7 +83,7 @@ class Detector:
         self._replicas.check_batch_size(batch_size, "the batch of pictures")
         self.batch_size = batch_size
         placed = trained.backbone.in_dtype(config.detector.dtype)
-        self._frozen = self._replicas.replicate((placed, trained.first_head, mask_key(config)))
+        self._frozen = self._replicas.replicate((placed, trained.first_head, trained.mask_key))
         self._lock = threading.Lock()  # one batch at a time: memory stays flat under load
         self._programs: dict[Any, Any] = {}
 

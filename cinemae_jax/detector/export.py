@@ -20,7 +20,6 @@ from cinemae_jax import __version__, weights
 from cinemae_jax.data.decode import BACKGROUND
 from cinemae_jax.detector import inference
 from cinemae_jax.detector.api import OPINION, Detector
-from cinemae_jax.features.extraction import mask_key
 from cinemae_jax.runtime.files import replacing
 
 FORMAT = "cinemae-export-1"
@@ -79,7 +78,7 @@ def save(
     frozen = trained.backbone, trained.first_head
 
     def program(images: jax.Array, example_ids: jax.Array) -> jax.Array:
-        return logits(*frozen, mask_key(trained.settings), images, example_ids).logit[:, 0]
+        return logits(*frozen, trained.mask_key, images, example_ids).logit[:, 0]
 
     (batch,) = jax_export.symbolic_shape("b")
     shapes = (

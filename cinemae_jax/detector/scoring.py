@@ -10,7 +10,7 @@ from flax import struct
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector.trained import HeldOut
-from cinemae_jax.features.extraction import Featured
+from cinemae_jax.features.extraction import Featured, ahead
 from cinemae_jax.features.sources import FeatureSet
 from cinemae_jax.model.cinemae import Features, logits
 from cinemae_jax.model.config import DetectorConfig
@@ -61,18 +61,10 @@ class Scorer:
         transfer and computation overlap.
         """
         heads = self._replicas.replicate(heads)
-        pending: tuple[Batch, Any] | None = None
-        for batch, features in batches:
-            sent = self._score(heads, features)
-            if pending is not None:
-                yield self._fetched(*pending)
-            pending = (batch, sent)
-        if pending is not None:
-            yield self._fetched(*pending)
-
-    def _fetched(self, batch: Batch, sent: Any) -> tuple[Batch, Scores]:
-        scores = self._replicas.gather(_average_crops(batch, sent))
-        return self._replicas.gather_batch(batch), scores
+        sent = ((batch, self._score(heads, features)) for batch, features in batches)
+        for batch, scores in ahead(sent):
+            averaged = self._replicas.gather(_average_crops(batch, scores))
+            yield self._replicas.gather_batch(batch), averaged
 
 
 def score_held_out(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
 import jax
@@ -14,8 +15,12 @@ from cinemae_jax import __version__
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.detector import calibration
 from cinemae_jax.detector.calibration import Calibration
+from cinemae_jax.features.extraction import Extractor, Masks
+from cinemae_jax.features.sources import OnlineSet
+from cinemae_jax.features.splits import Data
 from cinemae_jax.model.cinemae import Backbone, num_params, num_statistics
 from cinemae_jax.model.head import HeadState, Normalizer, init_params
+from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
 
 
@@ -58,6 +63,23 @@ class TrainedDetector:
     held_out: HeldOut
     held_out_images: str
 
+    def online(self, images: Catalog, replicas: Replicas) -> OnlineSet:
+        """Images as this detector reads them, with their features."""
+        config = self.settings
+        extractor = Extractor(config.detector, Masks.of(config), self.backbone, replicas)
+        return OnlineSet(images, extractor, config.data, config.eval.batch_size)
+
+    def devices(self) -> Replicas:
+        """As many devices as divide every batch of its recipe, which may be another machine's."""
+        config = self.settings
+        sizes = config.train.batch_size, config.eval.batch_size, config.features.batch_size
+        return Replicas(tuple(jax.devices()[: math.gcd(jax.device_count(), *sizes)]))
+
+    @property
+    def mask_key(self) -> jax.Array:
+        """The base key of all its masks."""
+        return Masks.of(self.settings).key
+
     @property
     def first_head(self) -> HeadState:
         """The head of the first seed, without the axis of seeds."""
@@ -79,30 +101,27 @@ class TrainedDetector:
 KIND = "detector"
 
 
-def metadata(
-    config: Settings, backbone: Backbone, images: Catalog, held_out: Catalog
-) -> dict[str, Any]:
+def metadata(config: Settings, backbone: Backbone, data: Data) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
     Args:
       config: of the run.
       backbone: that the head is trained on.
-      images: that it is trained on.
-      held_out: those that it is validated and calibrated on.
+      data: images that it is trained on, and validated and calibrated on.
     """
     return {
         "kind": KIND,
         "version": __version__,
         "backbone_sha256": backbone.sha256,
-        "train_images": images.fingerprint,
-        "held_out_images": held_out.fingerprint,
-        "num_held_out": len(held_out),
+        "train_images": data.train.fingerprint,
+        "held_out_images": data.validation.fingerprint,
+        "num_held_out": len(data.validation),
         "settings": json.loads(json.dumps(dataclasses.asdict(config))),
     }
 
 
 def head_template(config: Settings, backbone: Backbone) -> HeadState:
-    """Fresh heads: random parameters, one set a seed, and empty normalizers; leading axis S."""
+    """Fresh heads: random parameters, one set per seed, and empty normalizers; leading axis S."""
     width, count = backbone.config.width, num_statistics(config.detector, backbone.config)
     heads = [
         init_params(config.detector, jax.random.key(config.seed + i), width, count)

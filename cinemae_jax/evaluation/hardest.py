@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.decode import DecodeError, decode
 from cinemae_jax.data.records import CLASS_NAMES
@@ -18,7 +19,6 @@ from cinemae_jax.detector import heatmap, inference, inputs
 from cinemae_jax.detector.heatmap import LcasMap
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation.report import Hard
-from cinemae_jax.features.extraction import mask_key
 from cinemae_jax.model.config import DetectorConfig
 
 COUNT = 6  # of each class
@@ -40,7 +40,7 @@ def find(
       scores: of ``evaluate.with_verdicts``; a row an image of the catalog.
       count: of each class at most.
     """
-    read = detector.settings.data.images(images).read
+    read = collection.open_images(images, source=detector.settings.data.source).read
     mapped = _Mapper(detector) if detector.backbone.config.has_decoder else None
     found = []
     for row in _rows(scores, count):
@@ -86,7 +86,7 @@ class _Mapper:
     def __init__(self, detector: TrainedDetector) -> None:
         config = detector.settings
         self._transform = config.data.eval_transform(detector.backbone.config.image_size)
-        self._frozen = jax.device_put((detector.backbone, detector.first_head, mask_key(config)))
+        self._frozen = jax.device_put((detector.backbone, detector.first_head, detector.mask_key))
         self._maps = _compiled(config.detector)
 
     def __call__(self, image: Image.Image, example_id: int) -> LcasMap:

@@ -16,9 +16,7 @@ from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import receipt, scores
 from cinemae_jax.evaluation.receipt import Difference, Receipt, ReceiptError
-from cinemae_jax.features import splits
-from cinemae_jax.features.extraction import Extractor
-from cinemae_jax.features.sources import OnlineSet
+from cinemae_jax.features.run import UNREAD
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
 
@@ -105,9 +103,8 @@ def replay(
     scored = dataclasses.replace(detector, settings=_settings(old, detector))
     replicas.check_batch_size(old.batch_size, "the receipt's batch_size")
     with tempfile.TemporaryDirectory(prefix="cinemae-verify-") as folder:
-        bad = BadImages(Path(folder, splits.BAD_IMAGES))
-        once = OnlineSet(found, Extractor(scored.settings, scored.backbone, replicas))
-        table = scores.score(scored, once, bad, replicas)
+        unread = BadImages(Path(folder, UNREAD))
+        table = scores.score(scored, scored.online(found, replicas), replicas, unread)
     new = {image.example_id: image for image in receipt.images_of(table, scored.settings.num_seeds)}
     different, largest = receipt.differences(wanted, new, tolerance)
     facts = receipt.facts_of(scored, replicas)

@@ -16,7 +16,7 @@ from cinemae_jax.runtime.devices import Replicas
 
 
 def score(
-    detector: TrainedDetector, images: FeatureSet, bad: BadImages, replicas: Replicas
+    detector: TrainedDetector, images: FeatureSet, replicas: Replicas, unread: BadImages
 ) -> pa.Table:
     """Scores every image exactly once, by every head.
 
@@ -24,7 +24,7 @@ def score(
       The catalog's columns and ``logit``, ``probability``, the statistics by name (as the head
       takes them), ``uniform_share``, ``low_context`` and ``error``; with several heads, these are
       those of the first, and ``logit_1``, ... those of the others.  Images that could not be read
-      have nulls and a reason, and are noted in ``bad``.
+      have nulls and a reason, and are noted in ``unread``.
     """
     config = detector.settings
     count, num_heads = len(images.images), config.num_seeds
@@ -37,7 +37,7 @@ def score(
     num_batches = math.ceil(count / config.eval.batch_size)
     batches = progress.steps(images.scoring(), 0, num_batches, "evaluate")
     for batch, scores in scorer(detector.heads, (batch for _, batch in batches)):
-        bad.note(images.images, batch)
+        unread.note(images.images, batch)
         valid, rows = batch["valid"], batch["row"]
         logit[rows[valid]] = scores.logit[valid]
         stats[rows[valid]] = scores.stats[valid, 0, : len(names)]
@@ -53,10 +53,10 @@ def score(
         "low_context": uniform_share > config.detector.low_context_share,
         **{f"logit_{i}": logit[:, i] for i in range(1, num_heads)},
     }
-    unread = np.array([error is not None for error in errors])
+    without = np.array([error is not None for error in errors])
     table = images.images.table
     for name, values in columns.items():
-        table = table.append_column(name, pa.array(values, mask=unread))
+        table = table.append_column(name, pa.array(values, mask=without))
     return table.append_column("error", pa.array(errors, pa.string()))
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key
 
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.model import masking
-from cinemae_jax.model.cinemae import Backbone, Features, extract_features
+from cinemae_jax.model.cinemae import Backbone, Features, Reconstruct, extract_features
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
@@ -51,8 +51,45 @@ def drawn_runs(num_runs: int, num_stored: int, num_seeds: int) -> Runs:
     return runs
 
 
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """Which masking runs an image gets.
+
+    Attributes:
+      seed: of the base key; a mask depends on nothing but (key, example id, run).
+      num_runs: K, runs that a score rests on.
+      num_stored: R, runs that a bank holds and that epochs draw from; 0 draws new ones every time.
+      num_seeds: S, heads that draw their own runs in training.
+    """
+
+    seed: int
+    num_runs: int
+    num_stored: int
+    num_seeds: int = 1
+
+    @classmethod
+    def of(cls, config: Settings) -> "Masks":
+        """Those of a run."""
+        stored = config.features.num_runs
+        return cls(config.features.seed, config.detector.num_runs, stored, config.num_seeds)
+
+    @property
+    def key(self) -> Key[Array, ""]:
+        """The base key of all masks."""
+        return jax.random.key(self.seed)
+
+    @property
+    def drawn(self) -> Runs:
+        """The S·K runs of an example in an epoch of training."""
+        return drawn_runs(self.num_runs, self.num_stored, self.num_seeds)
+
+
 def make_extract(
-    config: DetectorConfig, runs: Runs, *, whole: bool = False
+    config: DetectorConfig,
+    runs: Runs,
+    *,
+    whole: bool = False,
+    reconstruct: Reconstruct | None = None,
 ) -> Callable[[Backbone, Key[Array, ""], DeviceBatch], Features]:
     """Features of one device's share of a batch of images (entries ``INPUTS``).
 
@@ -68,7 +105,7 @@ def make_extract(
     def extract(backbone: Backbone, key: Key[Array, ""], batch: DeviceBatch) -> Features:
         keys = masking.example_keys(key, batch["example_id"])
         wanted = runs(keys, batch["epoch"])
-        features = extract_features(backbone, batch["image"], keys, wanted, config)
+        features = extract_features(backbone, batch["image"], keys, wanted, config, reconstruct)
         if whole or config.reads_global:
             return features
         return dataclasses.replace(features, f_global=jnp.zeros_like(features.f_global))
@@ -82,35 +119,54 @@ def make_extract(
 class Extractor:
     """The frozen backbone on all devices: placed once, compiled once for each kind of use."""
 
-    def __init__(self, config: Settings, backbone: Backbone, replicas: Replicas) -> None:
+    def __init__(
+        self,
+        detector: DetectorConfig,
+        masks: Masks,
+        backbone: Backbone,
+        replicas: Replicas,
+        *,
+        reconstruct: Reconstruct | None = None,
+        whole: bool = False,
+    ) -> None:
         """
         Args:
-          config: of the run.
+          detector: what its head reads.
+          masks: which masking runs an image gets.
           backbone: frozen.
           replicas: devices that share every batch.
+          reconstruct: stands in for the MAE's reconstruction; None for the MAE's own.
+          whole: keep what this detector's head does not read, in training and scoring too.
         """
-        self.config, self.model, self.replicas = config, backbone.config, replicas
-        placed = backbone.in_dtype(config.detector.dtype)
-        self._frozen = replicas.replicate((placed, mask_key(config)))
+        self.detector, self.masks = detector, masks
+        self.model, self.replicas = backbone.config, replicas
+        self._reconstruct, self._whole = reconstruct, whole
+        self.use(backbone)
+
+    def use(self, backbone: Backbone) -> None:
+        """Extracts with another backbone of the same architecture from now on; compiles nothing."""
+        placed = backbone.in_dtype(self.detector.dtype)
+        self._frozen = self.replicas.replicate((placed, self.masks.key))
 
     @functools.cached_property
     def training(self) -> Any:
         """Extraction of the runs that an epoch of training draws."""
-        num_runs, stored = self.config.detector.num_runs, self.config.features.num_runs
-        return self._compiled(drawn_runs(num_runs, stored, self.config.num_seeds))
+        return self._compiled(self.masks.drawn)
 
     @functools.cached_property
     def scoring(self) -> Any:
         """Extraction of the runs that a score rests on."""
-        return self._compiled(first_runs(self.config.detector.num_runs))
+        return self._compiled(first_runs(self.masks.num_runs))
 
     @functools.cached_property
     def storing(self) -> Any:
         """Extraction of the runs that a bank holds."""
-        return self._compiled(first_runs(self.config.features.num_runs), whole=True)
+        return self._compiled(first_runs(self.masks.num_stored), whole=True)
 
     def _compiled(self, runs: Runs, *, whole: bool = False) -> Any:
-        extract = make_extract(self.config.detector, runs, whole=whole)
+        extract = make_extract(
+            self.detector, runs, whole=whole or self._whole, reconstruct=self._reconstruct
+        )
         return self.replicas.pmap_map(extract, replicated=2)
 
     def __call__(self, extract: Any, batches: Iterable[Batch]) -> Iterator[Featured]:
@@ -122,6 +178,13 @@ class Extractor:
             yield batch, extract(*self._frozen, self.replicas.split(sent))
 
 
-def mask_key(config: Settings) -> jax.Array:
-    """The base key of all masks of a run."""
-    return jax.random.key(config.features.seed)
+T = TypeVar("T")
+
+
+def ahead(dispatched: Iterable[T]) -> Iterator[T]:
+    """The same items, each handed out once the next one is under way on the devices."""
+    pending: list[T] = []
+    for item in dispatched:
+        yield from pending
+        pending = [item]
+    yield from pending

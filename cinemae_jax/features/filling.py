@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,20 @@ import numpy as np
 from tqdm import tqdm
 
 from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.collection import Source, open_images
 from cinemae_jax.data.decode import DecodeError
 from cinemae_jax.data.loader import Images
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.data.unread import BadImages
-from cinemae_jax.features import bank, sources
+from cinemae_jax.features import bank, extraction, sources
 from cinemae_jax.features.bank import Part, Recipe
-from cinemae_jax.features.extraction import Extractor, Featured
+from cinemae_jax.features.extraction import Extractor, Featured, Masks
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import BankedSet, OnlineSet, Sets
 from cinemae_jax.features.splits import Data
 from cinemae_jax.model.cinemae import BEFORE_THE_HEAD, Backbone
 from cinemae_jax.runtime import collectives, hosts, preemption, progress
-from cinemae_jax.runtime.devices import Replicas, merge
+from cinemae_jax.runtime.devices import merge
 from cinemae_jax.settings import Settings
 
 BANK = "bank"
@@ -81,33 +83,26 @@ def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> di
     }
 
 
-def open_sets(
-    config: Settings,
-    data: Data,
-    backbone: Backbone,
-    workdir: Path,
-    replicas: Replicas,
-    bad: BadImages,
-) -> Sets:
-    """The images of a run as its config wants their features; extracts what a bank still lacks.
+def open_sets(config: Settings, data: Data, backbone: Backbone, run: Run) -> Sets:
+    """The images of a run with their features; extracts what its bank still lacks.
 
     Args:
       config: of the run.
       data: its images.
       backbone: frozen.
-      workdir: of the run, where its bank lies unless the config names another folder.
-      replicas: devices.
-      bad: takes note of the images that cannot be read.
+      run: its bank lies in the run's folder unless the config names another one.
 
     Raises:
       bank.BankError: if there is a bank that cannot be used.
     """
+    masks = Masks.of(config)
     if config.features.source == "online":
-        extractor = Extractor(config, backbone, replicas)
+        extractor = Extractor(config.detector, masks, backbone, run.replicas)
+        size, views = config.eval.batch_size, config.features.num_views
         parts = (getattr(data, field.name) for field in dataclasses.fields(data))
-        return Sets(*(OnlineSet(images, extractor) for images in parts))
-    made = banks(config, data, backbone, workdir)
-    fill(made, config, backbone, replicas, bad)
+        return Sets(*(OnlineSet(part, extractor, config.data, size, views) for part in parts))
+    made = banks(config, data, backbone, run.workdir)
+    fill(made, config, backbone, run)
     columns = sources.needed_columns(config.detector)
 
     def banked(one: Bank) -> BankedSet:
@@ -119,7 +114,16 @@ def open_sets(
             num_runs=one.recipe.num_runs,
             memory=config.features.memory * 1e9,
         )
-        return BankedSet(one.images, stored, config, backbone.config, replicas)
+        return BankedSet(
+            one.images,
+            stored,
+            config.detector,
+            masks,
+            backbone.config,
+            run.replicas,
+            batch_size=config.eval.batch_size,
+            num_views=config.features.num_views,
+        )
 
     return Sets(**{name: banked(one) for name, one in made.items()})
 
@@ -127,13 +131,7 @@ def open_sets(
 # --- extraction ---------------------------------------------------------------------------------
 
 
-def fill(
-    made: dict[str, Bank],
-    config: Settings,
-    backbone: Backbone,
-    replicas: Replicas,
-    bad: BadImages,
-) -> None:
+def fill(made: dict[str, Bank], config: Settings, backbone: Backbone, run: Run) -> None:
     """Extracts the parts that banks lack, each written when it is complete.
 
     Every host extracts parts of its own, on its own devices; after each part they wait for each
@@ -144,17 +142,15 @@ def fill(
       OSError: if a part cannot be written, or does not show up on all hosts.
       Preempted: when the run was told to stop; finished parts are kept.
     """
-    _look_again(made, config, replicas.host.index == 0, bad)
+    _look_again(made, config.data.source, run)
     found = {name: {part.index for part in one.missing()} for name, one in made.items()}
     lacking = collectives.exchange({name: sorted(parts) for name, parts in found.items()})[0]
     todo = [(name, made[name].parts[i]) for name, parts in lacking.items() for i in parts]
     if not todo:
         return
-    host = replicas.host
-    share = dataclasses.replace(
-        config.features, batch_size=config.features.batch_size // host.count
-    )
-    extractor = Extractor(dataclasses.replace(config, features=share), backbone, replicas.local)
+    host = run.replicas.host
+    extractor = Extractor(config.detector, Masks.of(config), backbone, run.replicas.local)
+    batch_size = config.features.batch_size // host.count
     mine = todo[host.index :: host.count]
     with tqdm(
         total=sum(len(part.rows) * made[name].num_calls for name, part in mine),
@@ -165,7 +161,9 @@ def fill(
         for turn in range(math.ceil(len(todo) / host.count)):
             preemption.check()
             for name, part in mine[turn : turn + 1]:
-                _extract(part, made[name], extractor, bad, bar)
+                one = made[name]
+                online = OnlineSet(one.images, extractor, config.data, batch_size)
+                extract_part(part, one, online, run.unread, bar)
             collectives.barrier(f"part {turn} of every host")
     unseen = [part.path for _, part in todo if not hosts.appears(part.path)]
     if unseen:
@@ -179,18 +177,18 @@ def fill(
     progress.say(f"bank      {folder}: {images} images, {size / 1e6:,.1f} MB")
 
 
-def _look_again(made: dict[str, Bank], config: Settings, is_first: bool, bad: BadImages) -> None:
+def _look_again(made: dict[str, Bank], source: Source, run: Run) -> None:
     """Compares what is there of the banks with their files, on the first host for all of them.
 
     Raises:
       bank.BankError: on every host, if a bank cannot be used.
     """
     refused, dropped = "", {}
-    if is_first:
+    if run.replicas.host.index == 0:
         try:
             for name, one in made.items():
                 one.missing()  # refuses what was made otherwise, before anything of it is dropped
-                dropped[name] = _drop_outdated(one, config.data.images(one.images))
+                dropped[name] = _drop_outdated(one, open_images(one.images, source=source))
         except bank.BankError as error:
             refused = str(error)
     refused, dropped = collectives.exchange([refused, dropped])[0]
@@ -200,7 +198,7 @@ def _look_again(made: dict[str, Bank], config: Settings, is_first: bool, bad: Ba
         images = made[name].images
         for rows in (made[name].parts[number].rows for number in numbers):
             table = images.table.slice(rows.start, len(rows))
-            bad.forget(dataclasses.replace(images, table=table))
+            run.unread.forget(dataclasses.replace(images, table=table))
 
 
 def _drop_outdated(one: Bank, files: Images) -> list[int]:
@@ -248,11 +246,10 @@ def _is_readable(files: Images, row: int, transform: Transform) -> bool:
     return True
 
 
-def _extract(part: Part, one: Bank, extractor: Extractor, bad: BadImages, bar: tqdm) -> None:
-    """Makes one part on the devices of this host."""
-    source = OnlineSet(one.images, extractor)
-    batches = source.storing(one.transform, one.num_calls, part.rows)
-    facts, features = _collect(batches, one, part, bad, bar)
+def extract_part(part: Part, one: Bank, images: OnlineSet, unread: BadImages, bar: tqdm) -> None:
+    """Extracts and writes one part on the devices of this host."""
+    batches = images.storing(one.transform, one.num_calls, part.rows)
+    facts, features = _collect(batches, one, part, unread, bar)
     bank.write(part, one.recipe, one.images, facts, features)
 
 
@@ -262,7 +259,7 @@ def _collect(
     """File facts and features of the rows of a part."""
     facts: dict[str, list] = {name: [] for name, _ in (*bank.FILE_FACTS, ("error", None))}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in one.recipe.columns}
-    for batch, features in _ahead(batches):
+    for batch, features in extraction.ahead(batches):
         bad.note(one.images, batch)
         for name, values in facts.items():
             values.extend(batch[name].tolist())
@@ -276,14 +273,3 @@ def _collect(
         {name: values[:: one.num_calls][:rows] for name, values in facts.items()},  # views share it
         {name: np.concatenate(v)[:views].reshape(rows, -1) for name, v in columns.items()},
     )
-
-
-def _ahead(batches: Iterable[Featured]) -> Iterator[Featured]:
-    """The same batches, each handed out when the next one is under way on the devices."""
-    pending: Featured | None = None
-    for batch in batches:
-        if pending is not None:
-            yield pending
-        pending = batch
-    if pending is not None:
-        yield pending

@@ -8,7 +8,6 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -18,13 +17,15 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Key
 
-from cinemae_jax.data import loader
+from cinemae_jax.data import collection, loader
+from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.order import Order
-from cinemae_jax.data.unread import BadImages
-from cinemae_jax.detector import resuming, trained
+from cinemae_jax.detector import resuming, scoring, trained
 from cinemae_jax.detector.trained import HeldOut
 from cinemae_jax.features import extraction
-from cinemae_jax.features.extraction import Extractor, mask_key
+from cinemae_jax.features.extraction import Masks
+from cinemae_jax.features.run import Run
+from cinemae_jax.features.sources import OnlineSet
 from cinemae_jax.features.splits import Data
 from cinemae_jax.model import masking
 from cinemae_jax.model.cinemae import Backbone, logits, unfrozen_features
@@ -34,8 +35,9 @@ from cinemae_jax.model.mae import normalize_images
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.checkpoints import Checkpoints, Interrupted
 from cinemae_jax.runtime.devices import AXIS, Replicas
-from cinemae_jax.settings import Settings
-from cinemae_jax.training import loop, metrics_log, optim, steps
+from cinemae_jax.settings import Settings, TrainSettings
+from cinemae_jax.training import fitting, metrics_log, optim, steps
+from cinemae_jax.training.loop import Loop
 
 Part = Literal["encoder", "decoder", "both"]
 PARTS: tuple[str, ...] = typing.get_args(Part)
@@ -113,15 +115,6 @@ def split(params: dict[str, Any], part: Part) -> tuple[dict[str, Any], dict[str,
     )
 
 
-class MovingExtractor(Extractor):
-    """An extractor whose backbone may change; still compiled once."""
-
-    def move(self, backbone: Backbone) -> None:
-        """Extracts by another backbone of the same architecture from now on."""
-        placed = backbone.in_dtype(self.config.detector.dtype)
-        self._frozen = self.replicas.replicate((placed, mask_key(self.config)))
-
-
 def make_step(
     config: DetectorConfig,
     model: MAEConfig,
@@ -169,21 +162,33 @@ def make_step(
 
 
 def make_optimizers(
-    config: Settings, how: Unfrozen, num_steps: int
+    config: TrainSettings, how: Unfrozen, num_steps: int
 ) -> dict[str, optax.GradientTransformation]:
     """AdamW for the head, as in every training, and another for the backbone."""
 
     def schedule(peak: float) -> optax.Schedule:
-        return optim.warmup_cosine(peak, num_steps, config.train.warmup)
+        return optim.warmup_cosine(peak, num_steps, config.warmup)
 
     return {
         "head": steps.make_optimizer(
-            schedule(config.train.learning_rate),
-            weight_decay=config.train.weight_decay,
-            global_weight_decay=config.train.global_weight_decay,
+            schedule(config.learning_rate),
+            weight_decay=config.weight_decay,
+            global_weight_decay=config.global_weight_decay,
         ),
         "backbone": optim.adamw(schedule(how.learning_rate), weight_decay=how.weight_decay),
     }
+
+
+def validator(images: OnlineSet, detector: DetectorConfig, run: Run) -> Validate:
+    """Scores held-out images by a backbone and its heads; moves the images' extractor to it."""
+    scorer = scoring.Scorer(detector, images.num_patches, run.replicas)
+
+    def validate(now: Backbone, heads: HeadState) -> tuple[HeldOut, dict[str, float]]:
+        images.extractor.use(now)
+        scores = scoring.score_held_out(heads, images, scorer, run.unread)
+        return scores, fitting.validate(scores)
+
+    return validate
 
 
 def fit(
@@ -193,92 +198,84 @@ def fit(
     backbone: Backbone,
     heads: HeadState,
     validate: Validate,
-    workdir: Path,
-    replicas: Replicas,
-    bad: BadImages,
+    run: Run,
 ) -> Tuned:
-    """Trains, or goes on where it was stopped; every epoch ends with a validated checkpoint.
+    """Trains, or resumes; every epoch ends with a validated checkpoint.
 
     Args:
       config: of the run, of one seed.
       how: what is trained besides the head, and how.
-      data: the images of the run.
+      data: images of the run.
       backbone: to start from; is not changed.
       heads: to start from, of one seed; the normalizer stays as it is.
       validate: scores the held-out images.
-      workdir: of the run; checkpoints go to ``FOLDER`` in it.
-      replicas: devices that share every batch.
-      bad: takes note of the images that cannot be read.
+      run: checkpoints go to ``FOLDER`` in its folder.
 
     Raises:
       ValueError: if the loss is no longer finite.
       CheckpointError: if the folder belongs to another run.
       Preempted: when the run was told to stop; its state is saved beside the checkpoints.
     """
+    replicas = run.replicas
     order = Order(len(data.train), config.train.batch_size, config.train.epochs, config.seed)
-    optimizers = make_optimizers(config, how, order.num_steps)
+    optimizers = make_optimizers(config.train, how, order.num_steps)
     moving, fixed = split(backbone.params, how.part)
-    params = {"head": heads.params, "backbone": moving}
-    state = State(params, {name: tx.init(params[name]) for name, tx in optimizers.items()})
-    metadata = trained.metadata(config, backbone, data.train, data.validation)
+    metadata = trained.metadata(config, backbone, data)
     metadata |= {"kind": KIND, "how": dataclasses.asdict(how)}
-    with Checkpoints(workdir / FOLDER, best=resuming.validation_score) as checkpoints:
+    masks = Masks.of(config)
+    step = make_step(config.detector, backbone.config, optimizers, masks.drawn)
+    step_fn = replicas.pmap_step(step, replicated=4, donate=(0,))
+    constant = replicas.replicate((fixed, heads.normalizer, masks.key))
+    with Checkpoints(run.workdir / FOLDER, best=resuming.validation_score) as checkpoints:
         interrupted = Interrupted(checkpoints)
-        start, saved, losses = interrupted.resume(
-            {"state": state},
+        first = _first_state({"head": heads.params, "backbone": moving}, optimizers)
+        start, saved, untold = interrupted.resume(
+            {"state": first},
             lambda before: resuming.require_same_run(before, metadata, checkpoints.folder),
         )
         if start:
-            state = saved["state"]
             progress.say(f"resumed   at step {start} of {order.num_steps}")
-        log = metrics_log.Metrics(workdir)
+        own = jax.tree.map(np.array, jax.device_get(saved.get("state", first)))  # steps donate it
+        state = replicas.replicate(own)
+        log = metrics_log.Metrics(run.workdir)
         log.rewind(start)
-        runs = extraction.drawn_runs(config.detector.num_runs, config.features.num_runs, 1)
-        step_fn = replicas.pmap_step(
-            make_step(config.detector, backbone.config, optimizers, runs),
-            replicated=4,
-            donate=(0,),
-        )
-        constant = replicas.replicate((fixed, heads.normalizer, mask_key(config)))
-        own = jax.tree.map(np.array, jax.device_get(state))  # steps donate it: no caller's arrays
+        loop = Loop(start, order.num_steps, untold, rate_field="config.unfrozen.learning_rate")
 
-        def advance(state: State, batch: loader.Batch) -> tuple[State, Any]:
-            bad.note(data.train, batch)
-            return step_fn(state, *constant, replicas.shard(batch, INPUTS))
-
-        def at_checkpoint(step: int) -> bool:
+        def is_recorded(step: int) -> bool:
             return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
 
-        def record(step: int, state: State, loss: float) -> None:
-            values = {"loss": loss}
-            held_out = HeldOut.unknown(len(data.validation), 1)
-            validated = {"validation_loss": math.inf}  # never the best checkpoint
-            if order.ends_epoch(step):
-                params = state.params["backbone"] | constant[0]
-                now = Backbone(params, backbone.config, backbone.sha256)
-                held_out, validated = validate(now, HeadState(state.params["head"], constant[1]))
-                values |= validated
-            log.write(step, **values)
-            of_validation = np.asarray(validated["validation_loss"])
-            items = {"state": state, "held_out": held_out, "loss": of_validation}
-            checkpoints.save(step, items, metadata, validated)
+        def record() -> None:
+            loss, values = loop.mean_loss(), {"validation_loss": math.inf}  # never the best one
+            scores = HeldOut.unknown(len(data.validation), 1)
+            if order.ends_epoch(loop.step):
+                now = Backbone(
+                    state.params["backbone"] | constant[0], backbone.config, backbone.sha256
+                )
+                scores, values = validate(now, HeadState(state.params["head"], constant[1]))
+            log.write(loop.step, **{"loss": loss} | (values if len(values) > 1 else {}))
+            of_validation = np.asarray(values["validation_loss"])
+            items = {"state": state, "held_out": scores, "loss": of_validation}
+            checkpoints.save(loop.step, items, metadata, values)
 
-        state = loop.run(
-            replicas.replicate(own),
-            _batches(config, data, backbone.config.image_size, order, start, replicas),
-            advance,
-            start=start,
-            num_steps=order.num_steps,
-            losses=losses,
-            at_checkpoint=at_checkpoint,
-            record=record,
-            keep=lambda step, state, losses: interrupted.save(
-                step, {"state": state}, metadata, losses
-            ),
-            what="train unfrozen",
-            rate_field="config.unfrozen.learning_rate",
-        )
+        with loop.saved_when_stopped(
+            lambda: interrupted.save(loop.step, {"state": state}, metadata, loop.untold)
+        ):
+            batches = _batches(
+                config, data.train, backbone.config.image_size, order, start, replicas
+            )
+            for _, batch in loop.steps(
+                batches, "train unfrozen", is_recorded=is_recorded, record=record
+            ):
+                run.unread.note(data.train, batch)
+                state, loss = step_fn(state, *constant, replicas.shard(batch, INPUTS))
+                loop.untold.append(loss)
         return _best(checkpoints, state, fixed, heads.normalizer, len(data.validation))
+
+
+def _first_state(
+    params: dict[str, Any], optimizers: dict[str, optax.GradientTransformation]
+) -> State:
+    return State(params, {name: tx.init(params[name]) for name, tx in optimizers.items()})
 
 
 def _best(
@@ -299,10 +296,10 @@ def _best(
 
 
 def _batches(
-    config: Settings, data: Data, size: int, order: Order, start: int, replicas: Replicas
+    config: Settings, images: Catalog, size: int, order: Order, start: int, replicas: Replicas
 ) -> Iterator[loader.Batch]:
     return loader.train_batches(
-        config.data.images(data.train),
+        collection.open_images(images, source=config.data.source),
         config.data.train_transform(size),
         order,
         seed=config.features.seed,

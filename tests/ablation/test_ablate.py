@@ -21,10 +21,10 @@ from cinemae_jax import train, typed, weights
 from cinemae_jax.ablation import effects, plan, running
 from cinemae_jax.ablation.effects import Finished, RowScores
 from cinemae_jax.ablation.plan import Ablation
-from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import loading, trained
 from cinemae_jax.evaluation import metrics
 from cinemae_jax.features import extraction, splits
+from cinemae_jax.features.run import Run
 from cinemae_jax.model import masking
 from cinemae_jax.model.cinemae import (
     Backbone,
@@ -195,7 +195,9 @@ def test_rows_share_a_bank_if_their_features_are_the_same(
     )
     bench, frozen = running.Bench(done / "banks", ONE_DEVICE), weights.load(backbone_file)
     folders = [
-        bench.with_bank(row.config, bench.data(row.config), frozen).features.bank
+        running.with_bank(
+            row.config, bench.data(row.config.data), frozen, bench.banks
+        ).features.bank
         for row in planned(base, *rows).rows
     ]
     assert Path(folders[0]).is_dir()
@@ -322,7 +324,7 @@ def fitted(base: dict[str, Any], thin: Backbone, workdir: Path) -> unfrozen.Tune
     config = planned(base, {"name": "x", "overrides": {"num_seeds": 1}}).rows[0].config
     heads = trained.head_template(config, thin)
     ones = jax.tree.map(np.ones_like, heads.normalizer)
-    data = splits.read_data(config)
+    data = splits.read_data(config.data)
     epochs = iter((0.5, 0.4))
     held_out = trained.HeldOut.unknown(len(data.validation), 1)
     return unfrozen.fit(
@@ -332,9 +334,7 @@ def fitted(base: dict[str, Any], thin: Backbone, workdir: Path) -> unfrozen.Tune
         thin,
         HeadState(heads.params, ones),
         lambda backbone, heads: (held_out, {"validation_loss": next(epochs)}),
-        workdir,
-        ONE_DEVICE,
-        BadImages(workdir / "bad_images.csv"),
+        Run.start(workdir, ONE_DEVICE),
     )
 
 

@@ -24,6 +24,7 @@ from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import loading
 from cinemae_jax.evaluation import metrics, phrases
 from cinemae_jax.evaluation.comparison import Comparison
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.splits import Data
 from cinemae_jax.model import masking
 from cinemae_jax.model.cinemae import Backbone, extract_features
@@ -242,9 +243,9 @@ def test_the_retrained_recipe_is_the_detector(
     learned = everything.select(generators=["gen_a"], split="train")
     data = Data(*learned.hold_out(0.25), everything.select(split="val"))
     bad = BadImages(tmp_path / "bad.csv")
-    replicas = retraining.devices(detector.settings)
+    replicas = detector.devices()
     recipe = controls.controls(detector.settings.detector)[0]
-    again = retraining.Retrainer(detector, data, replicas, bad)(recipe)
+    again = retraining.Retrainer(detector, data, Run(tmp_path, replicas, bad))(recipe)
     before = Rescorer(detector, replicas, bad)(data.test, conditions.unchanged)
     np.testing.assert_allclose(again.logit, before.logit, atol=0.01)
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from cinemae_jax import main
-from cinemae_jax.audit import conditions, corruptions, retraining, robustness
+from cinemae_jax.audit import conditions, corruptions, robustness
 from cinemae_jax.audit.attacks import Attack, make_attack, mean_logit
 from cinemae_jax.audit.conditions import Resampling, Scored
 from cinemae_jax.audit.corruptions import SUITE, Brightness, Corrupted, CropPart, Jpeg, Noise
-from cinemae_jax.audit.rescoring import AttackedSet, Attacker, Rescorer
+from cinemae_jax.audit.rescoring import Attacker, Rescorer
 from cinemae_jax.audit.robustness import NamedChange
 from cinemae_jax.data import catalog
 from cinemae_jax.data.transforms import Crop
@@ -224,14 +224,14 @@ def test_accuracy_falls_with_epsilon_on_a_trained_head(
     """At ε = 0 nothing changes, bit for bit; then the margin falls, and accuracy never rises."""
     detector = loading.load(small_run(data_set, backbone_file))
     images = catalog.scan(data_set).select(split="val")
-    replicas = retraining.devices(detector.settings)
+    replicas = detector.devices()
     score = Rescorer(detector, replicas, BadImages(tmp_path / "bad.csv"))
     attack = Attacker(detector, replicas, Attack(steps=4, draws=2))
     clean = score(images, conditions.unchanged)
     towards = np.where(images.labels == 1, 1, -1)
     margins, accuracies = [], []
     for epsilon in (0.0, 4.0, 16.0, 48.0):
-        found = score.of(AttackedSet(images, score.extractor, attack, epsilon))
+        found = score.attacked(images, attack, epsilon)
         if not epsilon:
             np.testing.assert_array_equal(found.logit, clean.logit)
         margins.append((towards * found.logit).mean())

@@ -16,7 +16,6 @@ from cinemae_jax.detector import heatmap, inference
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.detector.inputs import crops
 from cinemae_jax.features import extraction
-from cinemae_jax.features.extraction import mask_key
 from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.model.config import DetectorConfig, Score
 from cinemae_jax.model.head import HeadState, Normalizer
@@ -93,7 +92,7 @@ def test_the_map_of_the_scored_masks_has_their_mean(detector: Detector) -> None:
         "epoch": np.zeros(1, np.int32),
     }
     extract = jax.jit(extraction.make_extract(config, extraction.first_runs(config.num_runs)))
-    terms = extract(detector.trained.backbone, mask_key(detector.trained.settings), batch).terms
+    terms = extract(detector.trained.backbone, detector.trained.mask_key, batch).terms
     mean = (terms.deviation + config.mismatch_weight * terms.mismatch).mean()
     weighted = np.nansum(found.patches * found.shown) / found.shown.sum()
     np.testing.assert_allclose(weighted, mean, rtol=1e-5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cinemae_jax import evaluate, main, weights
+from cinemae_jax import main, weights
 from cinemae_jax.data import catalog
 from cinemae_jax.detector import loading, trained
 from cinemae_jax.detector.trained import TrainedDetector
@@ -16,7 +16,7 @@ from cinemae_jax.evaluation import receipt, replay
 from cinemae_jax.evaluation.receipt import Image, Receipt, ReceiptError
 from cinemae_jax.model.cinemae import random_backbone
 from tests.conftest import SMALL, write_data_set
-from tests.helpers.small_run import small_run, small_settings
+from tests.helpers.small_run import evaluated, small_run, small_settings
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def run(
     workdir = tmp_path_factory.mktemp("run") / "run"
     shutil.copytree(small_run(data_set, backbone_file), workdir)
     config = small_settings(root, backbone_file)
-    assert evaluate.run(config, workdir) == []
+    assert evaluated(config, workdir) == []
     return workdir, root
 
 

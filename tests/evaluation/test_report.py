@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cinemae_jax import evaluate
 from cinemae_jax.audit import conditions, findings, robustness
 from cinemae_jax.audit.conditions import Resampling, Scored
 from cinemae_jax.audit.robustness import NamedChange
@@ -31,7 +30,7 @@ from cinemae_jax.evaluation import (
 from cinemae_jax.evaluation.metrics import Row
 from cinemae_jax.model.config import STATISTICS
 from tests.evaluation.test_metrics import CALIBRATION
-from tests.helpers.small_run import small_run, small_settings
+from tests.helpers.small_run import evaluated, small_run, small_settings
 
 NAMES = ("Midjourney", "glide", "_a$b$ <script>|x")
 FACTS = {
@@ -270,7 +269,7 @@ def test_an_evaluation_shows_its_hardest_images_and_its_receipt(
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(small_run(data_set, backbone_file), workdir)
-    evaluate.run(small_settings(data_set, backbone_file), workdir)
+    evaluated(small_settings(data_set, backbone_file), workdir)
     page = (workdir / "report.html").read_text()
     pictures = [one for one in Page(page).fetched if one.startswith("data:image/jpeg")]
     assert len(pictures) == 2 * 2 * hardest.COUNT  # of two classes, each with its heatmap

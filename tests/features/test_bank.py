@@ -18,12 +18,12 @@ from PIL import Image
 
 from cinemae_jax import extract, train, typed
 from cinemae_jax.data.order import Order
-from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import loading
 from cinemae_jax.features import bank, filling, splits
 from cinemae_jax.features.bank import BankError
+from cinemae_jax.features.run import UNREAD, Run
 from cinemae_jax.features.sources import Sets
-from cinemae_jax.runtime.devices import Replicas, merge
+from cinemae_jax.runtime.devices import merge
 from cinemae_jax.settings import Settings
 from tests.conftest import write_data_set
 from tests.helpers.small_run import small_config
@@ -41,9 +41,8 @@ def config(data_set: Path, backbone_file: Path) -> Settings:
 
 
 def open_sets(config: Settings, workdir: Path) -> Sets:
-    data, backbone = splits.read_data(config), loading.load_backbone(config)
-    bad = BadImages(workdir / splits.BAD_IMAGES)
-    return filling.open_sets(config, data, backbone, workdir, Replicas(), bad)
+    data, backbone = splits.read_data(config.data), loading.load_backbone(config)
+    return filling.open_sets(config, data, backbone, Run.start(workdir))
 
 
 def with_features(config: Settings, **fields: object) -> Settings:
@@ -126,7 +125,7 @@ def test_a_bank_that_does_not_fit_is_streamed(config: Settings, tmp_path: Path) 
 def test_a_bank_opens_as_a_plain_table(config: Settings, tmp_path: Path) -> None:
     assert extract.extract(config, tmp_path) == []
     table = pq.read_table(tmp_path / "bank/test")
-    images = splits.read_data(config).test
+    images = splits.read_data(config.data).test
     assert table["path"].to_pylist() == images.table["path"].to_pylist()
     assert set(table["format"].to_pylist()) == {"PNG"}
     assert set(table["width"].to_pylist()) == {40}
@@ -149,7 +148,8 @@ def test_killed_at_any_moment_the_bank_is_the_same(backbone_file: Path, tmp_path
     undisturbed = extract.extract(typed.read(config.to_dict(), Settings), tmp_path / "whole")
     assert len(undisturbed) == 2
     script = (
-        "import sys, os; from cinemae_jax import bank, extract\n"
+        "import sys, os; from cinemae_jax import extract\n"
+        "from cinemae_jax.features import bank\n"
         "n = int(sys.argv.pop(1)); seen = 0\n"
         "def counted(name):\n"
         "    inner = getattr(os, name)\n"
@@ -170,7 +170,7 @@ def test_killed_at_any_moment_the_bank_is_the_same(backbone_file: Path, tmp_path
     assert digests(tmp_path / "killed/bank") == digests(tmp_path / "whole/bank")
     assert not list((tmp_path / "killed").rglob("*.partial"))
     for name in ("killed", "whole"):
-        assert len(pa.csv.read_csv(tmp_path / name / splits.BAD_IMAGES)) == 2
+        assert len(pa.csv.read_csv(tmp_path / name / UNREAD)) == 2
 
 
 def first_part(workdir: Path) -> Path:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cinemae_jax import train, typed
+from cinemae_jax import evaluate, train, typed
 from cinemae_jax.configs import sd14
-from cinemae_jax.settings import Settings
+from cinemae_jax.data.unread import BadImage
+from cinemae_jax.settings import EvaluationSettings, Settings
 
 
 def small_config(data_set: Path, backbone_file: Path) -> ConfigDict:
@@ -43,3 +44,8 @@ def small_run(data_set: Path, backbone_file: Path) -> Path:
     workdir = Path(tempfile.mkdtemp(prefix="cinemae-small-run-"))
     assert train.train(small_settings(data_set, backbone_file), workdir) == []
     return workdir
+
+
+def evaluated(config: Settings, workdir: Path) -> list[BadImage]:
+    """What ``python -m cinemae_jax.evaluate`` does with a config."""
+    return evaluate.evaluate(EvaluationSettings.of(config), workdir)

@@ -14,13 +14,12 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from cinemae_jax import pretrain
 from cinemae_jax.data.order import Order
-from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import loading
 from cinemae_jax.features import extraction, filling, splits
+from cinemae_jax.features.run import Run
 from cinemae_jax.model import mae
-from cinemae_jax.model.cinemae import Backbone, extract_features
+from cinemae_jax.model.cinemae import Backbone, extract_features, random_backbone
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.mae import MAE
 from cinemae_jax.runtime.devices import Replicas
@@ -128,7 +127,7 @@ def test_a_training_step_costs_three_forward_passes() -> None:
 def test_pretraining_compiles_once_and_moves_nothing_unasked() -> None:
     replicas = Replicas(tuple(jax.devices()[:2]))
     model, tx = MAE(SMALL), optax.sgd(1e-3)
-    params = pretrain.random_backbone(SMALL).params
+    params = random_backbone(SMALL).params
     state = replicas.replicate(pretraining.PretrainState(params, tx.init(params)))
     key = replicas.replicate(jax.random.key(0))
     step = replicas.pmap_step(pretraining.make_step(model, tx, 0.75), replicated=2, donate=(0,))
@@ -142,7 +141,7 @@ def test_pretraining_compiles_once_and_moves_nothing_unasked() -> None:
                 "epoch": np.full(4, first, np.int32),
                 "valid": np.array([True, True, True, first == 0]),
             },
-            pretrain.INPUTS,
+            pretraining.INPUTS,
         )
 
     batches = [batch(i) for i in range(4)]
@@ -172,9 +171,9 @@ def test_epochs_from_a_bank_compile_nothing_anew(
     data_set: Path, backbone_file: Path, tmp_path: Path
 ) -> None:
     config, replicas = small_settings(data_set, backbone_file), Replicas(tuple(jax.devices()[:2]))
-    data, bad = splits.read_data(config), BadImages(tmp_path / "bad.csv")
+    data, run = splits.read_data(config.data), Run.start(tmp_path, replicas)
     frozen = loading.load_backbone(config)
-    sets = filling.open_sets(config, data, frozen, tmp_path, replicas, bad)
+    sets = filling.open_sets(config, data, frozen, run)
     batches = sets.train.training(Order(len(sets.train.images), 8, 3, 0), 0)
     next(batches)
     with no_compilation():

@@ -10,11 +10,12 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cinemae_jax import pretrain, typed, weights
+from cinemae_jax import typed, weights
 from cinemae_jax.configs import pretrain_tiny, sd14
-from cinemae_jax.model.cinemae import Backbone
+from cinemae_jax.model import reconstruction
+from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.model.mae import MAE
-from cinemae_jax.runtime.checkpoints import CheckpointError
+from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import PretrainSettings
 from cinemae_jax.training import pretraining
@@ -75,7 +76,7 @@ def test_stopped_and_resumed_equals_undisturbed(
     photos: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(photos)
-    save = pretrain.Checkpoints.save
+    save = Checkpoints.save
 
     def save_and_stop(self: object, step: int, *arguments: object) -> None:
         save(self, step, *arguments)
@@ -83,7 +84,7 @@ def test_stopped_and_resumed_equals_undisturbed(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.Checkpoints, "save", save_and_stop)
+        patch.setattr(Checkpoints, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             pretraining.pretrain(config, tmp_path)
     pretraining.pretrain(config, tmp_path)
@@ -112,11 +113,11 @@ def test_devices_do_not_matter(photos: Path, finished: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("target", ["raw", "norm_pix"])
 def test_pictures_show_visible_patches_unchanged(target: str) -> None:
     config = dataclasses.replace(SMALL, target=target)
-    model = pretrain.MAE(config)
-    params = pretrain.random_backbone(config).params
+    model = MAE(config)
+    params = random_backbone(config).params
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     sheet = np.asarray(
-        pretrain.pictures(params, images, jax.random.key(0), model=model, mask_ratio=0.75)
+        reconstruction.pictures(params, images, jax.random.key(0), model=model, mask_ratio=0.75)
     )
     original, seen, filled = np.split(sheet, 3, axis=1)
     np.testing.assert_array_equal(original, images.reshape(-1, 32, 3))

@@ -12,22 +12,20 @@ import numpy as np
 import pyarrow.csv
 import pytest
 
-from cinemae_jax import evaluate, train, typed, weights
+from cinemae_jax import train, typed, weights
 from cinemae_jax.data import genimage
 from cinemae_jax.data.unread import BadImages
-from cinemae_jax.detector import bundle, loading, scoring, trained
+from cinemae_jax.detector import bundle, loading, scoring
 from cinemae_jax.evaluation import scores
 from cinemae_jax.features import splits
-from cinemae_jax.features.extraction import Extractor
-from cinemae_jax.features.sources import OnlineSet
 from cinemae_jax.model.cinemae import Backbone, random_backbone
-from cinemae_jax.runtime.checkpoints import CheckpointError
+from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
 from cinemae_jax.training import metrics_log
 from tests.conftest import SMALL, write_data_set
 from tests.helpers.small_detector import small_bundle
-from tests.helpers.small_run import small_config
+from tests.helpers.small_run import evaluated, small_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +80,7 @@ def test_scores_do_not_depend_on_batch_or_devices(
     config: Settings, finished: Path, tmp_path: Path
 ) -> None:
     detector = loading.load(finished, backbone=config.backbone)
-    images = splits.read_data(config).test
+    images = splits.read_data(config.data).test
     tables = []
     for batch_size, count in ((16, 8), (28, 1), (3, 1)):
         sized = dataclasses.replace(
@@ -91,8 +89,8 @@ def test_scores_do_not_depend_on_batch_or_devices(
         )
         bad = BadImages(tmp_path / "bad_images.csv")
         replicas = Replicas(tuple(jax.devices()[:count]))
-        online = OnlineSet(images, Extractor(sized, detector.backbone, replicas))
-        table = scores.score(dataclasses.replace(detector, settings=sized), online, bad, replicas)
+        resized = dataclasses.replace(detector, settings=sized)
+        table = scores.score(resized, resized.online(images, replicas), replicas, bad)
         assert not bad.listed
         tables.append(table["logit"].to_numpy())
     np.testing.assert_allclose(tables[0], tables[1], atol=1e-4)
@@ -118,12 +116,13 @@ def test_killed_and_resumed_equals_undisturbed(backbone_file: Path, tmp_path: Pa
     bad = train.train(typed.read(config.to_dict(), Settings), undisturbed)
     assert len(bad) == 3
     script = (
-        "import sys, os; from cinemae_jax import cli, train; n = int(sys.argv.pop(1)); seen = 0\n"
-        "write = cli.Metrics.write\n"
+        "import sys, os; from cinemae_jax import train; n = int(sys.argv.pop(1)); seen = 0\n"
+        "from cinemae_jax.training.metrics_log import Metrics\n"
+        "write = Metrics.write\n"
         "def kill_after(self, step, **values):\n"
         "    global seen; seen += 1\n"
         "    os.kill(os.getpid(), 9) if seen == n else write(self, step, **values)\n"
-        "cli.Metrics.write = kill_after\n"
+        "Metrics.write = kill_after\n"
         "sys.exit(train.main())\n"
     )
     overrides = flatten(config.to_dict())
@@ -235,7 +234,7 @@ def test_an_encoder_alone_needs_runs_without_masks(
 
 
 def test_checkpoints_of_another_job_are_refused(config: Settings, tmp_path: Path) -> None:
-    with trained.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(3, {"train_state": np.ones(3)}, {"kind": "pretraining"})
     for job in (loading.load, lambda folder: train.train(config, folder)):
         with pytest.raises(CheckpointError, match="of 'pretraining', not of a detector"):
@@ -263,11 +262,11 @@ def test_a_named_detector_finds_its_backbone_by_the_config(
     bundle.save(tmp_path / "it.safetensors", dataclasses.replace(made, detector=detector))
     named = dataclasses.replace(config.eval, detector=str(tmp_path / "it.safetensors"), fpr=0.4)
     config = dataclasses.replace(config, eval=named)
-    assert evaluate.run(config, tmp_path / "run") == []
+    assert evaluated(config, tmp_path / "run") == []
     promised = json.loads((tmp_path / "run/eval.json").read_text())["calibration"]["fpr"]
     assert promised == detector.settings.eval.fpr != 0.4
     with pytest.raises(weights.BackboneError, match=r"gone\.st"):
-        evaluate.run(dataclasses.replace(config, backbone="nowhere"), tmp_path / "run")
+        evaluated(dataclasses.replace(config, backbone="nowhere"), tmp_path / "run")
 
 
 def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
@@ -275,7 +274,7 @@ def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
 ) -> None:
     root = write_data_set(tmp_path / "data")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
-    data = splits.read_data(config)
+    data = splits.read_data(config.data)
     learned, held_out = (
         part.table["path"][0].as_py().split("imagenet_ai_test/")[1]
         for part in (data.train, data.validation)
@@ -287,13 +286,13 @@ def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
     listed = pyarrow.csv.read_csv(tmp_path / "run/bad_images.csv").to_pylist()
     assert [row["path"] for row in listed] == [image.path for image in bad]
     assert all("damaged image" in row["error"] for row in listed)
-    again = evaluate.run(config, tmp_path / "run")
+    again = evaluated(config, tmp_path / "run")
     assert [Path(image.path).name for image in again] == ["001.png"]
     assert len(pyarrow.csv.read_csv(tmp_path / "run/bad_images.csv")) == 3
     other = write_data_set(tmp_path / "other")
     spoil(other, "val/nature/002.png")
     elsewhere = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(other)))
-    assert len(evaluate.run(elsewhere, tmp_path / "run")) == 1
+    assert len(evaluated(elsewhere, tmp_path / "run")) == 1
     assert len(train.train(config, tmp_path / "run")) == 3  # the other set's is not its own
     row = results(tmp_path / "run")[0]
     assert (row["nature"], row["ai"], row["bad"]) == (6, 7, 1)
@@ -307,7 +306,7 @@ def test_evaluate_repeats_the_table_of_training(
 ) -> None:
     """From the images themselves, where training had scored them from its bank."""
     before = results(finished)
-    assert evaluate.run(config, finished) == []
+    assert evaluated(config, finished) == []
     for one, two in zip(results(finished), before, strict=True):
         assert one["name"] == two["name"]
         for name, estimate in one["metrics"].items():
@@ -354,7 +353,7 @@ def test_mistakes_end_in_one_line_and_exit_code_two(
 
 def test_an_empty_workdir_cannot_be_evaluated(config: Settings, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="train first"):
-        evaluate.run(config, tmp_path)
+        evaluated(config, tmp_path)
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "pretrain"])
@@ -399,7 +398,7 @@ def test_quarantined_images_are_left_out_and_counted(config: Settings, tmp_path:
     listed = tmp_path / "quarantine.csv"
     listed.write_text("path,reason\ngen_a/imagenet_ai_test/train/ai/003.png,damaged\n")
     data = dataclasses.replace(config.data, root=str(root), quarantine=str(listed))
-    assert data.scan().skipped == {"quarantined": 1}
+    assert splits.scan(data).skipped == {"quarantined": 1}
     assert train.train(dataclasses.replace(config, data=data), tmp_path / "run") == []
     saved = json.loads((tmp_path / "run/eval.json").read_text())
     assert saved["left_out"] == {"quarantined": 1}

@@ -4,7 +4,7 @@
         --config.base.data.root=/data/GenImage \
         --config.base.backbone=mae_visualize_vit_large.safetensors
 
-Every field of the base is a flag.  The base is ``sd14``; name another after a colon, for example
+Every field of the base is a flag.  The base is ``sd14``; to choose another, write it after a colon:
 ``--config configs/ablation/fusion.py:demo``.
 """
 
@@ -35,19 +35,22 @@ class RowConfig(TypedDict, total=False):
 
 
 def ablation(title: str, rows: Iterable[RowConfig], base: str = "sd14") -> ConfigDict:
-    """The config of an ablation.
+    """Config of an ablation.
 
     Args:
-      title: of its table.
-      rows: in the order of the table; the first is the reference of all others.
+      title: title of the table.
+      rows: in the order of the table; the others are compared with the first.
       base: name of the config that all rows start from.
+
+    Raises:
+      ValueError: for an unknown base.
     """
     if base not in BASES:
         raise ValueError(f"unknown base config {base!r}: use one of {', '.join(BASES)}")
     config = ConfigDict()
     config.title = title
     config.base = BASES[base].get_config()
-    config.unfrozen = ConfigDict()  # AdamW for the backbone, in rows that unfreeze it
+    config.unfrozen = ConfigDict()  # AdamW of the backbone, for rows with unfreeze
     config.unfrozen.learning_rate = 1e-5  # peak
     config.unfrozen.weight_decay = 0.05
     config.rows = tuple(dict(row) for row in rows)

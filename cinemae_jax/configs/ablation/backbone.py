@@ -3,8 +3,8 @@
     python -m cinemae_jax.ablate --config configs/ablation/backbone.py:b.safetensors,l.safetensors \
         --workdir runs/backbone ...
 
-Name the files after the colon; the default is the official ViT-L, ViT-B and ViT-H, converted.
-The first is the reference of the others.
+List the files after the colon.  The default is the official ViT-L, ViT-B and ViT-H, converted under
+their own names.  The others are compared with the first.
 """
 
 from pathlib import Path

@@ -1,14 +1,14 @@
-"""A frozen backbone against one that is trained with the head: encoder, decoder, or both.
+"""A frozen backbone against one trained with the head: encoder, decoder or both.
 
     python -m cinemae_jax.ablate --config configs/ablation/frozen.py --workdir runs/frozen ...
 
-Unfrozen rows read images instead of stored features and differentiate through the backbone: each
-epoch costs about three passes, and the optimiser's state takes twice the trained parameters.  Each
-writes its tuned backbone beside its head.  ``--config.unfrozen.learning_rate`` is this project's
-choice; set a ``--config.base.train.batch_size`` that fits the devices.
+The unfrozen rows read images instead of stored features and differentiate through the backbone.  An
+epoch costs about three passes; the optimiser holds twice the trained parameters.  Each row leaves
+its tuned backbone next to its head.  Check ``--config.unfrozen.learning_rate`` (chosen by this
+project), and choose a ``--config.base.train.batch_size`` that fits the devices.
 
-The paper reports 96.31 frozen and 70.07 unfrozen.  It does not say which part was unfrozen; the
-number is shown for ``both``.
+The paper reports 96.31 frozen and 70.07 unfrozen.  We do not know which part it unfroze; the number
+is listed with ``both``.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The global feature: CLS token or mean of the patch tokens.  Each row extracts its own bank.
+"""Global feature: CLS token or mean of the patch tokens.  Extracts two banks.
 
 python -m cinemae_jax.ablate --config configs/ablation/pooling.py --workdir runs/pooling ...
 """

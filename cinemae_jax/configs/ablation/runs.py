@@ -1,4 +1,4 @@
-"""Masking runs K: what masked runs add to the encoder alone, and how many are needed.
+"""Masked runs K: what they add to the encoder alone, and how many are needed.
 
 python -m cinemae_jax.ablate --config configs/ablation/runs.py --workdir runs/ablation_runs ...
 """
@@ -14,7 +14,7 @@ def get_config(base: str = "sd14") -> ConfigDict:
         {
             "name": "K = 0",
             "overrides": {"detector.num_runs": 0, "detector.fusion": "global"},
-            "reported": 92.0,  # about
+            "reported": 92.0,  # approximate
         },
         {"name": "K = 1", "overrides": {"detector.num_runs": 1}},
         {"name": "K = 3", "overrides": {"detector.num_runs": 3}},

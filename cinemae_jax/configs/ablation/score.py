@@ -1,4 +1,4 @@
-"""All variants of the anomaly score of a masked patch.
+"""All variants of a masked patch's anomaly score.
 
 python -m cinemae_jax.ablate --config configs/ablation/score.py --workdir runs/score ...
 """

@@ -1,4 +1,4 @@
-"""The three statistics of the anomaly scores: each left out in turn, and the other form of s3.
+"""Statistics of the anomaly scores: all three, each left out, and the other form of s3.
 
 python -m cinemae_jax.ablate --config configs/ablation/statistics.py --workdir runs/stats ...
 """
