@@ -31,7 +31,6 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.detector import resuming, trained
 from cinemae_jax.features import bank
 from cinemae_jax.features.bank import Recipe, Stored
-from cinemae_jax.features.extraction import Masks
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import BankedSet, Sets
 from cinemae_jax.features.splits import Data
@@ -77,7 +76,7 @@ def banked(count: int, config: Settings, model: MAEConfig) -> BankedSet:
         catalog_of(count),
         stored,
         config.detector,
-        Masks.of(config),
+        config.masks,
         model,
         Replicas(),
         batch_size=config.eval.batch_size,
@@ -171,7 +170,7 @@ def main() -> None:
     terms = 2 * config.detector.num_runs * train.stored.columns["mismatch"].shape[-1]
     for num_seeds in map(int, options.seeds.split(",")):
         seeded = dataclasses.replace(config, num_seeds=num_seeds)
-        masks = Masks.of(seeded)
+        masks = seeded.masks
         sets = Sets(*(dataclasses.replace(s, masks=masks) for s in (train, held, held)))
         taken = seconds_of_training(seeded, sets, model)
         arithmetic = seen * num_seeds * head_flops(model, config.detector.hidden) / rates[0]

@@ -41,7 +41,7 @@ from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import inputs
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.features import extraction, filling, splits
-from cinemae_jax.features.extraction import Extractor, Masks
+from cinemae_jax.features.extraction import Extractor
 from cinemae_jax.features.sources import OnlineSet
 from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.runtime.devices import Replicas, merge
@@ -119,7 +119,7 @@ def predictions(detector: Detector, paths: list[Path]) -> dict[str, measure.Run]
 def bench(preset: str, count: int, rounds: int) -> dict[str, Any]:
     """Runs the comparison on both kinds of files."""
     config, backbone, detector = model(preset)
-    extractor = Extractor(config.detector, Masks.of(config), backbone, Replicas())
+    extractor = Extractor(config.detector, config.masks, backbone, Replicas())
     result: dict[str, Any] = {}
     for kind, suffix in KINDS.items():
         with tempfile.TemporaryDirectory() as name:

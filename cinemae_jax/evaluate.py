@@ -33,7 +33,7 @@ def evaluate(
     """Evaluates a detector on the config's images; returns those that could not be read."""
     run = Run.start(workdir, replicas)
     detector = _named(config) if config.eval.detector else _trained(config, workdir)
-    detector = dataclasses.replace(detector, settings=config.applied_to(detector.settings))
+    detector = dataclasses.replace(detector, settings=detector.settings.evaluated_as(config))
     images = splits.read_test(detector.settings.data)
     collectives.require_equal(
         {"detector": [detector.backbone.sha256, detector.step], "test_images": images.fingerprint}
@@ -68,7 +68,7 @@ def _named(config: EvaluationSettings) -> TrainedDetector:
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
         whole = typed.read(config.to_dict(), Settings)
-        return evaluate(EvaluationSettings.of(whole), workdir)
+        return evaluate(whole.evaluation, workdir)
 
     return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 

@@ -45,7 +45,7 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
     if config.features.source == "bank":
         run.replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
     data = splits.read_data(config.data)
-    backbone = loading.load_backbone(config)
+    backbone = loading.load_backbone(config.backbone, config.runs)
     progress.say(f"backbone  {trained.describe(backbone)}")
     progress.say(f"train     {data.train.describe()}; held out {len(data.validation)}")
     with Checkpoints(workdir / "checkpoints", best=resuming.validation_score) as checkpoints:

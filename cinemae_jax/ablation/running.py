@@ -7,7 +7,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from cinemae_jax.detector import loading, resuming, trained
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import report, results
 from cinemae_jax.features import filling, splits
-from cinemae_jax.features.extraction import Extractor, Masks
+from cinemae_jax.features.extraction import Extractor
+from cinemae_jax.features.filling import Bank
 from cinemae_jax.features.run import UNREAD, Run
 from cinemae_jax.features.sources import FeatureSet, OnlineSet
 from cinemae_jax.features.splits import Data
@@ -35,7 +36,7 @@ from cinemae_jax.runtime.console import versions
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.runtime.files import replacing
 from cinemae_jax.runtime.preemption import Preempted
-from cinemae_jax.settings import DataSettings, Settings
+from cinemae_jax.settings import DataSettings
 from cinemae_jax.training import fitting, unfrozen
 from cinemae_jax.training.unfrozen import Tuned, Unfrozen
 
@@ -112,12 +113,12 @@ class Bench:
             self._data[config] = splits.read_data(config)
         return self._data[config]
 
-    def backbone(self, config: Settings) -> Backbone:
+    def backbone(self, path: str, runs: Mapping[str, int]) -> Backbone:
         """The backbone of a run; only that of the last row stays in memory."""
-        key = config.backbone, config.detector.num_runs > 0
+        key = path, any(runs.values())
         if self._backbone is None or self._backbone[0] != key:
             self._backbone = None
-            self._backbone = key, loading.load_backbone(config)
+            self._backbone = key, loading.load_backbone(path, runs)
         return self._backbone[1]
 
 
@@ -152,7 +153,8 @@ class Row:
 
 def run_row(variant: Variant, folder: Path, bench: Bench) -> Finished:
     """Trains and evaluates a row, unless it was finished with the same settings before."""
-    data, backbone = bench.data(variant.config.data), bench.backbone(variant.config)
+    config = variant.config
+    data, backbone = bench.data(config.data), bench.backbone(config.backbone, config.runs)
     made_of = _made_of(variant, data, backbone)
     note = folder / FINISHED
     if note.is_file() and json.loads(note.read_text())["made_of"] == made_of:
@@ -171,7 +173,7 @@ def run_row(variant: Variant, folder: Path, bench: Bench) -> Finished:
     with row.timed("evaluation"):
         results.evaluate(detector, test, run)
     splits.report_unread(folder, run.unread.listed)
-    of_head = num_params(detector.heads.params) // variant.config.num_seeds
+    of_head = num_params(detector.heads.params) // config.num_seeds
     trained_parameters = of_head + trained_too
     cost = {"seconds": row.seconds, "resumed": resumed, "trained_parameters": trained_parameters}
     with replacing(note) as partial:
@@ -201,7 +203,11 @@ def _finished(folder: Path) -> Finished:
 def _frozen(row: Row, banks: Path) -> tuple[TrainedDetector, FeatureSet]:
     """What ``train`` does, with a bank that other rows share."""
     data, backbone, run = row.data, row.backbone, row.run
-    config = with_bank(row.variant.config, data, backbone, banks)
+    config = row.variant.config
+    made = filling.banks(config, data, backbone, banks)
+    shared = shared_folder(made, filling.bank_folder(config.features, banks))
+    features = dataclasses.replace(config.features, bank=str(shared))
+    config = dataclasses.replace(config, features=features)
     with Checkpoints(run.workdir / "checkpoints", best=resuming.validation_score) as checkpoints:
         metadata = trained.metadata(config, backbone, data)
         resuming.require_resumable(checkpoints, metadata, backbone)
@@ -213,16 +219,14 @@ def _frozen(row: Row, banks: Path) -> tuple[TrainedDetector, FeatureSet]:
     return dataclasses.replace(best, settings=config), sets.test
 
 
-def with_bank(config: Settings, data: Data, backbone: Backbone, banks: Path) -> Settings:
-    """The same run with a bank in a folder named by all that its features depend on."""
-    folder = Path(config.features.bank) if config.features.bank else banks
+def shared_folder(banks: Mapping[str, Bank], folder: Path) -> Path:
+    """A folder named by all that the features of a row depend on: rows that agree share a bank."""
     contents = [
         (name, dataclasses.asdict(one.recipe), one.images.fingerprint)
-        for name, one in filling.banks(config, data, backbone, folder).items()
+        for name, one in banks.items()
     ]
     digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
-    features = dataclasses.replace(config.features, bank=str(folder / digest[:16]))
-    return dataclasses.replace(config, features=features)
+    return folder / digest[:16]
 
 
 def _unfrozen(row: Row, how: Unfrozen) -> tuple[TrainedDetector, FeatureSet, int]:
@@ -232,7 +236,7 @@ def _unfrozen(row: Row, how: Unfrozen) -> tuple[TrainedDetector, FeatureSet, int
       The detector, the test images, and how many of the backbone's parameters were trained.
     """
     config, data, backbone, run = row.variant.config, row.data, row.backbone, row.run
-    extractor = Extractor(config.detector, Masks.of(config), backbone, run.replicas)
+    extractor = Extractor(config.detector, config.masks, backbone, run.replicas)
     learned, held_out, test = (
         OnlineSet(images, extractor, config.data, config.eval.batch_size, config.features.num_views)
         for images in (data.train, data.validation, data.test)
@@ -240,7 +244,9 @@ def _unfrozen(row: Row, how: Unfrozen) -> tuple[TrainedDetector, FeatureSet, int
     with row.timed("training"):
         heads = trained.head_template(config, backbone)
         order = Order(len(data.train), config.train.batch_size, config.train.epochs, config.seed)
-        normalizer = fitting.fit_normalizer(config, learned, heads, order, run.replicas)
+        normalizer = fitting.fit_normalizer(
+            config.detector, heads, learned, order, run.replicas, config.train.standardize_images
+        )
         heads = HeadState(heads.params, normalizer)
         validate = unfrozen.validator(held_out, config.detector, run)
         tuned = unfrozen.fit(config, how, data, backbone, heads, validate, run)

@@ -12,7 +12,7 @@ from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import scoring
 from cinemae_jax.detector.trained import TrainedDetector
-from cinemae_jax.features.extraction import Extractor, Masks
+from cinemae_jax.features.extraction import Extractor
 from cinemae_jax.features.sources import FeatureSet, OnlineSet
 from cinemae_jax.runtime.devices import Replicas, merge
 
@@ -28,7 +28,7 @@ class Rescorer:
           bad: records images that cannot be read.
         """
         config, self.detector = detector.settings, detector
-        self._extractor = Extractor(config.detector, Masks.of(config), detector.backbone, replicas)
+        self._extractor = Extractor(config.detector, config.masks, detector.backbone, replicas)
         self._bad = bad
         num_patches = detector.backbone.config.num_patches
         self._scorer = scoring.Scorer(config.detector, num_patches, replicas)
@@ -84,7 +84,7 @@ class Attacker:
         self._replicas = replicas
         config = detector.settings
         placed = detector.backbone.in_dtype(config.detector.dtype)
-        self._known = replicas.replicate((placed, detector.first_head, Masks.of(config).key))
+        self._known = replicas.replicate((placed, detector.first_head, config.masks.key))
         push = make_attack(config.detector, attack)
 
         def on_device(known: Any, epsilon: Any, batch: Any) -> Any:

@@ -20,7 +20,7 @@ from cinemae_jax.detector import resuming, trained
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.features import sources
 from cinemae_jax.features.bank import Stored
-from cinemae_jax.features.extraction import Extractor, Featured, Masks
+from cinemae_jax.features.extraction import Extractor, Featured
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import BankedSet, OnlineSet, Sets
 from cinemae_jax.features.splits import Data
@@ -29,9 +29,9 @@ from cinemae_jax.model.cinemae import (
     Reconstruct,
     random_backbone,
 )
+from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.runtime.checkpoints import Checkpoints
 from cinemae_jax.runtime.devices import merge
-from cinemae_jax.settings import Settings
 from cinemae_jax.training import fitting
 
 # Masking runs stored per image, for recipes that draw new runs in every step.
@@ -54,7 +54,7 @@ class Retrainer:
             features=dataclasses.replace(
                 config.features,
                 source="bank",
-                num_runs=_stored_runs(config),
+                num_runs=_stored_runs(config.detector.num_runs, config.features.num_runs),
                 num_views=config.features.num_views or 1,
             ),
         )
@@ -75,7 +75,7 @@ class Retrainer:
                 getattr(self._data, name),
                 own,
                 config.detector,
-                Masks.of(config),
+                config.masks,
                 self._backbone.config,
                 self._run.replicas,
                 batch_size=config.eval.batch_size,
@@ -85,10 +85,11 @@ class Retrainer:
         sets = Sets(**{n: banked(n, one) for n, one in self._stored[control.source].items()})
         with tempfile.TemporaryDirectory(prefix="cinemae-audit-") as folder:
             run = dataclasses.replace(self._run, workdir=Path(folder))
-            detector = self._trained(config, sets, run)
+            detector = self._trained(control.detector, sets, run)
         return Rescorer(detector, self._run.replicas, self._run.unread).of(sets.test)
 
-    def _trained(self, config: Settings, sets: Sets, run: Run) -> TrainedDetector:
+    def _trained(self, head: DetectorConfig, sets: Sets, run: Run) -> TrainedDetector:
+        config = dataclasses.replace(self._settings, detector=head)
         backbone, data = self._backbone, self._data
         metadata = trained.metadata(config, backbone, data)
         like = {"head": trained.head_template(config, backbone)}
@@ -105,7 +106,7 @@ class Retrainer:
         backbone, reconstruct, change = self._frozen(source)
         extractor = Extractor(
             config.detector,
-            Masks.of(config),
+            config.masks,
             backbone,
             self._run.replicas,
             reconstruct=reconstruct,
@@ -176,7 +177,5 @@ def collect(
     return Stored({name: column(name) for name in names}, np.array(errors)[: len(images)])
 
 
-def _stored_runs(config: Settings) -> int:
-    if not config.detector.num_runs:
-        return 0
-    return config.features.num_runs or max(LEAST_RUNS, config.detector.num_runs)
+def _stored_runs(num_runs: int, num_stored: int) -> int:
+    return (num_stored or max(LEAST_RUNS, num_runs)) if num_runs else 0

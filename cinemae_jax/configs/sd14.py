@@ -25,75 +25,100 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the head and of the order of images
     config.num_seeds = 1  # heads trained at once; the report has mean and deviation
     config.backbone = "mae_visualize_vit_large.safetensors"  # file, or 'tiny' for the bundled one
+    config.detector = detector()
+    config.data = data()
+    config.features = features()
+    config.train = train()
+    config.eval = evaluation()
+    return config
 
-    config.detector = ConfigDict()
-    config.detector.num_runs = 2  # K
-    config.detector.anomaly = "statistics"  # or bands (by spatial frequency, beyond the paper)
-    config.detector.mask_ratio = 0.75
-    config.detector.pooling = "cls"  # or mean
-    config.detector.score = "deviation_plus_mismatch"
-    config.detector.mismatch_weight = 1.0  # λ
-    config.detector.learn_mismatch_weight = False
-    config.detector.statistics = ("variability", "mean_anomaly", "perturbation_sensitivity")
-    config.detector.sensitivity = "run"  # or patch
-    config.detector.fusion = "additive"  # concat, gate, logit, global, lcas
-    config.detector.hidden = 256  # of MLP_δ; 0 makes it linear
-    config.detector.clip = 0.0  # of MLP_δ's standardised inputs; 0: no clipping
-    config.detector.dtype = "float32"  # of the backbone; bfloat16 is for accelerators
-    config.detector.uniform_variance = 1e-3  # variance below which a patch is uniform
-    config.detector.low_context_share = 0.5  # share of uniform patches that flags an image
 
-    config.data = ConfigDict()
-    config.data.root = ""  # folder, nature=DIR,ai=DIR, list, or TFDS data_dir
-    config.data.source = "folder"  # or tfds
-    config.data.quarantine = ""  # CSV of images to leave out, written by `cinemae doctor`
-    config.data.train_generators = ("stable_diffusion_v_1_4",)
-    config.data.test_generators = ()  # (): all with a val split
-    config.data.holdout = 0.05  # share of training images held out for validation
-    config.data.resize = 256  # pixels, shorter side before cropping; 0: native pixels
-    config.data.num_crops = 1  # per image, scores averaged: 1, 4, 9, ...
-    config.data.eval_crops = 0  # in scoring only; 0: num_crops
-    config.data.random_crop = True  # of training images
-    config.data.flip = True  # of training images
-    config.data.augment = ConfigDict()  # of training images, both classes alike; the paper: off
-    config.data.augment.jpeg_probability = 0.0
-    config.data.augment.jpeg_quality = (60, 100)
-    config.data.augment.resize_probability = 0.0
-    config.data.augment.resize_scale = (0.5, 1.0)
-    config.data.augment.short_probability = 0.0
-    config.data.augment.short_side = (256, 256)  # pixels
-    config.data.augment.together = False  # one draw for the steps above, else one each
-    config.data.augment.brightness_probability = 0.0
-    config.data.augment.brightness = (0.6, 1.5)  # factor on all values
-    config.data.augment.noise_probability = 0.0
-    config.data.augment.noise = (0.0, 5.0)  # standard deviation, grey levels
-    config.data.num_threads = 16  # decoding
+def detector() -> ConfigDict:
+    """What is scored, and how."""
+    config = ConfigDict()
+    config.num_runs = 2  # K
+    config.anomaly = "statistics"  # or bands (by spatial frequency, beyond the paper)
+    config.mask_ratio = 0.75
+    config.pooling = "cls"  # or mean
+    config.score = "deviation_plus_mismatch"
+    config.mismatch_weight = 1.0  # λ
+    config.learn_mismatch_weight = False
+    config.statistics = ("variability", "mean_anomaly", "perturbation_sensitivity")
+    config.sensitivity = "run"  # or patch
+    config.fusion = "additive"  # concat, gate, logit, global, lcas
+    config.hidden = 256  # of MLP_δ; 0 makes it linear
+    config.clip = 0.0  # of MLP_δ's standardised inputs; 0: no clipping
+    config.dtype = "float32"  # of the backbone; bfloat16 is for accelerators
+    config.uniform_variance = 1e-3  # variance below which a patch is uniform
+    config.low_context_share = 0.5  # share of uniform patches that flags an image
+    return config
 
-    config.features = ConfigDict()
-    config.features.source = "bank"  # one backbone pass for all epochs; or online
-    config.features.bank = ""  # folder; '': in the workdir
-    config.features.seed = 0  # of masks and augmentation
-    config.features.num_runs = 8  # R, masked runs stored; each epoch draws K of them
-    config.features.num_views = 1  # V, augmented views stored per training image
-    config.features.batch_size = 64  # images per backbone call
-    config.features.shard_images = 4096  # images per file, ~100 MB with ViT-L/16, R = 8
-    config.features.memory = 16.0  # GB of features in memory; larger banks are streamed
 
-    config.train = ConfigDict()
-    config.train.batch_size = 256  # images, over all devices
-    config.train.epochs = 25
-    config.train.learning_rate = 1e-3  # peak
-    config.train.warmup = 0.05  # share of steps
-    config.train.weight_decay = 1e-2
-    config.train.global_weight_decay = 1e-2  # of fusion logit's global pathway
-    config.train.standardize_images = 4096  # used to standardise the head's inputs
-    config.train.checkpoint_every = 500  # steps
+def data() -> ConfigDict:
+    """Which images, and how they become squares."""
+    config = ConfigDict()
+    config.root = ""  # folder, nature=DIR,ai=DIR, list, or TFDS data_dir
+    config.source = "folder"  # or tfds
+    config.quarantine = ""  # CSV of images to leave out, written by `cinemae doctor`
+    config.train_generators = ("stable_diffusion_v_1_4",)
+    config.test_generators = ()  # (): all with a val split
+    config.holdout = 0.05  # share of training images held out for validation
+    config.resize = 256  # pixels, shorter side before cropping; 0: native pixels
+    config.num_crops = 1  # per image, scores averaged: 1, 4, 9, ...
+    config.eval_crops = 0  # in scoring only; 0: num_crops
+    config.random_crop = True  # of training images
+    config.flip = True  # of training images
+    config.augment = ConfigDict()  # of training images, both classes alike; the paper: off
+    config.augment.jpeg_probability = 0.0
+    config.augment.jpeg_quality = (60, 100)
+    config.augment.resize_probability = 0.0
+    config.augment.resize_scale = (0.5, 1.0)
+    config.augment.short_probability = 0.0
+    config.augment.short_side = (256, 256)  # pixels
+    config.augment.together = False  # one draw for the steps above, else one each
+    config.augment.brightness_probability = 0.0
+    config.augment.brightness = (0.6, 1.5)  # factor on all values
+    config.augment.noise_probability = 0.0
+    config.augment.noise = (0.0, 5.0)  # standard deviation, grey levels
+    config.num_threads = 16  # decoding
+    return config
 
-    config.eval = ConfigDict()
-    config.eval.detector = ""  # folder, file or 'tiny' to evaluate; '': the workdir's
-    config.eval.batch_size = 256  # images, over all devices
-    config.eval.bootstrap = 1000  # resamples
-    config.eval.confidence = 0.95
-    config.eval.fpr = 0.05  # largest share of photographs called ai; a named detector has its own
-    config.eval.fnr = 0.05  # largest share of AI images called nature; likewise
+
+def features() -> ConfigDict:
+    """How images become the features that the head learns from."""
+    config = ConfigDict()
+    config.source = "bank"  # one backbone pass for all epochs; or online
+    config.bank = ""  # folder; '': in the workdir
+    config.seed = 0  # of masks and augmentation
+    config.num_runs = 8  # R, masked runs stored; each epoch draws K of them
+    config.num_views = 1  # V, augmented views stored per training image
+    config.batch_size = 64  # images per backbone call
+    config.shard_images = 4096  # images per file, ~100 MB with ViT-L/16, R = 8
+    config.memory = 16.0  # GB of features in memory; larger banks are streamed
+    return config
+
+
+def train() -> ConfigDict:
+    """Optimisation of the head."""
+    config = ConfigDict()
+    config.batch_size = 256  # images, over all devices
+    config.epochs = 25
+    config.learning_rate = 1e-3  # peak
+    config.warmup = 0.05  # share of steps
+    config.weight_decay = 1e-2
+    config.global_weight_decay = 1e-2  # of fusion logit's global pathway
+    config.standardize_images = 4096  # used to standardise the head's inputs
+    config.checkpoint_every = 500  # steps
+    return config
+
+
+def evaluation() -> ConfigDict:
+    """How results are measured."""
+    config = ConfigDict()
+    config.detector = ""  # folder, file or 'tiny' to evaluate; '': the workdir's
+    config.batch_size = 256  # images, over all devices
+    config.bootstrap = 1000  # resamples
+    config.confidence = 0.95
+    config.fpr = 0.05  # largest share of photographs called ai; a named detector has its own
+    config.fnr = 0.05  # largest share of AI images called nature; likewise
     return config

@@ -82,7 +82,9 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
     header = {
         "format": FORMAT,
         "version": __version__,
-        "settings": json.dumps(dataclasses.asdict(_portable(detector.settings)), sort_keys=True),
+        "settings": json.dumps(
+            dataclasses.asdict(detector.settings.portable(NOT_KEPT)), sort_keys=True
+        ),
         "backbone_sha256": detector.backbone.sha256,
         "step": str(detector.step),
         "held_out_images": detector.held_out_images,
@@ -123,7 +125,8 @@ def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
     path = Path(source)
     if path.is_dir():
         detector = loading.load(path, backbone=backbone)
-        return Bundle(detector, path.resolve().name, seen=_seen_by(path, detector.settings))
+        bank = filling.bank_folder(detector.settings.features, path)
+        return Bundle(detector, path.resolve().name, seen=_seen_by(bank))
     if not path.is_file():
         raise BundleError(
             f"no detector {name}: name the folder of a training run, a file of "
@@ -175,7 +178,7 @@ def _read(path: Path, backbone: str) -> Bundle:
             "beside it: name its file as the backbone"
         )
     config = dataclasses.replace(config, backbone=named)
-    frozen = loading.load_backbone(config)
+    frozen = loading.load_backbone(config.backbone, config.runs)
     resuming.require_backbone({"backbone_sha256": sha256}, frozen, path)
     like = {
         "heads": trained.head_template(config, frozen),
@@ -208,20 +211,11 @@ def _finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _portable(config: Settings) -> Settings:
-    """Settings without the paths of this machine."""
-    data = dataclasses.replace(config.data, root=NOT_KEPT, quarantine="")
-    features = dataclasses.replace(config.features, bank="")
-    backbone = Path(config.backbone).name
-    return dataclasses.replace(config, data=data, features=features, backbone=backbone)
-
-
 # --- what the head was trained on ---------------------------------------------------------------
 
 
-def _seen_by(workdir: Path, config: Settings) -> TrainingView | None:
+def _seen_by(bank: Path) -> TrainingView | None:
     """From the bank of a run, if there is one: nothing else knows the files."""
-    bank = Path(config.features.bank) if config.features.bank else workdir / filling.BANK
     parts = sorted((bank / "train").glob("*.parquet"))
     if not parts:
         return None

@@ -45,7 +45,7 @@ def make_score(config: DetectorConfig, num_patches: int) -> Callable[[HeadState,
 
 
 class Scorer:
-    """Scores features on all devices; compiled once, used for every set."""
+    """Scores features on all devices; compiled once for every set."""
 
     def __init__(self, config: DetectorConfig, num_patches: int, replicas: Replicas) -> None:
         self._replicas = replicas
@@ -56,9 +56,9 @@ class Scorer:
     ) -> Iterator[tuple[Batch, Scores]]:
         """(batch, its scores as NumPy), of all hosts and on all of them, padding included.
 
-        Of the batch: row, label, validity and error.  The scores of several crops of an image are
-        averaged.  Those of a batch are fetched after the next one was sent off, so that decoding,
-        transfer and computation overlap.
+        The batch holds row, label, validity and error.  Scores of several crops of an image are
+        averaged.  A batch is fetched after the next one was dispatched, so that decoding, transfer
+        and computation overlap.
         """
         heads = self._replicas.replicate(heads)
         sent = ((batch, self._score(heads, features)) for batch, features in batches)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
@@ -15,8 +14,8 @@ from cinemae_jax.data.loader import Batch
 from cinemae_jax.model import masking
 from cinemae_jax.model.cinemae import Backbone, Features, Reconstruct, extract_features
 from cinemae_jax.model.config import DetectorConfig
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas
-from cinemae_jax.settings import Settings
 
 # Entries of a loader's batch that the backbone needs.
 INPUTS = ("image", "example_id", "epoch")
@@ -39,49 +38,20 @@ def first_runs(count: int) -> Runs:
     return lambda keys, epoch: jnp.broadcast_to(jnp.arange(count), (*keys.shape, count))
 
 
-def drawn_runs(num_runs: int, num_stored: int, num_seeds: int) -> Runs:
+def drawn_runs(masks: Masks) -> Runs:
     """The S·K runs of an example in an epoch of training (``masking.draw_runs``)."""
 
     def runs(keys: Key[Array, " b"], epoch: Int[Array, " b"]) -> Int[Array, "b r"]:
         drawn = masking.draw_runs(
-            keys, epoch, num_runs=num_runs, num_stored=num_stored, num_seeds=num_seeds
+            keys,
+            epoch,
+            num_runs=masks.num_runs,
+            num_stored=masks.num_stored,
+            num_seeds=masks.num_seeds,
         )
         return drawn.reshape(len(epoch), -1)
 
     return runs
-
-
-@dataclasses.dataclass(frozen=True)
-class Masks:
-    """Which masking runs an image gets.
-
-    Attributes:
-      seed: of the base key; a mask depends on nothing but (key, example id, run).
-      num_runs: K, runs that a score rests on.
-      num_stored: R, runs that a bank holds and that epochs draw from; 0 draws new ones every time.
-      num_seeds: S, heads that draw their own runs in training.
-    """
-
-    seed: int
-    num_runs: int
-    num_stored: int
-    num_seeds: int = 1
-
-    @classmethod
-    def of(cls, config: Settings) -> "Masks":
-        """Those of a run."""
-        stored = config.features.num_runs
-        return cls(config.features.seed, config.detector.num_runs, stored, config.num_seeds)
-
-    @property
-    def key(self) -> Key[Array, ""]:
-        """The base key of all masks."""
-        return jax.random.key(self.seed)
-
-    @property
-    def drawn(self) -> Runs:
-        """The S·K runs of an example in an epoch of training."""
-        return drawn_runs(self.num_runs, self.num_stored, self.num_seeds)
 
 
 def make_extract(
@@ -151,7 +121,7 @@ class Extractor:
     @functools.cached_property
     def training(self) -> Any:
         """Extraction of the runs that an epoch of training draws."""
-        return self._compiled(self.masks.drawn)
+        return self._compiled(drawn_runs(self.masks))
 
     @functools.cached_property
     def scoring(self) -> Any:

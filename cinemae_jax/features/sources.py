@@ -19,16 +19,17 @@ from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.features.bank import Stored
-from cinemae_jax.features.extraction import Extractor, Featured, Masks
+from cinemae_jax.features.extraction import Extractor, Featured, drawn_runs
 from cinemae_jax.model import lcas, masking
 from cinemae_jax.model.cinemae import Features
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import DataSettings
 
 
 class FeatureSet(Protocol):
-    """Some images and where their features come from; n crops of an image make n rows."""
+    """Images and where their features come from; n crops of an image make n rows."""
 
     @property
     def images(self) -> Catalog:
@@ -47,7 +48,7 @@ class FeatureSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """The images of a run: learned from, validated on, tested on."""
+    """The feature sets of a run."""
 
     train: FeatureSet
     validation: FeatureSet
@@ -125,7 +126,7 @@ class OnlineSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BankedSet:
-    """Some images whose features were stored.
+    """Images whose features come from a bank.
 
     Attributes:
       images: in the order of ``stored``.
@@ -210,7 +211,7 @@ class BankedSet:
 
     @functools.cached_property
     def _draw(self) -> Any:
-        return jax.jit(self.masks.drawn)
+        return jax.jit(drawn_runs(self.masks))
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a batch may straddle two epochs
     def _drawn(self, epoch: int) -> np.ndarray:
@@ -218,7 +219,7 @@ class BankedSet:
         return np.asarray(self._draw(self._keys, jnp.full(len(self.images), epoch)))
 
     def _masked(self, rows: np.ndarray, runs: np.ndarray) -> np.ndarray:
-        """Ids of the masked patches, (..., M), which a bank does not hold: they follow by key."""
+        """Ids of the masked patches, (..., M): recomputed by key, as a bank does not hold them."""
         length = self.model.num_patches
         visible = self.model.num_visible(self.detector.mask_ratio)
         keys = self._keys[rows.reshape(-1)]
@@ -227,7 +228,7 @@ class BankedSet:
 
 
 def _taken(column: np.ndarray, index: tuple[np.ndarray, ...]) -> np.ndarray:
-    """``column[index]``; NumPy is several times faster with one index than with several."""
+    """``column[index]``, several times faster: NumPy is quicker with one flat index."""
     depth = len(index)
     at = np.ravel_multi_index(np.broadcast_arrays(*index), column.shape[:depth], mode="wrap")
     return column.reshape(-1, *column.shape[depth:]).take(at, axis=0)
@@ -245,7 +246,7 @@ def _masked_ids(keys: jax.Array, runs: jax.Array, length: int, num_visible: int)
 
 
 def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
-    """Names of the columns of a bank that a detector's head reads."""
+    """Names of the bank columns that a detector's head reads."""
     return (*("f_global",) * config.reads_global, "uniform_share", *needed_terms(config))
 
 

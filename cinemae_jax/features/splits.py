@@ -19,7 +19,7 @@ LISTED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The images of a run: learned from, validated on, tested on."""
+    """The images of a run: training, validation and test."""
 
     train: Catalog
     validation: Catalog
@@ -27,7 +27,7 @@ class Data:
 
 
 def read_data(config: DataSettings) -> Data:
-    """Scans the data set and splits it; test images never take part in any choice."""
+    """Scans and splits the data set; test images take part in no choice."""
     everything = scan(config)
     learned = everything.select(generators=config.train_generators, split="train")
     train, validation = learned.hold_out(config.holdout)
@@ -42,7 +42,7 @@ def read_test(config: DataSettings) -> Catalog:
 
 
 def scan(config: DataSettings) -> Catalog:
-    """All images of the data set, and a word on how it was understood and what was skipped."""
+    """All images of the data set; prints how it was read and what was left out."""
     found = collection.scan(config.root, source=config.source, quarantine=config.quarantine)
     progress.say(found.explain())
     report_skipped(found)

@@ -4,6 +4,8 @@ The key of run k of an example is ``fold_in(fold_in(base_key, example_id), k)`` 
 image gets the same masks whatever its batch, the number of devices or hosts, and whatever K.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
@@ -89,3 +91,26 @@ def masked_ids(visible: Int[Array, "*batch n"], num_patches: int) -> Int[Array, 
 def example_keys(base_key: Key[Array, ""], example_ids: UInt32[Array, " b"]) -> Key[Array, " b"]:
     """One key an example: ``fold_in(base_key, example_id)``."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(base_key, example_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """Which masking runs an image gets.
+
+    Attributes:
+      seed: of the base key.
+      num_runs: K, runs that a score rests on.
+      num_stored: R, runs that a bank holds and epochs of training draw from; 0 for new ones each
+        time.
+      num_seeds: S, heads that draw their own runs in training.
+    """
+
+    seed: int
+    num_runs: int
+    num_stored: int
+    num_seeds: int = 1
+
+    @property
+    def key(self) -> Key[Array, ""]:
+        """The base key of all masks."""
+        return jax.random.key(self.seed)

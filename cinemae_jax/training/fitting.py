@@ -15,13 +15,15 @@ from cinemae_jax.evaluation import metrics
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import FeatureSet, Sets
 from cinemae_jax.model.cinemae import Backbone
+from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.head import HeadState, Normalizer
 from cinemae_jax.runtime import preemption, progress
 from cinemae_jax.runtime.checkpoints import Checkpoints, Interrupted
 from cinemae_jax.runtime.devices import Replicas, merge
 from cinemae_jax.settings import Settings, TrainSettings
-from cinemae_jax.training import metrics_log, optim, steps
+from cinemae_jax.training import optim, steps
 from cinemae_jax.training.loop import Loop
+from cinemae_jax.training.metrics_log import Metrics
 
 
 def fit(
@@ -37,23 +39,21 @@ def fit(
     Raises:
       Preempted: when the run was told to stop; its state is saved beside the checkpoints.
     """
-    order = Order(len(sets.train.images), config.train.batch_size, config.train.epochs, config.seed)
+    learned, held_out = sets.train, sets.validation
+    order = Order(len(learned.images), config.train.batch_size, config.train.epochs, config.seed)
     schedule, tx = _optimizer(config.train, order.num_steps)
     interrupted = Interrupted(checkpoints)
-    start, untold, heads, state = _first_or_resumed(config, backbone, tx, interrupted, metadata)
-    if start:
-        progress.say(f"resumed   at step {start} of {order.num_steps}")
-    else:
-        normalizer = fit_normalizer(config, sets.train, heads, order, run.replicas)
+    heads = trained.head_template(config, backbone)
+    start, untold, heads, state = _resumed(heads, tx, interrupted, metadata)
+    if not start:
+        wanted = config.train.standardize_images
+        normalizer = fit_normalizer(config.detector, heads, learned, order, run.replicas, wanted)
         heads = HeadState(heads.params, normalizer)
-    log = metrics_log.Metrics(run.workdir)
-    log.rewind(start)
-    num_patches = backbone.config.num_patches
+    log = Metrics(run.workdir, start)
     state, normalizer = run.replicas.replicate((state, heads.normalizer))
-    step_fn = run.replicas.pmap_step(
-        steps.make_head_step(config.detector, tx, num_patches), replicated=2, donate=(0,)
-    )
-    scorer = scoring.Scorer(config.detector, num_patches, run.replicas)
+    step = steps.make_head_step(config.detector, tx, learned.num_patches)
+    step_fn = run.replicas.pmap_step(step, replicated=2, donate=(0,))
+    scorer = scoring.Scorer(config.detector, learned.num_patches, run.replicas)
     loop = Loop(start, order.num_steps, untold, rate_field="config.train.learning_rate")
 
     def items() -> dict[str, Any]:
@@ -65,26 +65,22 @@ def fit(
 
     def record() -> None:
         loss, step = loop.mean_loss(), loop.step
-        epoch = step * config.train.batch_size / len(sets.train.images)
+        epoch = step * config.train.batch_size / len(learned.images)
         values = {"epoch": epoch, "loss": loss, "learning_rate": float(schedule(step))}
         validated = {"validation_loss": math.inf}  # never the best checkpoint
-        held_out = HeldOut.unknown(len(sets.validation.images), config.num_seeds)
+        scores = HeldOut.unknown(len(held_out.images), config.num_seeds)
         if order.ends_epoch(step):
-            held_out = scoring.score_held_out(items()["head"], sets.validation, scorer, run.unread)
-            validated = validate(held_out)
+            scores = scoring.score_held_out(items()["head"], held_out, scorer, run.unread)
+            validated = validate(scores)
             progress.say(f"step {step} of {order.num_steps}  {_in_words(loss, validated)}")
             values |= validated
         log.write(step, **values)
-        checkpoints.save(step, items() | {"held_out": held_out}, metadata, validated)
+        checkpoints.save(step, items() | {"held_out": scores}, metadata, validated)
 
-    with loop.saved_when_stopped(
-        lambda: interrupted.save(loop.step, items(), metadata, loop.untold)
-    ):
-        batches = sets.train.training(order, start)
-        for _, (batch, features) in loop.steps(
-            batches, "train", is_recorded=is_recorded, record=record
-        ):
-            run.unread.note(sets.train.images, batch)
+    with loop.saved_when_stopped(items, interrupted, metadata):
+        batches = learned.training(order, start)
+        for _, (batch, features) in loop.steps(batches, "train", is_recorded, record):
+            run.unread.note(learned.images, batch)
             labels = run.replicas.shard(batch, ("label", "valid"))
             state, loss = step_fn(state, normalizer, steps.Labelled(features, **labels))
             loop.untold.append(loss)
@@ -101,22 +97,22 @@ def _optimizer(
     )
 
 
-def _first_or_resumed(
-    config: Settings,
-    backbone: Backbone,
+def _resumed(
+    heads: HeadState,
     tx: optax.GradientTransformation,
     interrupted: Interrupted,
     metadata: dict[str, Any],
 ) -> tuple[int, list[np.ndarray], HeadState, steps.TrainState]:
-    """Steps taken, losses not yet told, heads and their training state."""
-    heads = trained.head_template(config, backbone)
+    """Steps taken before, losses that no record has told, heads and their training state."""
+    folder = interrupted.regular.folder
     opt_state = jax.vmap(tx.init)(heads.params)
     start, saved, untold = interrupted.resume(
         {"head": heads, "opt_state": opt_state},
-        lambda before: resuming.require_same_run(before, metadata, interrupted.regular.folder),
+        lambda before: resuming.require_same_run(before, metadata, folder),
     )
     if start:
         heads, opt_state = saved["head"], saved["opt_state"]
+        progress.say(f"resumed   at step {start}")
     return start, untold, heads, steps.TrainState(heads.params, opt_state)
 
 
@@ -128,14 +124,30 @@ def _in_words(loss: float, validated: dict[str, float]) -> str:
 
 
 def fit_normalizer(
-    config: Settings, images: FeatureSet, heads: HeadState, order: Order, replicas: Replicas
+    config: DetectorConfig,
+    heads: HeadState,
+    images: FeatureSet,
+    order: Order,
+    replicas: Replicas,
+    num_images: int,
 ) -> Normalizer:
-    """Mean and standard deviation of the heads' inputs over the first training images."""
+    """Mean and standard deviation of the heads' inputs over the first training images.
+
+    Args:
+      config: of the detector.
+      heads: fresh, with a leading axis of seeds.
+      images: training images.
+      order: in which they come.
+      replicas: devices that share every batch.
+      num_images: how many, at least; whole batches are taken.
+
+    Raises:
+      ValueError: if none of them can be read.
+    """
     head_inputs = replicas.pmap_map(
-        steps.make_head_inputs(config.detector, images.num_patches), replicated=1
+        steps.make_head_inputs(config, images.num_patches), replicated=1
     )
     params = replicas.replicate(heads.params)
-    wanted = config.train.standardize_images
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     count = 0
     for batch, features in images.training(order, 0):
@@ -145,14 +157,15 @@ def fit_normalizer(
         f_global, stats, valid = replicas.gather((f_global, stats, batch["valid"]))
         seen.append((f_global[valid], stats[valid]))
         count += len(valid)
-        if count >= wanted:
+        if count >= num_images:
             break
     f_global, stats = (np.concatenate(part).astype(np.float64) for part in zip(*seen, strict=True))
     if not len(f_global):
         raise ValueError(f"none of the first {count} training images could be read")
     images_and_crops = (0, 1)
+    num_seeds = len(jax.tree.leaves(heads.params)[0])
     moments = [f_global.mean(images_and_crops), f_global.std(images_and_crops)]
-    same = [np.broadcast_to(m, (config.num_seeds, *m.shape)) for m in moments]
+    same = [np.broadcast_to(m, (num_seeds, *m.shape)) for m in moments]
     moments = [*same, stats.mean(images_and_crops), stats.std(images_and_crops)]
     return Normalizer(*(jnp.asarray(m, jnp.float32) for m in moments))
 

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 from cinemae_jax.runtime import progress
+from cinemae_jax.runtime.checkpoints import Interrupted
 from cinemae_jax.runtime.preemption import Preempted
 
 Batch = TypeVar("Batch")
 
 
 class Loop:
-    """Counts the steps of a training and keeps the losses that no record has told yet.
+    """Counts the steps of a training and keeps the losses that no record has reported yet.
 
     Attributes:
       step: taken last.
@@ -30,7 +31,7 @@ class Loop:
           start: steps taken before.
           num_steps: steps taken at the end.
           untold: of a run that was stopped (``Interrupted.resume``).
-          rate_field: of the config, to be lowered where the loss is no longer finite.
+          rate_field: field of the config to lower when the loss is not finite.
         """
         self.step, self.num_steps, self.untold = start, num_steps, list(untold)
         self._rate_field = rate_field
@@ -39,7 +40,6 @@ class Loop:
         self,
         batches: Iterable[Batch],
         what: str,
-        *,
         is_recorded: Callable[[int], bool],
         record: Callable[[], None],
     ) -> Iterator[tuple[int, Batch]]:
@@ -73,8 +73,18 @@ class Loop:
         return loss
 
     @contextlib.contextmanager
-    def saved_when_stopped(self, save: Callable[[], None]) -> Iterator[None]:
+    def saved_when_stopped(
+        self,
+        items: Callable[[], dict[str, Any]],
+        interrupted: Interrupted,
+        metadata: dict[str, Any],
+    ) -> Iterator[None]:
         """Saves the state of a run that is told to stop, in a step or in a record.
+
+        Args:
+          items: the state then, as ``Interrupted.save`` takes it.
+          interrupted: where it goes.
+          metadata: of the run.
 
         Raises:
           Preempted: naming the step.
@@ -82,5 +92,5 @@ class Loop:
         try:
             yield
         except Preempted as stop:
-            save()
+            interrupted.save(self.step, items(), metadata, self.untold)
             raise Preempted(f"at step {self.step} of {self.num_steps}") from stop

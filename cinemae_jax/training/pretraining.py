@@ -31,8 +31,9 @@ from cinemae_jax.runtime import collectives, differences, preemption, progress
 from cinemae_jax.runtime.checkpoints import Checkpoints, Interrupted
 from cinemae_jax.runtime.devices import AXIS, Replicas
 from cinemae_jax.settings import PretrainSettings
-from cinemae_jax.training import metrics_log, optim
+from cinemae_jax.training import optim
 from cinemae_jax.training.loop import Loop
+from cinemae_jax.training.metrics_log import Metrics
 
 INPUTS = ("image", "example_id", "epoch", "valid")
 # What a resumed run may do otherwise; the photographs themselves must be the same.
@@ -152,7 +153,6 @@ def fit(
     key, params = jax.random.key(config.seed), first_params(config)
     step_fn = replicas.pmap_step(make_step(model, tx, config.mask_ratio), replicated=2, donate=(0,))
     validation_loss = _validation(model, held_out, config, run)
-    log = metrics_log.Metrics(run.workdir)
 
     def require_same(before: dict[str, Any]) -> None:
         differences.require_same(before, metadata, checkpoints.folder, may_differ=MAY_DIFFER)
@@ -169,10 +169,8 @@ def fit(
             "learning_rate": float(schedule(step)),
         }
         log.write(step, **values)
-        progress.say(
-            f"step {step} of {order.num_steps}  loss {loss:.4f}  "
-            f"validation loss {values['validation_loss']:.4f}"
-        )
+        validated = f"validation loss {values['validation_loss']:.4f}"
+        progress.say(f"step {step} of {order.num_steps}  loss {loss:.4f}  {validated}")
         checkpoints.save(step, {"train_state": state}, metadata)
         if replicas.host.index == 0:
             _write_pictures(run.workdir, state.params, held_out, model, config)
@@ -183,14 +181,12 @@ def fit(
         start, saved, untold = interrupted.resume({"train_state": first}, require_same)
         if not start:
             run.unread.forget()
-        log.rewind(start)
+        log = Metrics(run.workdir, start)
         state = replicas.replicate(saved.get("train_state", first))
         loop = Loop(start, order.num_steps, untold, rate_field="config.learning_rate")
         batches = _train_batches(photographs, order, start, config, replicas)
-        with loop.saved_when_stopped(
-            lambda: interrupted.save(loop.step, {"train_state": state}, metadata, loop.untold)
-        ):
-            for _, batch in loop.steps(batches, "pretrain", is_recorded=is_recorded, record=record):
+        with loop.saved_when_stopped(lambda: {"train_state": state}, interrupted, metadata):
+            for _, batch in loop.steps(batches, "pretrain", is_recorded, record):
                 run.unread.note(photographs, batch)
                 state, loss = step_fn(state, key, replicas.shard(batch, INPUTS))
                 loop.untold.append(loss)

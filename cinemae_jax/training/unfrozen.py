@@ -1,7 +1,7 @@
 """The unfrozen ablation: a head and parts of its backbone trained together, on purpose.
 
-Everything else in this package treats the backbone as a constant; here the gradient goes on into
-the encoder, the decoder or both, in an optimiser of their own.  Only ``ablate`` uses this.
+Everything else in this package treats the backbone as a constant.  Here the gradient reaches the
+encoder, the decoder or both, which have their own optimiser.  Only ``ablate`` uses this.
 """
 
 import dataclasses
@@ -23,7 +23,6 @@ from cinemae_jax.data.order import Order
 from cinemae_jax.detector import resuming, scoring, trained
 from cinemae_jax.detector.trained import HeldOut
 from cinemae_jax.features import extraction
-from cinemae_jax.features.extraction import Masks
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import OnlineSet
 from cinemae_jax.features.splits import Data
@@ -32,12 +31,15 @@ from cinemae_jax.model.cinemae import Backbone, logits, unfrozen_features
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.head import HeadState, Normalizer
 from cinemae_jax.model.mae import normalize_images
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.checkpoints import Checkpoints, Interrupted
 from cinemae_jax.runtime.devices import AXIS, Replicas
-from cinemae_jax.settings import Settings, TrainSettings
-from cinemae_jax.training import fitting, metrics_log, optim, steps
+from cinemae_jax.runtime.shard import Shard
+from cinemae_jax.settings import DataSettings, FeatureSettings, Settings, TrainSettings
+from cinemae_jax.training import fitting, optim, steps
 from cinemae_jax.training.loop import Loop
+from cinemae_jax.training.metrics_log import Metrics
 
 Part = Literal["encoder", "decoder", "both"]
 PARTS: tuple[str, ...] = typing.get_args(Part)
@@ -206,8 +208,7 @@ def fit(
       config: of the run, of one seed.
       how: what is trained besides the head, and how.
       data: images of the run.
-      backbone: to start from; is not changed.
-      heads: to start from, of one seed; the normalizer stays as it is.
+      backbone, heads: to start from; the normalizer stays as it is.
       validate: scores the held-out images.
       run: checkpoints go to ``FOLDER`` in its folder.
 
@@ -220,62 +221,70 @@ def fit(
     order = Order(len(data.train), config.train.batch_size, config.train.epochs, config.seed)
     optimizers = make_optimizers(config.train, how, order.num_steps)
     moving, fixed = split(backbone.params, how.part)
+    step_fn = _step_on_devices(config.detector, config.masks, backbone.config, optimizers, replicas)
+    constant = replicas.replicate((fixed, heads.normalizer, config.masks.key))
     metadata = trained.metadata(config, backbone, data)
     metadata |= {"kind": KIND, "how": dataclasses.asdict(how)}
-    masks = Masks.of(config)
-    step = make_step(config.detector, backbone.config, optimizers, masks.drawn)
-    step_fn = replicas.pmap_step(step, replicated=4, donate=(0,))
-    constant = replicas.replicate((fixed, heads.normalizer, masks.key))
+
+    def is_recorded(step: int) -> bool:
+        return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
+
+    def record() -> None:
+        values, validated = {"loss": loop.mean_loss()}, {"validation_loss": math.inf}  # never best
+        scores = HeldOut.unknown(len(data.validation), 1)
+        if order.ends_epoch(loop.step):
+            now = dataclasses.replace(backbone, params=state.params["backbone"] | constant[0])
+            scores, validated = validate(now, HeadState(state.params["head"], constant[1]))
+            values |= validated
+        log.write(loop.step, **values)
+        loss = np.asarray(validated["validation_loss"])
+        items = {"state": state, "held_out": scores, "loss": loss}
+        checkpoints.save(loop.step, items, metadata, validated)
+
     with Checkpoints(run.workdir / FOLDER, best=resuming.validation_score) as checkpoints:
         interrupted = Interrupted(checkpoints)
-        first = _first_state({"head": heads.params, "backbone": moving}, optimizers)
-        start, saved, untold = interrupted.resume(
-            {"state": first},
-            lambda before: resuming.require_same_run(before, metadata, checkpoints.folder),
-        )
-        if start:
-            progress.say(f"resumed   at step {start} of {order.num_steps}")
-        own = jax.tree.map(np.array, jax.device_get(saved.get("state", first)))  # steps donate it
-        state = replicas.replicate(own)
-        log = metrics_log.Metrics(run.workdir)
-        log.rewind(start)
+        params = {"head": heads.params, "backbone": moving}
+        start, untold, state = _resumed(params, optimizers, interrupted, metadata, replicas)
+        log = Metrics(run.workdir, start)
         loop = Loop(start, order.num_steps, untold, rate_field="config.unfrozen.learning_rate")
-
-        def is_recorded(step: int) -> bool:
-            return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
-
-        def record() -> None:
-            loss, values = loop.mean_loss(), {"validation_loss": math.inf}  # never the best one
-            scores = HeldOut.unknown(len(data.validation), 1)
-            if order.ends_epoch(loop.step):
-                now = Backbone(
-                    state.params["backbone"] | constant[0], backbone.config, backbone.sha256
-                )
-                scores, values = validate(now, HeadState(state.params["head"], constant[1]))
-            log.write(loop.step, **{"loss": loss} | (values if len(values) > 1 else {}))
-            of_validation = np.asarray(values["validation_loss"])
-            items = {"state": state, "held_out": scores, "loss": of_validation}
-            checkpoints.save(loop.step, items, metadata, values)
-
-        with loop.saved_when_stopped(
-            lambda: interrupted.save(loop.step, {"state": state}, metadata, loop.untold)
-        ):
-            batches = _batches(
-                config, data.train, backbone.config.image_size, order, start, replicas
-            )
-            for _, batch in loop.steps(
-                batches, "train unfrozen", is_recorded=is_recorded, record=record
-            ):
+        images = data.train, order, start, replicas.host
+        batches = _batches(config.data, config.features, backbone.config.image_size, *images)
+        with loop.saved_when_stopped(lambda: {"state": state}, interrupted, metadata):
+            for _, batch in loop.steps(batches, "train unfrozen", is_recorded, record):
                 run.unread.note(data.train, batch)
                 state, loss = step_fn(state, *constant, replicas.shard(batch, INPUTS))
                 loop.untold.append(loss)
         return _best(checkpoints, state, fixed, heads.normalizer, len(data.validation))
 
 
-def _first_state(
-    params: dict[str, Any], optimizers: dict[str, optax.GradientTransformation]
-) -> State:
-    return State(params, {name: tx.init(params[name]) for name, tx in optimizers.items()})
+def _step_on_devices(
+    detector: DetectorConfig,
+    masks: Masks,
+    model: MAEConfig,
+    optimizers: dict[str, optax.GradientTransformation],
+    replicas: Replicas,
+) -> Callable[..., tuple[State, Any]]:
+    step = make_step(detector, model, optimizers, extraction.drawn_runs(masks))
+    return replicas.pmap_step(step, replicated=4, donate=(0,))
+
+
+def _resumed(
+    params: dict[str, Any],
+    optimizers: dict[str, optax.GradientTransformation],
+    interrupted: Interrupted,
+    metadata: dict[str, Any],
+    replicas: Replicas,
+) -> tuple[int, list[np.ndarray], State]:
+    """Steps taken before, losses that no record has told, and the state on the devices."""
+    first = State(params, {name: tx.init(params[name]) for name, tx in optimizers.items()})
+    folder = interrupted.regular.folder
+    start, saved, untold = interrupted.resume(
+        {"state": first}, lambda before: resuming.require_same_run(before, metadata, folder)
+    )
+    if start:
+        progress.say(f"resumed   at step {start}")
+    own = jax.tree.map(np.array, jax.device_get(saved.get("state", first)))  # steps donate it
+    return start, untold, replicas.replicate(own)
 
 
 def _best(
@@ -296,15 +305,21 @@ def _best(
 
 
 def _batches(
-    config: Settings, images: Catalog, size: int, order: Order, start: int, replicas: Replicas
+    data: DataSettings,
+    features: FeatureSettings,
+    size: int,
+    images: Catalog,
+    order: Order,
+    start: int,
+    host: Shard,
 ) -> Iterator[loader.Batch]:
     return loader.train_batches(
-        collection.open_images(images, source=config.data.source),
-        config.data.train_transform(size),
+        collection.open_images(images, source=data.source),
+        data.train_transform(size),
         order,
-        seed=config.features.seed,
+        seed=features.seed,
         start_step=start,
-        host=replicas.host,
-        num_threads=config.data.num_threads,
-        num_views=config.features.num_views,
+        host=host,
+        num_threads=data.num_threads,
+        num_views=features.num_views,
     )

@@ -23,7 +23,7 @@ from cinemae_jax.ablation.effects import Finished, RowScores
 from cinemae_jax.ablation.plan import Ablation
 from cinemae_jax.detector import loading, trained
 from cinemae_jax.evaluation import metrics
-from cinemae_jax.features import extraction, splits
+from cinemae_jax.features import extraction, filling, splits
 from cinemae_jax.features.run import Run
 from cinemae_jax.model import masking
 from cinemae_jax.model.cinemae import (
@@ -195,12 +195,12 @@ def test_rows_share_a_bank_if_their_features_are_the_same(
     )
     bench, frozen = running.Bench(done / "banks", ONE_DEVICE), weights.load(backbone_file)
     folders = [
-        running.with_bank(
-            row.config, bench.data(row.config.data), frozen, bench.banks
-        ).features.bank
-        for row in planned(base, *rows).rows
+        running.shared_folder(
+            filling.banks(config, bench.data(config.data), frozen, bench.banks), bench.banks
+        )
+        for config in (row.config for row in planned(base, *rows).rows)
     ]
-    assert Path(folders[0]).is_dir()
+    assert folders[0].is_dir()
     assert folders[0] == folders[1]
     assert len(set(folders[1:])) == len(folders) - 1
 

@@ -41,7 +41,10 @@ def config(data_set: Path, backbone_file: Path) -> Settings:
 
 
 def open_sets(config: Settings, workdir: Path) -> Sets:
-    data, backbone = splits.read_data(config.data), loading.load_backbone(config)
+    data, backbone = (
+        splits.read_data(config.data),
+        loading.load_backbone(config.backbone, config.runs),
+    )
     return filling.open_sets(config, data, backbone, Run.start(workdir))
 
 

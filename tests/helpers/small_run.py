@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from cinemae_jax import evaluate, train, typed
 from cinemae_jax.configs import sd14
 from cinemae_jax.data.unread import BadImage
-from cinemae_jax.settings import EvaluationSettings, Settings
+from cinemae_jax.settings import Settings
 
 
 def small_config(data_set: Path, backbone_file: Path) -> ConfigDict:
@@ -48,4 +48,4 @@ def small_run(data_set: Path, backbone_file: Path) -> Path:
 
 def evaluated(config: Settings, workdir: Path) -> list[BadImage]:
     """What ``python -m cinemae_jax.evaluate`` does with a config."""
-    return evaluate.evaluate(EvaluationSettings.of(config), workdir)
+    return evaluate.evaluate(config.evaluation, workdir)
