@@ -123,7 +123,7 @@ class Bench:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class RowInProgress:
     """One row under way.
 
     Attributes:
@@ -162,7 +162,7 @@ def run_row(variant: Variant, folder: Path, bench: Bench) -> Finished:
         return _finished(folder)
     note.unlink(missing_ok=True)
     run = Run.start(folder, bench.replicas)
-    row = Row(variant, data, backbone, run, dict.fromkeys(PHASES, 0.0))
+    row = RowInProgress(variant, data, backbone, run, dict.fromkeys(PHASES, 0.0))
     resumed = (folder / "checkpoints").is_dir() or (folder / unfrozen.FOLDER).is_dir()
     if not resumed:
         run.unread.forget()
@@ -200,12 +200,12 @@ def _finished(folder: Path) -> Finished:
     return Finished(scores, note["seconds"], note["resumed"], note["trained_parameters"])
 
 
-def _frozen(row: Row, banks: Path) -> tuple[TrainedDetector, FeatureSet]:
+def _frozen(row: RowInProgress, banks: Path) -> tuple[TrainedDetector, FeatureSet]:
     """What ``train`` does, with a bank that other rows share."""
     data, backbone, run = row.data, row.backbone, row.run
     config = row.variant.config
     made = filling.banks(config, data, backbone, banks)
-    shared = shared_folder(made, filling.bank_folder(config.features, banks))
+    shared = shared_folder(made, Path(config.features.bank) if config.features.bank else banks)
     features = dataclasses.replace(config.features, bank=str(shared))
     config = dataclasses.replace(config, features=features)
     with Checkpoints(run.workdir / "checkpoints", best=resuming.validation_score) as checkpoints:
@@ -229,7 +229,7 @@ def shared_folder(banks: Mapping[str, Bank], folder: Path) -> Path:
     return folder / digest[:16]
 
 
-def _unfrozen(row: Row, how: Unfrozen) -> tuple[TrainedDetector, FeatureSet, int]:
+def _unfrozen(row: RowInProgress, how: Unfrozen) -> tuple[TrainedDetector, FeatureSet, int]:
     """Trains head and backbone, and leaves both as a detector of its own in the row's folder.
 
     Returns:
@@ -256,7 +256,7 @@ def _unfrozen(row: Row, how: Unfrozen) -> tuple[TrainedDetector, FeatureSet, int
     return detector, test, num_params(moved)
 
 
-def _saved(row: Row, tuned: Tuned, how: Unfrozen) -> TrainedDetector:
+def _saved(row: RowInProgress, tuned: Tuned, how: Unfrozen) -> TrainedDetector:
     """Writes a tuned backbone and its head, once, and loads them as a detector."""
     config, folder = row.variant.config, row.run.workdir
     path = folder / "backbone.safetensors"

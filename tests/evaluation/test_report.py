@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cinemae_jax.audit import comparisons, robustness
-from cinemae_jax.audit.comparisons import Scored
-from cinemae_jax.audit.robustness import Named
-from cinemae_jax.audit.whole import _ready
+from cinemae_jax.audit import conditions, findings, robustness
+from cinemae_jax.audit.conditions import Scored
+from cinemae_jax.audit.robustness import NamedChange
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import SCHEMA
 from cinemae_jax.evaluation import (
@@ -97,9 +96,9 @@ def write_audit(folder: Path, table: pa.Table, **other: object) -> None:
     clean = Scored(logit, np.zeros(len(logit), bool))
     worse = Scored(logit - table["label"].to_numpy() * 0.8, clean.low_context)
     resampling = Resampling(bootstrap=20)
-    found = comparisons.compared(images, clean, worse, resampling, CALIBRATION)
-    changed = {Named(f"Jpeg({q})", "JPEG quality", q): worse for q in (90.0, 50.0)}
-    changed[Named("SocialNetwork()", "social network", 1.0)] = worse
+    found = conditions.compared(images, clean, worse, resampling, CALIBRATION)
+    changed = {NamedChange(f"Jpeg({q})", "JPEG quality", q): worse for q in (90.0, 50.0)}
+    changed[NamedChange("SocialNetwork()", "social network", 1.0)] = worse
     effects = robustness.measure(images, clean, changed, CALIBRATION, resampling).effects
     record = {
         "root": "other data",
@@ -111,7 +110,7 @@ def write_audit(folder: Path, table: pa.Table, **other: object) -> None:
         "corruptions": effects,
         "attacks": {"effects": []},
     }
-    (folder / audited.FILE).write_text(json.dumps(_ready(record), allow_nan=False))
+    (folder / audited.FILE).write_text(json.dumps(findings.as_json(record), allow_nan=False))
 
 
 class Page(html.parser.HTMLParser):

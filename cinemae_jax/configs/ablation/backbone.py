@@ -11,11 +11,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 OFFICIAL = ",".join(f"mae_visualize_vit_{size}.safetensors" for size in ("large", "base", "huge"))
 
 
 def get_config(files: str = OFFICIAL) -> ConfigDict:
-    rows = [{"name": Path(file).stem, "overrides": {"backbone": file}} for file in files.split(",")]
+    rows: list[RowConfig] = [
+        {"name": Path(file).stem, "overrides": {"backbone": file}} for file in files.split(",")
+    ]
     return ablation("Backbone", rows)

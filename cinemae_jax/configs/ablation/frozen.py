@@ -13,12 +13,12 @@ is listed with ``both``.
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
     one_seed = {"num_seeds": 1}
-    rows = [
+    rows: list[RowConfig] = [
         {"name": "frozen", "reported": 96.31},
         {"name": "encoder unfrozen", "unfreeze": "encoder", "overrides": one_seed},
         {"name": "decoder unfrozen", "unfreeze": "decoder", "overrides": one_seed},

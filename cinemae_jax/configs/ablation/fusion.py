@@ -7,13 +7,13 @@
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 REPORTED = {"additive": 95.74, "concat": 95.61, "gate": 94.95, "global": 92.0}  # global: about
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
-    rows = [
+    rows: list[RowConfig] = [
         {
             "name": fusion,
             "overrides": {"detector.fusion": fusion},

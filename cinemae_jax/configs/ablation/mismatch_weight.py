@@ -5,11 +5,11 @@ python -m cinemae_jax.ablate --config configs/ablation/mismatch_weight.py --work
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
-    rows = [
+    rows: list[RowConfig] = [
         {"name": f"λ = {weight:g}", "overrides": {"detector.mismatch_weight": weight}}
         for weight in (1.0, 0.0, 0.1, 10.0)
     ]

@@ -5,11 +5,11 @@ python -m cinemae_jax.ablate --config configs/ablation/runs.py --workdir runs/ab
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
-    rows = [
+    rows: list[RowConfig] = [
         {"name": "K = 2", "overrides": {"detector.num_runs": 2}, "reported": 95.96},
         {
             "name": "K = 0",

@@ -5,11 +5,11 @@ python -m cinemae_jax.ablate --config configs/ablation/weight_decay.py --workdir
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
-    rows = [
+    rows: list[RowConfig] = [
         {
             "name": f"weight decay {decay:g}",
             "overrides": {"train.weight_decay": decay, "train.global_weight_decay": decay},
