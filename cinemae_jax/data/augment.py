@@ -1,4 +1,4 @@
-"""Image changes on RGB images (resize, JPEG, brightness, noise) and training augmentation.
+"""Changes to RGB images (resize, brightness, noise, JPEG), and training augmentation with them.
 
 Nothing here sees a label or a file format.  All randomness comes from the generator passed in,
 which the loader seeds with (seed, view, example id).
