@@ -25,6 +25,7 @@ from cinemae_jax.training import steps
 from tests.conftest import SMALL
 
 CONFIG = DetectorConfig(hidden=8)
+RUNS = extraction.drawn_runs(Masks(0, CONFIG.num_runs, 4, 1))
 BATCH = 16
 KEY = jax.random.key(1)
 ONE = Normalizer(*(np.full(n, v, np.float32) for n, v in ((24, 0), (24, 1), (3, 0.5), (3, 2))))
