@@ -64,7 +64,9 @@ def run_config(
         stray = flags.FLAGS(with_config_files(argv))[1:]
     except flags.Error as error:
         return fail(error)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:  # of the config
+    except KeyError as error:  # whose own text is quoted
+        return fail(ValueError(f"--config has no field {error.args[0]}"))
+    except (AttributeError, TypeError, ValueError, OSError) as error:  # of the config
         return fail(error)
     code = _run(stray, job)
     return hosts.leave(code) if _DISTRIBUTED.value else code

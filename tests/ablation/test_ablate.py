@@ -42,8 +42,7 @@ from cinemae_jax.runtime.preemption import Preempted
 from cinemae_jax.settings import Settings
 from cinemae_jax.training import fitting, metrics_log, unfrozen
 from tests.conftest import SMALL
-from tests.helpers.small_run import small_config
-from tests.training.test_train import ROOT
+from tests.helpers.small_run import ROOT, small_config
 
 ONE_DEVICE = Replicas((jax.devices()[0],))
 SWIFT = {"train.epochs": 2, "features.num_runs": 3, "num_seeds": 2, "eval.bootstrap": 20}

@@ -15,36 +15,9 @@ from cinemae_jax.data.inspect import examination
 from cinemae_jax.data.inspect.facts import examine_bytes
 from cinemae_jax.data.transforms import Crop, MultiCrop
 from tests.helpers.pictures import encoded, gradient, noise, saved
+from tests.helpers.planted import planted_set, write
 
 OPTIONS = {"bootstrap": 50, "confidence": 0.95, "seed": 0}
-
-
-def picture(rng: np.random.Generator, height: int = 40, width: int = 40) -> Image.Image:
-    """Smooth colours with some noise, the same for both classes."""
-    small = Image.fromarray(rng.integers(60, 190, (4, 4, 3), dtype=np.uint8))
-    smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
-    return Image.fromarray(np.clip(smooth + rng.normal(0, 5, smooth.shape), 0, 255).astype("u1"))
-
-
-def write(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-def data_set(root: Path, *, confounded: bool, splits: tuple[str, ...], count: int = 12) -> Path:
-    """Two generators; confounded: nature is JPEG and AI is PNG, in the same pictures' sense."""
-    rng = np.random.default_rng(0)
-    files = {}
-    for generator, split in (("gen_a", split) for split in splits):
-        for name in (generator, "gen_b") if split == "val" else (generator,):
-            for label in ("nature", "ai"):
-                for i in range(count):
-                    kind = "JPEG" if confounded and label == "nature" else "PNG"
-                    path = f"{name}/imagenet_x/{split}/{label}/{i}.{kind.lower()}"
-                    files[path] = saved(picture(rng), kind)
-    return write(root, files)
 
 
 def run(root: Path, **options: object) -> dict[str, ProbeResult]:
@@ -56,7 +29,7 @@ def run(root: Path, **options: object) -> dict[str, ProbeResult]:
 def test_a_planted_format_is_found_and_carries_over(
     tmp_path: Path, splits: tuple[str, ...]
 ) -> None:
-    found = run(data_set(tmp_path, confounded=True, splits=splits))["file facts"]
+    found = run(planted_set(tmp_path, confounded=True, splits=splits))["file facts"]
     assert found.learned == ("train split" if "train" in splits else "cross-validated")
     assert (found.num_nature, found.num_ai) == ((12, 12) if "train" in splits else (24, 24))
     assert [row.name for row in found.rows] == ["gen_a", "gen_b", "mean"]
@@ -67,7 +40,7 @@ def test_a_planted_format_is_found_and_carries_over(
 
 
 def test_files_alike_solve_nothing(tmp_path: Path) -> None:
-    found = run(data_set(tmp_path, confounded=False, splits=("train", "val")))
+    found = run(planted_set(tmp_path, confounded=False, splits=("train", "val")))
     for row in found["file facts"].rows:
         assert row.metrics["auc"].value == 0.5
         assert row.metrics["accuracy"].value == 0.5
@@ -88,7 +61,7 @@ def test_a_planted_spectrum_is_found_by_its_probe_alone(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read_are_counted_and_learnt_from_by_nobody(tmp_path: Path) -> None:
-    root = data_set(tmp_path, confounded=True, splits=("train", "val"))
+    root = planted_set(tmp_path, confounded=True, splits=("train", "val"))
     write(root, {f"gen_a/imagenet_x/{s}/ai/bad.png": b"no image" for s in ("train", "val")})
     for found in run(root).values():
         assert found.num_ai == 12
@@ -96,14 +69,14 @@ def test_files_that_cannot_be_read_are_counted_and_learnt_from_by_nobody(tmp_pat
 
 
 def test_too_few_images_to_cross_validate_are_undefined_and_do_not_crash(tmp_path: Path) -> None:
-    root = data_set(tmp_path, confounded=True, splits=("val",), count=4)
+    root = planted_set(tmp_path, confounded=True, splits=("val",), count=4)
     for found in run(root).values():
         assert [(row.nature, row.ai, row.bad) for row in found.rows[:2]] == [(0, 0, 8)] * 2
         assert np.isnan(found.rows[-1].metrics["auc"].value)
 
 
 def test_only_the_named_generators_are_learned_from(tmp_path: Path) -> None:
-    root = data_set(tmp_path, confounded=True, splits=("train", "val"))
+    root = planted_set(tmp_path, confounded=True, splits=("train", "val"))
     assert run(root, train_generators=("gen_b",))["file facts"].learned == "cross-validated"
 
 
@@ -226,7 +199,7 @@ def test_equalise_refuses_what_cannot_be() -> None:
 
 
 def test_a_planted_format_is_gone_once_files_are_equalised(tmp_path: Path) -> None:
-    root = data_set(tmp_path / "raw", confounded=True, splits=("train", "val"))
+    root = planted_set(tmp_path / "raw", confounded=True, splits=("train", "val"))
     equal = {
         path.relative_to(root).with_suffix(".jpg").as_posix(): equalise(
             path.read_bytes(), side=32, quality=90
