@@ -1,4 +1,4 @@
-"""The ``cinemae`` command: what people type, as opposed to training jobs.
+"""The ``cinemae`` command, for people; training jobs have entry points of their own.
 
 Exit codes: 0 all done; 1 some inputs failed, each named; 2 usage or configuration.
 """
@@ -7,32 +7,44 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cinemae_jax import __version__
 from cinemae_jax.runtime.console import interrupted
 
+
+class Command(NamedTuple):
+    """A row of the table of commands."""
+
+    module: str  # holds ``main(argv)``, argv[0] being the command's name; imported when called
+    help: str
+
+
 COMMANDS = {
-    "audit": "what a detector's accuracy on a data set is worth",
-    "bundle": "trained detector in one file, to be passed on",
-    "calibrate": "a detector's verdicts, calibrated on photographs of your own",
-    "convert": "published MAE checkpoint to a frozen backbone",
-    "doctor": "opens every image of a data set and says what is wrong with it",
-    "export": "detector as a StableHLO program for other software",
-    "predict": "how likely pictures are AI-generated",
-    "serve": "the same as a web page and over HTTP",
-    "verify": "scores an evaluation's images again and compares with its receipt",
-}
-# Where ``main(argv)`` of each command is, its name first in argv; imported when it is called.
-MODULES = {
-    "audit": "cinemae_jax.commands.audit",
-    "bundle": "cinemae_jax.commands.share",
-    "calibrate": "cinemae_jax.commands.calibrate",
-    "convert": "weights_convert.__main__",
-    "doctor": "cinemae_jax.commands.doctor",
-    "export": "cinemae_jax.commands.share",
-    "predict": "cinemae_jax.commands.predict",
-    "serve": "cinemae_jax.commands.serve",
-    "verify": "cinemae_jax.commands.verify",
+    "audit": Command(
+        "cinemae_jax.commands.audit", "measure what a detector's accuracy on a data set is worth"
+    ),
+    "bundle": Command(
+        "cinemae_jax.commands.share", "write a trained detector to one file that others can use"
+    ),
+    "calibrate": Command(
+        "cinemae_jax.commands.calibrate", "calibrate a detector's verdicts on your own photographs"
+    ),
+    "convert": Command(
+        "weights_convert.__main__", "convert a published MAE checkpoint to a frozen backbone"
+    ),
+    "doctor": Command(
+        "cinemae_jax.commands.doctor", "open every image of a data set and list the problems"
+    ),
+    "export": Command(
+        "cinemae_jax.commands.share", "write a detector as a StableHLO program for other software"
+    ),
+    "predict": Command("cinemae_jax.commands.predict", "say how likely images are AI-generated"),
+    "serve": Command("cinemae_jax.commands.serve", "do the same as a web page and over HTTP"),
+    "verify": Command(
+        "cinemae_jax.commands.verify",
+        "score the images of an evaluation again and compare",
+    ),
 }
 
 
@@ -41,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
         try:
-            return importlib.import_module(MODULES[arguments[0]]).main(arguments)
+            return importlib.import_module(COMMANDS[arguments[0]].module).main(arguments)
         except KeyboardInterrupt:
             return interrupted()
     parser().parse_args(arguments)
@@ -50,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<10}{help_}" for name, help_ in COMMANDS.items())
+    listed = "\n".join(f"  {name:<10}{command.help}" for name, command in COMMANDS.items())
     top = argparse.ArgumentParser(
         prog="cinemae",
         description="Tells AI-generated images from photographs.",
@@ -58,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"cinemae_jax {__version__}")
-    top.add_argument("command", nargs="?", choices=COMMANDS, help="one of those below")
+    top.add_argument("command", nargs="?", choices=COMMANDS, help="one of the commands below")
     return top
 
 

@@ -1,6 +1,7 @@
 """Eight CPU devices, strict numerics, run-time shape checks, and a small labelled data set."""
 
 import os
+import shutil
 import tempfile
 
 os.environ["XLA_FLAGS"] = (  # small programs, run once: compile fast instead of running fast
@@ -8,7 +9,16 @@ os.environ["XLA_FLAGS"] = (  # small programs, run once: compile fast instead of
     " --xla_llvm_disable_expensive_passes=true"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cinemae-tests-")  # catalogs are cached
+# One folder of caches per session: every program is compiled once for all tests, for all workers of
+# pytest-xdist and for the processes that tests start, which inherit this environment.
+IS_OWNER = "CINEMAE_TEST_CACHE" not in os.environ
+if IS_OWNER:
+    os.environ["CINEMAE_TEST_CACHE"] = tempfile.mkdtemp(prefix="cinemae-tests-")
+CACHE = os.environ["CINEMAE_TEST_CACHE"]
+os.environ["XDG_CACHE_HOME"] = CACHE  # catalogs
+os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{CACHE}/xla"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 from jaxtyping import install_import_hook
 
@@ -16,6 +26,7 @@ import tests.helpers.shapes  # noqa: F401  # the hook looks it up by name
 
 install_import_hook("cinemae_jax.model", "tests.helpers.shapes.checked")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -43,7 +54,18 @@ SMALL = MAEConfig(
     decoder_depth=2,
     decoder_num_heads=2,
 )
-GENERATORS = ("gen_a", "gen_b")
+
+
+def pytest_unconfigure() -> None:
+    if IS_OWNER:
+        shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs() -> Iterator[None]:
+    """Compiled programs of a file are dropped after it, or a worker would hold all of them."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +86,7 @@ def replicas(request: pytest.FixtureRequest) -> Replicas:
 
 
 def photo(rng: np.random.Generator, *, ai: bool, side: int = 40) -> np.ndarray:
-    """A picture whose class shows in its texture: smooth (nature) or noisy (ai)."""
+    """An image whose class shows in its texture: smooth (nature) or noisy (ai)."""
     base = rng.integers(60, 190, (2, 2, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(base).resize((side, side), Image.Resampling.BICUBIC))
     noise = rng.normal(0, 70 if ai else 2, smooth.shape)
@@ -72,7 +94,7 @@ def photo(rng: np.random.Generator, *, ai: bool, side: int = 40) -> np.ndarray:
 
 
 def write_data_set(root: Path, *, train: int = 24, val: int = 7) -> Path:
-    """GenImage's layout: gen_a with train and val, gen_b with val only; images a class."""
+    """GenImage's layout: gen_a with train and val, gen_b with val; counts are images per class."""
     rng = np.random.default_rng(0)
     for generator, split, count in (
         ("gen_a", "train", train),

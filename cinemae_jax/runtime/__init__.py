@@ -1,1 +1,1 @@
-"""Where a run happens: devices, hosts, files, terminal.  Knows nothing of images or models."""
+"""Devices, hosts, files and the terminal.  Nothing here knows images or models."""

@@ -1,8 +1,8 @@
-"""Training state on disk: arrays, step and metadata; the only module that touches Orbax.
+"""Training state on disk: arrays, step and metadata; the only module that uses Orbax.
 
-A checkpoint is complete or absent, holds host-local NumPy arrays, and is small: a head, or a
-backbone while it is pre-trained, never a frozen backbone, of which it holds the hash.  Every host
-holds all of it, so the first one writes and every one reads, in a folder that they share.
+A checkpoint is complete or absent.  It holds host-local NumPy arrays and is small: a head, or the
+backbone of a pre-training run.  Of a frozen backbone it holds only the hash.  Every host has the
+whole state in memory, so host 0 writes it and all hosts read it, in a folder that they share.
 """
 
 import math
@@ -22,18 +22,18 @@ Which = Literal["best", "last"]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or belongs to something else."""
+    """A checkpoint is missing, damaged, or belongs to another run."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last one and, by a metric, the best one."""
+    """The checkpoints of one run: the last one and, if asked for, the best one by a metric."""
 
     def __init__(
         self, folder: Path, *, best: Callable[[Mapping[str, float]], float] | None = None
     ) -> None:
         """
         Args:
-          folder: of the run's checkpoints; made when something is saved.
+          folder: folder of the run's checkpoints; it is made here.
           best: score of a checkpoint's metrics, larger is better; None keeps only the last one.
         """
         self._best = best
@@ -50,7 +50,7 @@ class Checkpoints:
                 best_mode="max",
                 preservation_policy=AnyPreservationPolicy(policies),
                 enable_async_checkpointing=False,
-                create=False,  # of one process among several, Orbax wants this
+                create=False,  # Orbax requires it where one process among several writes
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     primary_host=mine, active_processes={mine}, barrier_sync_key_prefix=str(mine)
                 ),
@@ -77,8 +77,8 @@ class Checkpoints:
     ) -> None:
         """Writes a checkpoint: named pytrees of arrays and JSON-able metadata.
 
-        ``metrics`` are what the best one is chosen by.  Of several hosts all must call it, and
-        return when it is written.
+        The best checkpoint is chosen by ``metrics``.  All hosts must call it; they return once the
+        checkpoint is written.
         """
         if jax.process_index() == 0:
             self._save(step, items, metadata, metrics)
@@ -111,7 +111,7 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the best checkpoint by its metrics; None if none has a score that is finite."""
+        """Step of the best checkpoint by its metrics; None if no score is finite."""
         step = self._manager.best_step()
         if step is None or self._best is None:
             return step
@@ -128,7 +128,7 @@ class Checkpoints:
         """Reads the named items of a checkpoint, each into the structure of its example.
 
         Raises:
-          CheckpointError: if one is missing, damaged, or of another structure.
+          CheckpointError: if an item is missing, damaged, or has another structure.
         """
         wanted = {
             name: ocp.args.StandardRestore(jax.tree.map(np.asarray, jax.device_get(tree)))
@@ -142,9 +142,9 @@ class Checkpoints:
 
 
 class Interrupted:
-    """The state of a run that was told to stop between two checkpoints.
+    """The state of a run that was stopped between two checkpoints.
 
-    It lies in a folder beside them, so that those stay what an undisturbed run would have made.
+    It has its own folder beside the checkpoints, which stay those of an undisturbed run.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -153,7 +153,7 @@ class Interrupted:
 
     @property
     def step(self) -> int:
-        """At which the run was stopped; 0 if it was not, or has gone on since."""
+        """Step at which the run was stopped; 0 if it was not, or has passed a checkpoint since."""
         if not self._folder.is_dir():
             return 0
         with Checkpoints(self._folder) as found:
@@ -169,25 +169,25 @@ class Interrupted:
     ) -> None:
         """Writes the state after ``step``, unless it is on disk already.
 
-        ``losses`` are those that no line of the log has told yet.
+        ``losses`` are those that are not in the log yet.
         """
         if step <= max(self.regular.latest or 0, self.step):
             return
-        untold = [np.asarray(loss).tolist() for loss in jax.device_get(list(losses))]
+        unlogged = [np.asarray(loss).tolist() for loss in jax.device_get(list(losses))]
         with Checkpoints(self._folder) as folder:
-            folder.save(step, items, {**metadata, "losses": untold})
+            folder.save(step, items, {**metadata, "losses": unlogged})
 
     def resume(
         self, like: Mapping[str, Any], require: Callable[[dict[str, Any]], None]
     ) -> tuple[int, dict[str, Any], list[np.ndarray]]:
-        """The latest state, of whichever kind: its step, its arrays, and the untold losses.
+        """The latest state, from a stop or a checkpoint: step, arrays, losses not yet in the log.
 
         Args:
           like: as in ``Checkpoints.restore``.
-          require: raises if the metadata are those of another run.
+          require: raises if the metadata belong to another run.
 
         Returns:
-          0 and nothing if the run is to begin.
+          (0, {}, []) if there is none.
         """
         step = self.step
         if step:

@@ -1,4 +1,4 @@
-"""What hosts say to each other: values exchanged, barriers."""
+"""Values exchanged between hosts, and barriers."""
 
 import json
 from collections.abc import Mapping
@@ -8,13 +8,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# --- between hosts ------------------------------------------------------------------------------
-
 
 def exchange(value: Any) -> list[Any]:
-    """A JSON-able value of every host, in their order, on all of them.
+    """The JSON-able values of all hosts, in their order, on every host.
 
-    All hosts must call it at the same moment; it waits for the last one.
+    All hosts must call it at the same point; it waits for the last one.
     """
     if jax.process_count() == 1:
         return [value]
@@ -27,7 +25,7 @@ def exchange(value: Any) -> list[Any]:
 
 
 def barrier(name: str) -> None:
-    """Waits until every host has come here."""
+    """Waits until every host calls it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 

@@ -1,4 +1,4 @@
-"""What commands share on the terminal; without JAX, so that ``doctor`` starts fast."""
+"""Arguments, messages and exit codes of the commands; without JAX, so ``doctor`` starts fast."""
 
 import argparse
 import importlib.metadata
@@ -11,66 +11,66 @@ from typing import NoReturn
 
 from rich.console import Console
 
-# Exit codes: all done; some inputs failed, each named; usage, configuration or a missing file.
+# Exit codes: all done; some inputs failed, each named; wrong usage, configuration or path.
 OK, SOME_FAILED, USAGE = 0, 1, 2
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a command; a mistake is one line, and exit code 2."""
+    """Argument parser whose errors are one line, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"error: {message} ({self.prog} --help says more)\n")
+        self.exit(USAGE, f"error: {message} (see {self.prog} --help)\n")
 
 
 def count(text: str) -> int:
-    """A whole number from 0 on, as an argument."""
+    """Argument type: a non-negative integer."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, as an argument."""
+    """Argument type: a positive integer."""
     if (value := count(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, is {value}")
     return value
 
 
 def fail(error: Exception) -> int:
-    """Says on one line of stderr what went wrong, and returns the exit code for it."""
+    """Prints an error as one line on stderr and returns the exit code for it."""
     print("error:", *str(error).split(), file=sys.stderr, flush=True)
     return USAGE
 
 
 def interrupted() -> int:
-    """Says that Ctrl-C ended it, and returns the exit code of shells for that."""
+    """Prints that Ctrl-C ended the command and returns the exit code of shells for it."""
     print("stopped   by Ctrl-C", file=sys.stderr, flush=True)
     return 128 + signal.SIGINT
 
 
 def printable(text: str) -> str:
-    """Spells out line breaks and terminal commands that a file name may hold."""
+    """Escapes line breaks and terminal control characters, which file names may hold."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def accept_any_name() -> None:
-    """Lets stdout spell out what it cannot show, in place of failing at a file's name."""
+    """Lets stdout escape characters that it cannot encode instead of failing on a file name."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def report_console(pipe_width: int) -> Console:
-    """For reports whose text is data: nothing in it is markup.
+    """Console for reports whose text is data, never markup.
 
     Args:
-      pipe_width: characters a line where there is no terminal to fit.
+      pipe_width: characters per line if stdout is not a terminal.
     """
     width = None if sys.stdout.isatty() else pipe_width
     return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of Python and of installed packages, by name."""
+    """Versions of Python and of the named packages."""
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages
     }

@@ -1,8 +1,8 @@
-"""Devices, hosts, replication and pmap; the only module that knows how many there are.
+"""Devices, replication and pmap; the only module that knows the number of devices.
 
-Replicated values (backbone, head, optimiser) are placed once, as one array a device, and passed to
-the pmapped step as they are; a batch is split along its first axis.  Every host runs the same
-program; what they say to each other is ``Replicas.gather``, ``exchange`` and ``barrier``.
+Replicated values (backbone, head, optimiser) are placed once, as one array per device, and passed
+to the pmapped step as they are.  A batch is split along its first axis.  Every host runs the same
+program; hosts exchange values by ``Replicas.gather`` and ``runtime.collectives``.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Replicas:
     """A set of devices that hold the same parameters and share every batch.
 
     Attributes:
-      devices: all of them, of all hosts, ordered by process; None means ``jax.devices()``.
+      devices: devices of all hosts, ordered by process; None means ``jax.devices()``.
     """
 
     devices: tuple[jax.Device, ...] | None = None
@@ -39,23 +39,23 @@ class Replicas:
 
     @property
     def count(self) -> int:
-        """Devices of all hosts."""
+        """Number of devices of all hosts."""
         return self.mesh.size
 
     @functools.cached_property
     def host(self) -> Shard:
-        """Which slice of a batch this process reads: one among those that have some devices."""
+        """Slice of a batch that this process reads; processes without devices do not count."""
         processes = sorted({device.process_index for device in self.mesh.devices.flat})
         return Shard(processes.index(jax.process_index()), len(processes))
 
     @property
     def local(self) -> "Replicas":
-        """The devices of this host alone: nothing that they compute waits for another host."""
+        """The devices of this host only: their computations never wait for another host."""
         mine = jax.process_index()
         return Replicas(tuple(d for d in self.mesh.devices.flat if d.process_index == mine))
 
     def check_batch_size(self, batch_size: int, field: str) -> None:
-        """Raises ValueError, naming the field, unless all devices get as many examples."""
+        """Raises ValueError, naming the field, unless all devices get equally many examples."""
         if batch_size < 1:
             raise ValueError(f"{field} must be 1 or more, is {batch_size}")
         if batch_size % self.count:
@@ -69,7 +69,7 @@ class Replicas:
         return jax.device_put(tree, NamedSharding(self.mesh.local_mesh, PartitionSpec()))
 
     def shard(self, batch: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, jax.Array]:
-        """Some entries of this host's part of a batch, split over its devices."""
+        """The named entries of this host's part of a batch, split over its devices."""
         return self.split({name: batch[name] for name in names})
 
     def split(self, tree: Any) -> Any:
@@ -87,7 +87,7 @@ class Replicas:
         """pmap of a step that returns the same values on every device.
 
         Args:
-          step: takes ``replicated`` replicated arguments and then one split batch; must make its
+          step: takes ``replicated`` replicated arguments, then one split batch.  It must make its
             results equal on all devices by psum or pmean over ``AXIS``.
           replicated: number of leading replicated arguments.
           donate: argument numbers whose buffers the step may reuse.
@@ -103,17 +103,17 @@ class Replicas:
         )
 
     def pmap_map(self, function: Callable[..., Any], *, replicated: int) -> Callable[..., Any]:
-        """pmap of a function whose results stay split; merge them with ``merge``."""
+        """pmap of a function whose results stay split; ``merge`` joins them."""
         in_axes = (None,) * replicated + (0,)
         return jax.pmap(
             function, axis_name=AXIS, in_axes=in_axes, devices=tuple(self.mesh.devices.flat)
         )
 
     def gather(self, tree: Any) -> Any:
-        """This host's part of a batch, NumPy (B / hosts, ...), to the whole on every host.
+        """The whole batch on every host, from each host's part: NumPy (B / hosts, ...) to (B, ...).
 
         Position p of a batch belongs to host p mod H (``data.loader``).  All hosts must call it at
-        the same moment.  Whole numbers must fit 32 bits.
+        the same point.  Integers must fit 32 bits.
         """
         if self.host.count == 1:
             return tree
@@ -123,12 +123,12 @@ class Replicas:
         )
 
     def gather_batch(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Row, label, validity and error of a whole batch, on every host."""
+        """Row, label, validity and error of the whole batch, on every host."""
         if self.host.count == 1:
             return batch
         whole = self.gather({name: batch[name] for name in ("row", "label", "valid")})
         whole["error"] = np.full(len(whole["row"]), "", object)
-        if (~whole["valid"] & (whole["row"] >= 0)).any():  # rare, and so is their cost
+        if (~whole["valid"] & (whole["row"] >= 0)).any():  # rare, so the cost does not matter
             for host, errors in enumerate(
                 collectives.exchange([str(error) for error in batch["error"]])
             ):
@@ -137,7 +137,7 @@ class Replicas:
 
 
 def merge(tree: Any) -> Any:
-    """Results of ``pmap_map`` on this host as NumPy, (B, ...) again."""
+    """Results of ``pmap_map`` on this host, joined to NumPy arrays (B, ...)."""
     return jax.tree.map(
         lambda x: np.asarray(x).reshape(x.shape[0] * x.shape[1], *x.shape[2:]),
         jax.device_get(tree),

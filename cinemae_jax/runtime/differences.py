@@ -21,12 +21,12 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, st
 def require_same(
     saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, may_differ: Sequence[str]
 ) -> None:
-    """Refuses to resume a run under settings that would change its result.
+    """Refuses to resume a run with settings that would change its result.
 
     Args:
-      saved, now: metadata of the checkpoint and of this run, nested.
-      folder: of the checkpoint, for the message.
-      may_differ: dotted names, or beginnings of them, that do not matter.
+      saved, now: nested metadata of the checkpoint and of this run.
+      folder: folder of the checkpoint, for the message.
+      may_differ: dotted names, or prefixes of them, that do not change the result.
 
     Raises:
       CheckpointError: naming the fields that differ.

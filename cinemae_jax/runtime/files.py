@@ -1,4 +1,4 @@
-"""Files that are there in full or not at all, and where what can be made again is kept."""
+"""Files that are written whole or not at all, and the folder of caches."""
 
 import contextlib
 import json
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CACHE = "cinemae_jax"  # folder in that of the user's caches
+CACHE = "cinemae_jax"  # folder inside the user's cache folder
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to, whose file takes the place of ``path`` when the block has ended well.
+    """A path to write to; its file replaces ``path`` at the end of the block.
 
-    Until then, and if the block fails, what was there stays.
+    Until then, and if the block raises, the old file stays.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
@@ -27,17 +27,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def require_writable(path: Path | None) -> None:
-    """Fails before hours of work, not after them; None is no file, and fine.
+    """Raises ValueError, naming the path, if it cannot be written; None always passes.
 
-    Raises:
-      ValueError: naming the path.
+    Call it before the work, so that a wrong path costs nothing.
     """
     if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise ValueError(f"cannot write {path}: it needs a file name in a folder to write to")
+        raise ValueError(f"cannot write {path}: give a file name in an existing, writable folder")
 
 
 def write_json(path: Path, report: Any) -> None:
-    """Writes a report whole; its names of files may hold bytes that are no UTF-8."""
+    """Writes a report whole; file names in it may hold bytes that are not UTF-8."""
     with (
         replacing(path) as partial,
         open(partial, "w", encoding="utf-8", errors="surrogateescape") as file,
@@ -46,9 +45,9 @@ def write_json(path: Path, report: Any) -> None:
 
 
 def cache_folder() -> Path | None:
-    """Where this package may keep what can be made again; None for a user without a home."""
+    """Folder for what can be computed again; None for a user without a home."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(home).is_absolute():  # the standard says to ignore any other
+    if Path(home).is_absolute():  # the XDG standard says to ignore relative paths
         return Path(home) / CACHE
     try:
         return Path.home() / ".cache" / CACHE

@@ -1,7 +1,8 @@
-"""Joining the other processes of a run, and leaving them, so that none waits for ever.
+"""Joining and leaving the other processes of a run, so that none of them waits for ever.
 
-JAX ends a process that loses the others with a stack trace of C++.  What a user can mend (a wrong
-address, a process that never started, a folder that is not shared) is said in one line before that.
+A process that loses the others is aborted by JAX with a C++ stack trace.  Before that happens, one
+line names what a user can fix: a wrong address, a process that never started, a folder that is not
+shared.
 """
 
 import contextlib
@@ -12,21 +13,22 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from cinemae_jax.runtime import collectives
 
-# Exit code of a process that did not find the others: usage or configuration.
+# Exit code of a process that did not find the others; the same as for a usage error.
 UNREACHED = 2
-# Exit code of a process that lost another one: that of JAX, where JAX notices first and aborts.
+# Exit code of a process that lost another one; the same as JAX's own abort.
 LOST = 134
-# How messages of JAX begin when it is the connection to another process that failed.
+# First words of JAX's messages about a lost connection to another process.
 BROKEN = ("UNKNOWN: ", "UNAVAILABLE: ", "DEADLINE_EXCEEDED: ", "ABORTED: ", "CANCELLED: ")
-# Seconds that a process which stops early waits for the others to stop as well.
+# Seconds that a process waits for the others to leave, too.
 PATIENCE = 30
-# Seconds in which a file that one host has written must be seen by the others.
+# Seconds within which a file written by one host must be visible to the others.
 VISIBLE = 60
 
 
@@ -37,22 +39,22 @@ def join(
     *,
     timeout: int,
 ) -> None:
-    """Makes this process one of several; before anything asks JAX for a device.
+    """Makes this process one of several.  Call it before anything asks JAX for a device.
 
     Args:
-      coordinator: HOST:PORT of process 0; None where the cluster tells (TPU, Slurm, MPI).
-      num_processes, process_id: as the coordinator, all three or none.
-      timeout: seconds, after which the process ends with a message and exit code 2.
+      coordinator: HOST:PORT of process 0; None on TPU pods, Slurm and MPI, where JAX finds it.
+      num_processes, process_id: given together with the coordinator, or None.
+      timeout: seconds after which the process ends with a message and exit code 2.
 
     Raises:
-      ValueError: if there is no cluster that tells, or only some of the three are given.
+      ValueError: if only some of the three are given, or none and JAX finds no cluster.
     """
     named = (coordinator, num_processes, process_id)
     if None in named and any(value is not None for value in named):
         raise ValueError("--coordinator, --num_processes and --process_id go together: give all")
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise ValueError(f"--coordinator is {coordinator!r}: give HOST:PORT of process 0")
-    where = f"{coordinator}, process {process_id} of {num_processes}" if coordinator else "found"
+    where = f"{coordinator}, process {process_id} of {num_processes}" if coordinator else "detected"
     watchdog = threading.Timer(timeout, _give_up, [where, timeout])
     watchdog.daemon = True
     watchdog.start()
@@ -70,7 +72,7 @@ def join(
         if coordinator is not None:
             raise
         raise ValueError(
-            "--distributed found neither TPU pod nor Slurm nor MPI: give --coordinator=HOST:PORT, "
+            "--distributed found no TPU pod, Slurm or MPI: give --coordinator=HOST:PORT, "
             "--num_processes=N and --process_id=I"
         ) from error
     finally:
@@ -79,22 +81,22 @@ def join(
 
 def _give_up(where: str, timeout: int) -> None:
     print(
-        f"error: the processes of this run did not all meet within {timeout} s (coordinator "
-        f"{where}): are all started, with the same --coordinator, and can they reach it? "
-        "--initialization_timeout waits longer",
+        f"error: the processes of this run did not all connect within {timeout} s (coordinator "
+        f"{where}): check that all are started, with the same --coordinator, and can reach it, or "
+        "raise --initialization_timeout",
         file=sys.stderr,
         flush=True,
     )
-    os._exit(UNREACHED)  # the thread that waits is inside JAX, which would abort
+    os._exit(UNREACHED)  # the main thread is stuck inside JAX, which would abort
 
 
-class Lost(RuntimeError):  # noqa: N818 - not this process erred
-    """Another process of the run is gone, and what it knew with it."""
+class Lost(RuntimeError):  # noqa: N818 - the error is another process's
+    """Another process of the run has ended before its time."""
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Raises Lost where JAX raises any of several errors because another process died."""
+    """Raises Lost in place of the various errors that JAX raises when another process died."""
     try:
         yield
     except (ValueError, jax.errors.JaxRuntimeError) as error:
@@ -105,13 +107,13 @@ def together() -> Iterator[None]:
 
 
 def leave(code: int) -> int:
-    """Ends the company of the other processes; returns ``code``, or ends this process with it.
+    """Leaves the distributed run; returns ``code``, or ends this process with it.
 
-    Where all come here, all return.  A process that fails alone waits ``PATIENCE`` seconds, and
-    then ends at once: its exit tells the launcher, and JAX the others.  One that has lost another
-    does not wait.
+    If all processes call it, all return.  One that fails alone waits ``PATIENCE`` seconds and then
+    exits at once, which tells the launcher, and through JAX the other processes.  One that has lost
+    another does not wait.
     """
-    client = multihost_utils.distributed.global_state.client
+    client = _client()
     if client is None:
         return code
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -124,10 +126,24 @@ def leave(code: int) -> int:
     os._exit(code)
 
 
-def require_shared(folder: Path) -> None:
-    """Raises ValueError unless all hosts see the same folder; makes it.
+def _client() -> Any:
+    """JAX's connection to the coordinator, None on one process.
 
-    The first one writes a file there that the others look for.
+    JAX has no public name for it, nor for a barrier with a time limit.
+    """
+    try:
+        return multihost_utils.distributed.global_state.client
+    except AttributeError as error:
+        raise RuntimeError(
+            f"JAX {jax.__version__} has no multihost_utils.distributed.global_state.client: "
+            "use a version of JAX that cinemae_jax names in its requirements"
+        ) from error
+
+
+def require_shared(folder: Path) -> None:
+    """Makes the folder; raises ValueError unless all hosts see it.
+
+    Host 0 writes a file there that the others look for.
     """
     if jax.process_count() == 1:
         return
@@ -141,13 +157,13 @@ def require_shared(folder: Path) -> None:
         token.unlink()
     if blind:
         raise ValueError(
-            f"--workdir {folder} is not the same folder on all hosts (not on {blind}, as on host "
-            "0): put it on a file system that they share"
+            f"--workdir {folder} of host 0 is not visible on hosts {blind}: use a folder on a file "
+            "system that all hosts share"
         )
 
 
 def appears(path: Path) -> bool:
-    """Whether a file that another host has written shows up here; shared systems may lag."""
+    """Whether a file written by another host becomes visible here; shared systems may lag."""
     deadline = time.monotonic() + VISIBLE
     while not path.exists():
         if time.monotonic() > deadline:

@@ -1,6 +1,6 @@
 """The command line of jobs: a config file, every field of it a flag, and how to meet other hosts.
 
-Only entry points import this: it defines global flags, which a library must not.
+Only entry points import this module: it defines global flags, which a library must not do.
 """
 
 import sys
@@ -15,22 +15,32 @@ from cinemae_jax.runtime import compilation, hosts, preemption
 from cinemae_jax.runtime.console import OK, SOME_FAILED, fail, interrupted
 from cinemae_jax.runtime.preemption import Preempted
 
-# Exit code: told to stop, its state saved, so that the same command goes on (EX_TEMPFAIL of
+# Exit code: stopped on request with the state saved; the same command resumes (EX_TEMPFAIL of
 # sysexits.h).
 PREEMPTED = 75
+# The package's own config files, which ``--config`` takes by name.
+CONFIGS = Path(__file__).parents[1] / "configs"
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or name of a packaged one.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and reports.")
 
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes; found by itself on TPU, Slurm and MPI."
+    "distributed", False, "Join other processes; TPU pods, Slurm and MPI need no address."
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of this run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for the other processes."
 )
+
+HELP = """
+--config takes a Python file with get_config(), or the name of a packaged config:
+{packaged}.
+Every field of the config is a flag: --config.a.b=value
+
+On several hosts add --distributed, and outside TPU pods, Slurm and MPI also
+--coordinator=HOST:PORT --num_processes=N --process_id=I"""
 
 
 def run_config(
@@ -38,64 +48,80 @@ def run_config(
 ) -> int:
     """Parses ``--config FILE --workdir DIR --config.a.b=v`` and runs a job, on one host or many.
 
-    Errors that a user can mend end in one line on stderr and exit code 2; SIGTERM in exit code 75,
-    when the state is saved.
+    A mistake of the user is one line on stderr and exit code 2.  SIGTERM saves the state and ends
+    with exit code 75.
 
     Args:
       argv: command line, program name first.
-      job: returns the inputs that failed; any make the exit code 1.
-      doc: of the entry point, shown by ``--help``.
+      job: returns the inputs that failed; if there are any, the exit code is 1.
+      doc: docstring of the entry point, shown by ``--help``.
     """
     if {"-h", "--help"} & set(argv):
-        print(
-            (doc or "").strip(),
-            "\n\nEvery field of the config file is a flag: --config.a.b=value\n\n"
-            "On several hosts: --distributed, and where the cluster does not say it by itself,\n"
-            "--coordinator=HOST:PORT --num_processes=N --process_id=I",
-        )
+        print((doc or "").strip(), HELP.format(packaged=", ".join(packaged_configs())), sep="\n")
         return OK
-    if lost := _missing_config(argv):
-        return fail(ValueError(f"no config file {lost}: the repository has some in configs/"))
     try:
         flags.mark_flags_as_required(["config", "workdir"])
-        stray = flags.FLAGS(argv)[1:]
+        stray = flags.FLAGS(with_config_files(argv))[1:]
     except flags.Error as error:
         return fail(error)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:  # of the config
+    except KeyError as error:  # whose own text is quoted
+        return fail(ValueError(f"--config has no field {error.args[0]}"))
+    except (AttributeError, TypeError, ValueError, OSError) as error:  # of the config
         return fail(error)
     code = _run(stray, job)
     return hosts.leave(code) if _DISTRIBUTED.value else code
 
 
-def _missing_config(argv: Sequence[str]) -> str:
-    """The config file that is named and not there; ml_collections says it in a page."""
-    for i, word in enumerate(argv):
-        flag, _, value = word.partition("=")
+def packaged_configs() -> dict[str, Path]:
+    """The config files of this package, by the names that ``--config`` takes."""
+    files = [path for path in sorted(CONFIGS.rglob("*.py")) if path.name != "__init__.py"]
+    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in files}
+
+
+def with_config_files(argv: Sequence[str]) -> list[str]:
+    """The command line with a path in place of the name of a packaged config.
+
+    Raises:
+      ValueError: if ``--config`` names neither a file nor a packaged config.
+    """
+    words, given = [], iter(argv)
+    for word in given:
+        flag, equals, value = word.partition("=")
         if flag in ("--config", "-config"):
-            file = (value or "".join(argv[i + 1 : i + 2])).partition(":")[0]
-            return "" if Path(file).exists() else file
-    return ""
+            word = f"--config={_config_file(value if equals else next(given, ''))}"
+        words.append(word)
+    return words
+
+
+def _config_file(value: str) -> str:
+    name, colon, argument = value.partition(":")  # what follows is passed to get_config
+    if Path(name).is_file():
+        return value
+    packaged = packaged_configs()
+    if name not in packaged:
+        raise ValueError(
+            f"--config {name}: there is no such file, and no packaged config of that name: "
+            f"use one of {', '.join(packaged)}"
+        )
+    return f"{packaged[name]}{colon}{argument}"
 
 
 def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]]) -> int:
     try:
         if stray:
-            raise ValueError(f"{' '.join(stray)} is no flag: did you mean --{stray[0]}?")
+            raise ValueError(f"unexpected {' '.join(stray)}: did you mean --{stray[0]}?")
         named = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         if _DISTRIBUTED.value:
             hosts.join(*named, timeout=_INITIALIZATION_TIMEOUT.value)
         elif any(value is not None for value in named):
-            raise ValueError("--coordinator, --num_processes, --process_id need --distributed")
+            raise ValueError("--coordinator, --num_processes and --process_id need --distributed")
         workdir = Path(str(_WORKDIR.value))
         with hosts.together(), preemption.listening(), compilation.kept_compilations():
             hosts.require_shared(workdir)
             failed = job(_CONFIG.value, workdir)
-    except Preempted as stop:
-        print(f"stopped   {stop}: the same command goes on there", file=sys.stderr, flush=True)
-        return PREEMPTED
-    except hosts.Lost as lost:
-        print(f"stopped   {lost}: the same command goes on", file=sys.stderr, flush=True)
-        return hosts.LOST
+    except (Preempted, hosts.Lost) as stop:
+        print(f"stopped   {stop}: rerun the same command to resume", file=sys.stderr, flush=True)
+        return PREEMPTED if isinstance(stop, Preempted) else hosts.LOST
     except KeyboardInterrupt:
         return interrupted()
     except (ValueError, OSError) as error:

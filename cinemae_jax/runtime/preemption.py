@@ -1,8 +1,8 @@
-"""Being told to stop: by SIGTERM, as clusters do it before they take a machine away.
+"""Stopping on SIGTERM, which clusters send before they take a machine away.
 
-All hosts ask at the same moments, between two steps, and get the same answer, so that all of them
-save the same step.  Among several, JAX's preemption service (the one that Orbax asks, too) agrees
-on it, whichever of them got the signal; alone, a signal handler remembers it.
+All hosts ask between the same two steps and get the same answer, so all of them save the same step.
+On several hosts JAX's preemption service, which Orbax uses too, spreads the signal from whichever
+host received it.  On one host a signal handler records it.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 
-_asked = threading.Event()  # of the process, as its signals are
+_asked = threading.Event()  # per process, like signal handlers
 _polls = itertools.count(1)
 
 
-class Preempted(Exception):  # noqa: N818 - it is no error
-    """The run was told to stop; what it says is where it will go on."""
+class Preempted(Exception):  # noqa: N818 - not an error
+    """The run was asked to stop; the message says where it will resume."""
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """While it lasts, SIGTERM asks to stop instead of ending the process.
+    """Inside, SIGTERM asks the run to stop instead of ending the process.
 
-    Enter after ``jax.distributed.initialize``, whose service listens for several hosts.
+    On several hosts enter it after ``jax.distributed.initialize``, whose service listens there.
     """
     _asked.clear()
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -44,20 +44,20 @@ def listening() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether to stop now.  All hosts must call it equally often, with a step between."""
+    """Whether to stop now.  All hosts must call it equally often, with a step in between."""
     if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_polls)):
         _asked.set()
     return _asked.is_set()
 
 
 def check() -> None:
-    """Raises Preempted if the run was told to stop."""
+    """Raises Preempted if the run was asked to stop."""
     if asked():
-        raise Preempted("nothing since its last checkpoint is lost but the time")
+        raise Preempted("on request, work since the last checkpoint will be repeated")
 
 
 def checked(batches: Iterable[T]) -> Iterator[T]:
-    """The same batches; raises Preempted between two of them if the run was told to stop."""
+    """The same batches; raises Preempted between two of them if the run was asked to stop."""
     check()
     for batch in batches:
         yield batch

@@ -1,4 +1,4 @@
-"""Lines and progress bars of a job, from the first host only."""
+"""Lines and progress bars of a job, printed by host 0 only."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,16 +10,16 @@ from cinemae_jax.runtime import preemption
 
 
 def say(text: str) -> None:
-    """A line for the reader, from the first host only."""
+    """Prints a line, on host 0 only."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
 
 def steps(batches: Iterable[Any], start: int, total: int, what: str) -> Iterator[tuple[int, Any]]:
-    """(number of the step, batch) with a bar on a terminal and none in a pipe.
+    """(step number, batch) pairs, with a progress bar on a terminal.
 
     Raises:
-      Preempted: between two steps, once the run was told to stop; all hosts must iterate alike.
+      Preempted: between two steps, if the run was asked to stop; all hosts must iterate alike.
     """
     silent = None if jax.process_index() == 0 else True
     with tqdm(desc=what, initial=start, total=total, unit="step", disable=silent) as bar:

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Which slice of every global batch is read here."""
+    """Slice ``index`` of ``count`` of every global batch is read by this process."""
 
     index: int = 0
     count: int = 1

@@ -13,6 +13,7 @@ from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.evaluation import bootstrap, metrics, report
 from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.metrics import Row, ScoredImages
+from tests.helpers.small_detector import CALIBRATION
 
 
 def scored(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,9 +112,6 @@ def test_no_bootstrap_means_no_interval() -> None:
     row = evaluate(*scored(), bootstrap=0)[0]
     assert math.isnan(row.metrics["auc"].low)
     assert not math.isnan(row.metrics["auc"].value)
-
-
-CALIBRATION = Calibration(0.8, 0.1, 0.4, -0.3, 0.05, 0.05, 100, 100)
 
 
 @pytest.mark.parametrize("decimals", [8, 0])  # without and with ties

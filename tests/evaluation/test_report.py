@@ -30,7 +30,7 @@ from cinemae_jax.evaluation import (
 from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.metrics import Row
 from cinemae_jax.model.config import STATISTICS
-from tests.evaluation.test_metrics import CALIBRATION
+from tests.helpers.small_detector import CALIBRATION
 from tests.helpers.small_run import evaluated, small_run, small_settings
 
 NAMES = ("Midjourney", "glide", "_a$b$ <script>|x")

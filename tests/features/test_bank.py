@@ -3,11 +3,10 @@
 import dataclasses
 import hashlib
 import os
-import signal
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cinemae_jax import extract, train, typed
+from cinemae_jax import extract, train
 from cinemae_jax.data.order import Order
 from cinemae_jax.detector import loading
 from cinemae_jax.features import bank, filling, splits
@@ -26,18 +25,12 @@ from cinemae_jax.features.sources import Sets
 from cinemae_jax.runtime.devices import merge
 from cinemae_jax.settings import Settings
 from tests.conftest import write_data_set
-from tests.helpers.small_run import small_config
-from tests.training.test_train import ROOT, flatten, spoil
-
-
-def settings_of(config: object, **features: object) -> Settings:
-    config.features.update(features)
-    return typed.read(config.to_dict(), Settings)
+from tests.helpers.small_run import small_settings, spoil
 
 
 @pytest.fixture
 def config(data_set: Path, backbone_file: Path) -> Settings:
-    return settings_of(small_config(data_set, backbone_file), num_runs=3, num_views=2)
+    return with_features(small_settings(data_set, backbone_file), num_views=2)
 
 
 def open_sets(config: Settings, workdir: Path) -> Sets:
@@ -143,37 +136,33 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_killed_at_any_moment_the_bank_is_the_same(backbone_file: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_the_bank_is_the_same(
+    backbone_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves the files of its moment: a copy, taken before each call that keeps a part."""
     root = write_data_set(tmp_path / "data", train=8, val=5)
     spoil(root, "train/ai/003.png", "val/nature/001.png")
-    config = small_config(root, backbone_file)
-    config.features.shard_images = 5
-    undisturbed = extract.extract(typed.read(config.to_dict(), Settings), tmp_path / "whole")
-    assert len(undisturbed) == 2
-    script = (
-        "import sys, os; from cinemae_jax import extract\n"
-        "from cinemae_jax.features import bank\n"
-        "n = int(sys.argv.pop(1)); seen = 0\n"
-        "def counted(name):\n"
-        "    inner = getattr(os, name)\n"
-        "    def call(*args):\n"
-        "        global seen; seen += 1\n"
-        "        os.kill(os.getpid(), 9) if seen == n else None\n"
-        "        return inner(*args)\n"
-        "    setattr(bank.os, name, call)\n"
-        "counted('fsync'); counted('replace')\n"
-        "sys.exit(extract.main())\n"
-    )
-    arguments = [f"--workdir={tmp_path / 'killed'}", *flatten(config.to_dict())]
-    for lives in (1, 5, 7, 1000):  # while a file is written, before and after it is named
-        command = [sys.executable, "-c", script, str(lives), "--config=configs/sd14.py", *arguments]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        expected = 1 if lives == 1000 else -signal.SIGKILL
-        assert process.returncode == expected, process.stderr
-    assert digests(tmp_path / "killed/bank") == digests(tmp_path / "whole/bank")
-    assert not list((tmp_path / "killed").rglob("*.partial"))
-    for name in ("killed", "whole"):
-        assert len(pa.csv.read_csv(tmp_path / name / UNREAD)) == 2
+    config = with_features(small_settings(root, backbone_file), shard_images=5)
+    copies: list[Path] = []
+
+    def copying(call: Callable[..., None]) -> Callable[..., None]:
+        def copy_and_call(*arguments: Any) -> None:
+            copies.append(tmp_path / f"killed {len(copies)}")
+            shutil.copytree(tmp_path / "whole", copies[-1])
+            call(*arguments)
+
+        return copy_and_call
+
+    with monkeypatch.context() as patch:
+        for name in ("fsync", "replace"):
+            patch.setattr(bank.os, name, copying(getattr(os, name)))
+        assert len(extract.extract(config, tmp_path / "whole")) == 2
+    for killed in (copies[0], copies[4], copies[6]):  # while a part is written, and around its name
+        assert digests(killed / "bank") != digests(tmp_path / "whole/bank")
+        assert len(extract.extract(config, killed)) == 2
+        assert digests(killed / "bank") == digests(tmp_path / "whole/bank")
+        assert not list(killed.rglob("*.partial"))
+        assert len(pa.csv.read_csv(killed / UNREAD)) == 2
 
 
 def first_part(workdir: Path) -> Path:
@@ -248,7 +237,7 @@ def test_a_bank_made_otherwise_is_refused(
 
 def test_a_bank_of_files_that_have_changed_is_refused(backbone_file: Path, tmp_path: Path) -> None:
     root = write_data_set(tmp_path / "data")
-    config = settings_of(small_config(root, backbone_file))
+    config = small_settings(root, backbone_file)
     extract.extract(config, tmp_path)
     for path in root.rglob("*.png"):
         Image.open(path).resize((41, 41)).save(path)
@@ -258,7 +247,7 @@ def test_a_bank_of_files_that_have_changed_is_refused(backbone_file: Path, tmp_p
 
 def test_an_image_that_can_be_read_by_now_is_extracted(backbone_file: Path, tmp_path: Path) -> None:
     root = write_data_set(tmp_path / "data")
-    config = with_features(settings_of(small_config(root, backbone_file)), shard_images=10)
+    config = with_features(small_settings(root, backbone_file), shard_images=10)
     whole = tmp_path / "whole"
     extract.extract(config, whole)
     file = root / "gen_a/imagenet_ai_test/val/ai/000.png"

@@ -1,9 +1,9 @@
-"""One of several processes that do several jobs in turn, as each entry point would do one.
+"""One of several processes that run several jobs in turn, where an entry point would run one.
 
     python -m tests.helpers.jobs HOST:PORT COUNT INDEX PLAN
 
 PLAN is a JSON list of [module of cinemae_jax, function, config, workdir].  Starting a process and
-importing JAX takes seconds; jobs that share one are cheap.
+importing JAX takes seconds, so jobs share one.
 """
 
 import importlib

@@ -1,13 +1,11 @@
 """Image files of every unusual kind, made here."""
 
-import io
-import struct
-import zlib
-
 import numpy as np
 from PIL import Image
 
 from cinemae_jax.data.inspect import facts
+from tests.helpers.pictures import raw_png
+from tests.helpers.pictures import saved as encoded
 
 
 def picture(seed: int = 0, width: int = 80, height: int = 64) -> Image.Image:
@@ -15,20 +13,10 @@ def picture(seed: int = 0, width: int = 80, height: int = 64) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
-    """An RGB PNG made by hand: of any size and depth, whatever it holds."""
-    head = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
-    chunks = (b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    )
+def bomb(width: int, height: int) -> bytes:
+    """A small PNG whose header claims any size."""
+    nothing = np.zeros((0, 0, 3), np.uint8)
+    return raw_png(nothing, depth=8, colour_type=2, size=(width, height))
 
 
 def animation(kind: str) -> bytes:
@@ -47,9 +35,9 @@ UNREADABLE = {
     "text.png": (b"no picture\n" * 20, facts.NO_IMAGE),
     "one_pixel.png": (encoded(picture(width=1, height=1)), facts.TOO_SMALL),
     "strip.png": (encoded(picture(width=16 * 33, height=16)), facts.TOO_NARROW),
-    "bomb.png": (png(30_000, 30_000, 8, b""), facts.TOO_LARGE),
-    "wide_bomb.png": (png(2**31 - 1, 20, 8, b""), facts.TOO_LARGE),
-    "large.png": (png(9_000, 9_000, 8, b""), facts.TOO_LARGE),
+    "bomb.png": (bomb(30_000, 30_000), facts.TOO_LARGE),
+    "wide_bomb.png": (bomb(2**31 - 1, 20), facts.TOO_LARGE),
+    "large.png": (bomb(9_000, 9_000), facts.TOO_LARGE),
     "float.tiff": (encoded(Image.new("F", (64, 64)), "TIFF"), facts.UNSUPPORTED),
 }
 ODD = {
@@ -60,7 +48,7 @@ ODD = {
     "long.png": (encoded(picture(width=500, height=80)), {"narrow"}),
     "huge.png": (encoded(Image.new("L", (4100, 4000))), {"giant", "grey"}),
     "deep.png": (encoded(Image.new("I;16", (64, 64))), {"deep", "grey"}),
-    "deep_rgb.png": (png(64, 64, 16, (b"\0" + bytes(64 * 6)) * 64), {"deep"}),
+    "deep_rgb.png": (raw_png(np.zeros((64, 64, 3)), depth=16, colour_type=2), {"deep"}),
     "cmyk.jpg": (encoded(picture().convert("CMYK"), "JPEG"), {"cmyk"}),
     "palette.png": (encoded(picture().quantize(16)), {"palette"}),
     "transparent.png": (encoded(picture().convert("RGBA")), {"alpha"}),

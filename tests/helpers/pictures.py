@@ -1,4 +1,4 @@
-"""Small pictures and the files that hold them, made on the spot."""
+"""Small images and the files that hold them, made on the spot."""
 
 import io
 import struct
@@ -42,15 +42,15 @@ def raw_png(
       depth: 8 or 16.
       colour_type: 0 grey, 2 RGB.
       transparent: the tRNS chunk, if any.
-      size: (width, height) that the header claims, whatever the array is.
+      size: (width, height) that the header claims, if not the array's.
     """
     width, height = size or array.shape[1::-1]
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     big_endian = array.astype(">u2" if depth == 16 else np.uint8)
-    lines = b"".join(b"\0" + row.tobytes() for row in big_endian)
-    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(lines))]
+    rows = b"".join(b"\0" + row.tobytes() for row in big_endian)
+    chunks = {b"IHDR": header, b"tRNS": transparent, b"IDAT": zlib.compress(rows)}
+    present = {kind: body for kind, body in chunks.items() if body} | {b"IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in [*chunks, (b"IEND", b"")]
-        if body or kind == b"IEND"
+        for kind, body in present.items()
     )

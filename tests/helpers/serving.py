@@ -1,4 +1,4 @@
-"""A server in a thread of the test, on a free port of this machine."""
+"""A server in a thread of the test, on a free local port."""
 
 import contextlib
 import threading
@@ -16,7 +16,7 @@ MAX_BYTES = 3_000_000
 
 @contextlib.contextmanager
 def running(detector: Any, *, queue: int = 32) -> Iterator[str]:
-    """The address of a server with this detector; it has ended when the block has."""
+    """The address of a server with this detector, which ends with the block."""
     with listening(
         app.create(detector, max_bytes=MAX_BYTES, queue=queue, hosts=serve.LOOPBACK)
     ) as url:
@@ -40,7 +40,7 @@ def listening(application: ASGIApp) -> Iterator[str]:
 
 
 class Gated:
-    """A detector that waits before it predicts, and counts who came so far."""
+    """A detector that waits at a gate before it predicts, and counts the requests."""
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector

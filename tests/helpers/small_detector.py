@@ -1,4 +1,4 @@
-"""A detector on the small backbone that nobody trained: for tests of what is done with one."""
+"""An untrained detector on the small backbone, for tests of what is done with a detector."""
 
 import dataclasses
 from pathlib import Path
@@ -9,14 +9,15 @@ import numpy as np
 from cinemae_jax import typed, weights
 from cinemae_jax.detector import trained
 from cinemae_jax.detector.bundle import Bundle, TrainingView
+from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.detector.trained import HeldOut, TrainedDetector
 from cinemae_jax.model.head import Normalizer
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
 from tests.helpers.small_run import small_config
 
-# Of each class: enough to promise error rates of 0.05 and 0.01.
-NUM_HELD_OUT = 100
+NUM_HELD_OUT = 100  # per class: enough to promise error rates of 0.05 and 0.01
+CALIBRATION = Calibration(0.8, 0.1, 0.4, -0.3, 0.05, 0.05, 100, 100)
 
 
 def one_device() -> Replicas:
@@ -29,8 +30,8 @@ def small_bundle(
     """Random heads, and held-out scores of two overlapping classes.
 
     Args:
-      backbone_file: of the backbone.
-      seen: what it claims to have been trained on.
+      backbone_file: file of its backbone.
+      seen: images that it claims to have been trained on.
       **data: other values of ``settings.data``.
     """
     config = typed.read(small_config(Path("nowhere"), backbone_file).to_dict(), Settings)

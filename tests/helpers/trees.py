@@ -1,4 +1,4 @@
-"""Trees of empty files: a catalog never opens an image."""
+"""Trees of empty files, for catalogs, which never open an image."""
 
 from pathlib import Path
 
@@ -14,5 +14,5 @@ def touch(root: Path, *paths: str) -> Path:
 
 
 def names(found: Catalog) -> list[str]:
-    """Paths in a catalog."""
+    """The paths of a catalog."""
     return found.table["path"].to_pylist()

@@ -1,3 +1,5 @@
+"""Pre-training end to end: what it writes, how it resumes, and that devices do not matter."""
+
 import dataclasses
 import json
 from pathlib import Path
@@ -7,19 +9,19 @@ import jax
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from cinemae_jax import typed, weights
-from cinemae_jax.configs import pretrain_tiny, sd14
-from cinemae_jax.model import reconstruction
+from cinemae_jax.configs import sd14
 from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.model.mae import MAE
+from cinemae_jax.model.reconstruction import pictures
 from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import PretrainSettings
 from cinemae_jax.training import pretraining
 from tests.conftest import SMALL, photo
+from tests.helpers.small_run import logged, small_pretraining
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +34,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small_config(photos: Path, **model: object) -> PretrainSettings:
-    config = pretrain_tiny.get_config()
-    config.model = ConfigDict(dataclasses.asdict(SMALL) | model)
-    config.data.photos = (str(photos),)
-    config.data.holdout = 0.2
-    config.data.num_threads = 2
-    config.batch_size = 8
-    config.epochs = 6
-    config.learning_rate = 3e-3
-    config.checkpoint_every = 7
-    return typed.read(config.to_dict(), PretrainSettings)
-
-
 @pytest.fixture(scope="module")
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("run")
-    bad = pretraining.pretrain(small_config(photos), workdir)
+    bad = pretraining.pretrain(small_pretraining(photos), workdir)
     assert [Path(image.path).name for image in bad] == ["broken.jpg"]
     return workdir
 
 
-def lines(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_the_loss_falls_and_a_backbone_with_its_origin_comes_out(finished: Path) -> None:
-    history = lines(finished)
+    history = logged(finished)
     assert history[-1]["validation_loss"] < 0.9 * history[0]["validation_loss"]
     backbone = weights.load(finished / "backbone.safetensors")
     assert backbone.config == SMALL
@@ -75,7 +60,7 @@ def test_reconstructions_can_be_looked_at(finished: Path) -> None:
 def test_stopped_and_resumed_equals_undisturbed(
     photos: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config(photos)
+    config = small_pretraining(photos)
     save = Checkpoints.save
 
     def save_and_stop(self: object, step: int, *arguments: object) -> None:
@@ -88,22 +73,22 @@ def test_stopped_and_resumed_equals_undisturbed(
         with pytest.raises(KeyboardInterrupt):
             pretraining.pretrain(config, tmp_path)
     pretraining.pretrain(config, tmp_path)
-    assert lines(tmp_path) == lines(finished)
+    assert logged(tmp_path) == logged(finished)
     one, two = (weights.load(d / "backbone.safetensors") for d in (tmp_path, finished))
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
 
 
 def test_another_architecture_does_not_resume(photos: Path, finished: Path) -> None:
-    config = small_config(photos, depth=3)
+    config = small_pretraining(photos, depth=3)
     with pytest.raises(CheckpointError, match=r"another run: settings.model.depth was 2, is 3\."):
         pretraining.pretrain(config, finished)
 
 
 def test_devices_do_not_matter(photos: Path, finished: Path, tmp_path: Path) -> None:
     """Eight against one, after all steps: AdamW must not blow up what rounding leaves."""
-    config = small_config(photos)
+    config = small_pretraining(photos)
     pretraining.pretrain(config, tmp_path, Replicas(tuple(jax.devices()[:1])))
-    for one, eight in zip(lines(tmp_path), lines(finished), strict=True):
+    for one, eight in zip(logged(tmp_path), logged(finished), strict=True):
         assert one == pytest.approx(eight, rel=1e-5)
     one, eight = (weights.load(d / "backbone.safetensors") for d in (tmp_path, finished))
     # gradients differ by the order of sums, about 1e-7 of their size; learning rate 3e-3
@@ -116,9 +101,7 @@ def test_pictures_show_visible_patches_unchanged(target: str) -> None:
     model = MAE(config)
     params = random_backbone(config).params
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    sheet = np.asarray(
-        reconstruction.pictures(params, images, jax.random.key(0), model=model, mask_ratio=0.75)
-    )
+    sheet = np.asarray(pictures(params, images, jax.random.key(0), model=model, mask_ratio=0.75))
     original, seen, filled = np.split(sheet, 3, axis=1)
     np.testing.assert_array_equal(original, images.reshape(-1, 32, 3))
     visible = (seen == original).all(-1)
@@ -128,7 +111,7 @@ def test_pictures_show_visible_patches_unchanged(target: str) -> None:
 
 
 def test_missing_photos_are_named(tmp_path: Path) -> None:
-    config = small_config(tmp_path / "none")
+    config = small_pretraining(tmp_path / "none")
     with pytest.raises(ValueError, match="none is not a folder"):
         pretraining.pretrain(config, tmp_path)
     none = dataclasses.replace(config, data=dataclasses.replace(config.data, photos=()))

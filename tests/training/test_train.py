@@ -1,53 +1,55 @@
 """The main job end to end on a small data set, through its command line."""
 
 import dataclasses
+import itertools
 import json
-import signal
-import subprocess
-import sys
+import shutil
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import numpy as np
 import pyarrow.csv
 import pytest
 
-from cinemae_jax import train, typed, weights
+from cinemae_jax import ablate, evaluate, extract, pretrain, train, weights
 from cinemae_jax.data import genimage
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import bundle, loading, scoring
 from cinemae_jax.evaluation import scores
 from cinemae_jax.features import splits
 from cinemae_jax.model.cinemae import Backbone, random_backbone
+from cinemae_jax.runtime import console
 from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
 from cinemae_jax.training import metrics_log
 from tests.conftest import SMALL, write_data_set
+from tests.helpers.command_line import called
 from tests.helpers.small_detector import small_bundle
-from tests.helpers.small_run import evaluated, small_config
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.small_run import (
+    as_flags,
+    evaluated,
+    logged,
+    results,
+    small_config,
+    small_run,
+    small_settings,
+    spoil,
+)
 
 
 @pytest.fixture(scope="module")
 def config(data_set: Path, backbone_file: Path) -> Settings:
-    return typed.read(small_config(data_set, backbone_file).to_dict(), Settings)
+    return small_settings(data_set, backbone_file)
 
 
 @pytest.fixture(scope="module")
-def finished(config: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("run")
-    assert train.train(config, workdir) == []
+def finished(data_set: Path, backbone_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the session's run, which tests here may evaluate and resume."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    shutil.copytree(small_run(data_set, backbone_file), workdir)
     return workdir
-
-
-def lines(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def results(workdir: Path) -> list[dict]:
-    return json.loads((workdir / "eval.json").read_text())["results"]
 
 
 def test_a_run_learns_and_leaves_everything_it_promises(finished: Path) -> None:
@@ -63,7 +65,7 @@ def test_a_run_learns_and_leaves_everything_it_promises(finished: Path) -> None:
         "report.md",
         "receipt.json",
     }
-    history = lines(finished)
+    history = logged(finished)
     assert history[-1]["loss"] < history[0]["loss"]
     rows = results(finished)
     assert [row["name"] for row in rows] == ["gen_a", "gen_b", "mean"]
@@ -100,68 +102,45 @@ def test_scores_do_not_depend_on_batch_or_devices(
 def test_the_best_checkpoint_is_the_one_with_the_least_validation_loss(
     config: Settings, finished: Path
 ) -> None:
-    validated = [line for line in lines(finished) if "validation_loss" in line]
+    validated = [line for line in logged(finished) if "validation_loss" in line]
     assert len(validated) == 5
     best = min(validated, key=lambda line: line["validation_loss"])
     assert loading.load(finished, backbone=config.backbone).step == best["step"]
     last = loading.load(finished, which="last", backbone=config.backbone)
-    assert last.step == lines(finished)[-1]["step"]
+    assert last.step == logged(finished)[-1]["step"]
 
 
-def test_killed_and_resumed_equals_undisturbed(backbone_file: Path, tmp_path: Path) -> None:
-    root, workdir = write_data_set(tmp_path / "data"), tmp_path / "killed"
+def test_a_run_resumes_from_whatever_a_kill_leaves(
+    backbone_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves the files of its moment: a copy, taken before a line of the log is written."""
+    root = write_data_set(tmp_path / "data")
     spoil(root, "train/ai/003.png", "train/nature/010.png", "val/ai/002.png")
-    config = small_config(root, backbone_file)
-    undisturbed = tmp_path / "undisturbed"
-    bad = train.train(typed.read(config.to_dict(), Settings), undisturbed)
-    assert len(bad) == 3
-    script = (
-        "import sys, os; from cinemae_jax import train; n = int(sys.argv.pop(1)); seen = 0\n"
-        "from cinemae_jax.training.metrics_log import Metrics\n"
-        "write = Metrics.write\n"
-        "def kill_after(self, step, **values):\n"
-        "    global seen; seen += 1\n"
-        "    os.kill(os.getpid(), 9) if seen == n else write(self, step, **values)\n"
-        "Metrics.write = kill_after\n"
-        "sys.exit(train.main())\n"
-    )
-    overrides = flatten(config.to_dict())
-    command = [f"--config={ROOT / 'configs/sd14.py'}", f"--workdir={workdir}", *overrides]
-    for lives in (3, 2, 100):
-        process = subprocess.run(
-            [sys.executable, "-c", script, str(lives), *command],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        # 1: all done, but three images could not be read
-        assert process.returncode == (-signal.SIGKILL if lives < 100 else 1), process.stderr
-    assert "resumed" in process.stdout
-    assert lines(workdir) == lines(undisturbed)
-    assert results(workdir) == results(undisturbed)
-    for name in ("bad_images.csv", "scores.csv"):
-        assert (workdir / name).read_text() == (undisturbed / name).read_text()
-    repeated = train.train(typed.read(config.to_dict(), Settings), workdir)
-    assert len(repeated) == 3  # a finished run only evaluates again
-    assert results(workdir) == results(undisturbed)
+    config = small_settings(root, backbone_file)
+    write = metrics_log.Metrics.write
 
+    def trained(name: str, *, copy: str = "", before_line: int = 0) -> Path:
+        count = itertools.count(1)
 
-def spoil(root: Path, *names: str) -> None:
-    """Cuts off images of gen_a."""
-    for name in names:
-        path = root / "gen_a/imagenet_ai_test" / name
-        path.write_bytes(path.read_bytes()[:300])
+        def copy_and_write(log: metrics_log.Metrics, step: int, **values: float) -> None:
+            if next(count) == before_line:
+                shutil.copytree(tmp_path / name, tmp_path / copy)
+            write(log, step, **values)
 
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics_log.Metrics, "write", copy_and_write)
+            assert len(train.train(config, tmp_path / name)) == 3
+        return tmp_path / name
 
-def flatten(config: dict, prefix: str = "--config") -> list[str]:
-    """Overrides of every field, as a user would type them."""
-    flags = []
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flags += flatten(value, f"{prefix}.{name}")
-        else:
-            flags.append(f"{prefix}.{name}={value}")
-    return flags
+    undisturbed = trained("undisturbed", copy="killed", before_line=3)
+    killed = trained("killed", copy="killed again", before_line=2)
+    for workdir in (killed, trained("killed again")):
+        assert logged(workdir) == logged(undisturbed)
+        assert results(workdir) == results(undisturbed)
+        for name in ("bad_images.csv", "scores.csv"):
+            assert (workdir / name).read_text() == (undisturbed / name).read_text()
+    trained("killed again")  # a finished run is only evaluated again
+    assert results(tmp_path / "killed again") == results(undisturbed)
 
 
 def test_resuming_under_other_settings_is_refused(config: Settings, finished: Path) -> None:
@@ -328,27 +307,19 @@ def test_evaluate_repeats_the_table_of_training(
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_two(
-    data_set: Path, backbone_file: Path, tmp_path: Path, overrides: list[str], message: str
+    data_set: Path,
+    backbone_file: Path,
+    tmp_path: Path,
+    overrides: list[str],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    fields = flatten(small_config(data_set, backbone_file).to_dict())
-    process = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "cinemae_jax.train",
-            "--config=configs/sd14.py",
-            f"--workdir={tmp_path}",
-            *fields,
-            *overrides,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 2, process.stderr
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
-    assert len(process.stderr.strip().splitlines()) == 1
+    fields = as_flags(small_config(data_set, backbone_file).to_dict())
+    command = ["--config=configs/sd14.py", f"--workdir={tmp_path}", *fields, *overrides]
+    assert called(train.main, *command) == console.USAGE
+    printed = capfd.readouterr()
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
 
 
 def test_an_empty_workdir_cannot_be_evaluated(config: Settings, tmp_path: Path) -> None:
@@ -356,16 +327,10 @@ def test_an_empty_workdir_cannot_be_evaluated(config: Settings, tmp_path: Path) 
         evaluated(config, tmp_path)
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "pretrain"])
-def test_help_says_what_a_job_does(module: str) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", f"cinemae_jax.{module}", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0
-    assert f"python -m cinemae_jax.{module}" in process.stdout
+@pytest.mark.parametrize("job", [ablate, evaluate, extract, pretrain, train])
+def test_help_says_what_a_job_does(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(job.main, "--help") == console.OK
+    assert f"python -m {job.__name__}" in capsys.readouterr().out
 
 
 def test_a_torn_last_line_of_the_log_is_dropped(tmp_path: Path) -> None:
@@ -375,7 +340,7 @@ def test_a_torn_last_line_of_the_log_is_dropped(tmp_path: Path) -> None:
     with open(log.path, "a") as file:
         file.write('{"step": 3, "lo')
     metrics_log.Metrics(tmp_path, 2)
-    assert lines(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+    assert logged(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
 
 
 def test_tfds_gives_the_same_numbers_as_the_folder(config: Settings, tmp_path: Path) -> None:
@@ -387,7 +352,7 @@ def test_tfds_gives_the_same_numbers_as_the_folder(config: Settings, tmp_path: P
     assert genimage.main(command) == 0
     data = dataclasses.replace(data, root=str(tmp_path / "tfds"), source="tfds")
     from_tfds = train.train(dataclasses.replace(config, data=data), tmp_path / "records")
-    assert lines(tmp_path / "records") == lines(tmp_path / "folder")
+    assert logged(tmp_path / "records") == logged(tmp_path / "folder")
     assert results(tmp_path / "records") == results(tmp_path / "folder")
     assert [image.error for image in from_tfds] == [image.error for image in bad]
 
