@@ -138,7 +138,7 @@ def patch_counts(total: int) -> list[int]:
 
 
 def _random_orders(example_ids: np.ndarray, count: int) -> np.ndarray:
-    """(B, count): a random order of each example's masked patches, whose ids are in raster order."""
+    """(B, count) random orders of each example's masked patches, whose ids are in raster order."""
     return np.stack([np.random.default_rng(int(i)).permutation(count) for i in example_ids])
 
 
