@@ -104,15 +104,19 @@ def _difference(estimate: Estimate | None) -> str:
     return f"{100 * estimate.value:+.1f} {format_interval(estimate)}".strip()
 
 
-def legend(confidence: float) -> str:
+def legend(confidence: float, timed: bool = False) -> str:
     """What the columns mean, in one line."""
-    return (
+    meaning = (
         "Means over generators, per cent: mean of seeds ± standard deviation over seeds "
         f"[{confidence:.0%} bootstrap interval]. Δ: paired difference to the first row. reported: "
         "accuracy in the paper, on GenImage. trained: trained parameters per seed. +: the run was "
-        "interrupted, and the time before that is missing. ms/image: images in memory to logits, "
-        "without compilation, fastest of several repetitions."
+        "interrupted, and the time before that is missing."
     )
+    times = (
+        " ms/image: images in memory to logits, without compilation, fastest of several "
+        "repetitions."
+    )
+    return meaning + times * timed
 
 
 GENERATORS = "Accuracy by generator"
@@ -128,7 +132,7 @@ def as_text(title: str, table: Sequence[Line], confidence: float) -> str:
     timed = is_timed(table)
     first = _as_text(title, [header(timed), *(cells(line, timed) for line in table)])
     second = _as_text(GENERATORS, by_generator(table), max_width=NAME_WIDTH)
-    notes = [legend(confidence), *failures(table)]
+    notes = [legend(confidence, timed), *failures(table)]
     return "\n".join([*first, *notes, *second, GENERATORS_LEGEND, *drops(table)])
 
 
@@ -176,7 +180,7 @@ def as_markdown(title: str, table: Sequence[Line], confidence: float) -> str:
 
     timed = is_timed(table)
     main = lines([header(timed), *(cells(line, timed) for line in table)])
-    notes = [legend(confidence), *failures(table)]
+    notes = [legend(confidence, timed), *failures(table)]
     second = [f"## {GENERATORS}", lines(by_generator(table)), GENERATORS_LEGEND, *drops(table)]
     return "\n\n".join([f"# {title}", main, *notes, *second]) + "\n"
 

@@ -24,8 +24,8 @@ from tests.helpers.small_run import small_run
 
 @pytest.fixture(scope="module")
 def measured(data_set: Path, backbone_file: Path, tmp_path_factory: pytest.TempPathFactory):
-    """A detector with two crops, its images, and what the draws say of them."""
-    detector = small_bundle(backbone_file, eval_crops=2, root=str(data_set)).detector
+    """A detector with four crops, its images, and what the draws say of them."""
+    detector = small_bundle(backbone_file, eval_crops=4, root=str(data_set)).detector
     images = conditions.sample(catalog.scan(data_set).select(split="val"), 3)
     bad = BadImages(tmp_path_factory.mktemp("draws") / "bad.csv")
     measure = Draws(detector, one_device(), bad)
