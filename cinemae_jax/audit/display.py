@@ -145,32 +145,29 @@ def _signal(console: Console, found: Signal) -> None:
 def _statistics(condition: Condition) -> Table:
     """All statistics, means over generators: from the MAE, then from its controls."""
     first = condition.rows[0]
-    title = (
-        f"what a statistic is worth, {condition.name} images: retest over two draws of masks; AUC "
-        "above 0.5: ai is higher; lower/higher: generators where ai measurably is; beyond: AUC of "
-        f"what log σ² does not explain; mean of {len(first.generators)} generators; "
-        f"! {signal.WARNING}"
-    )
     others = condition.beside(first)
-    heads = ["retest", "AUC", "lower/higher", "KS", "overlap", "beyond log σ²"]
-    for other in others:
-        heads += [f"{other.source} {name}" for name in ("retest", "AUC", "KS", "overlap")]
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for i, head in enumerate(["score", "", *heads]):
-        wrapped = {"justify": "right", "max_width": 17} if i > 1 else {"no_wrap": True}
-        table.add_column(head, **wrapped)
+    short = {other.source: f"({i})" for i, other in enumerate(others, 1)}
+    named = ", ".join(f"{mark} {source}" for source, mark in short.items())
+    title = (
+        f"what a statistic is worth, {condition.name} images, mean of {len(first.generators)} "
+        f"generators: {first.source}; {named}. retest: correlation of two draws of masks; AUC "
+        "above 0.5: ai is higher; ai < >: generators where ai is measurably lower, higher; beyond: "
+        f"AUC of what log σ² does not explain. ! {signal.WARNING}"
+    )
+    heads = ["retest", "AUC", "ai < >", "KS", "overlap", "beyond log σ²"]
+    for mark in short.values():
+        heads += [f"{name} {mark}" for name in ("retest", "AUC", "KS", "overlap")]
+    table = _compact(title, "score", "", *heads)
     for row in condition.rows:
         if row.source != first.source:
             continue
         cells = [_retest(row.mean), _auc(row.mean.auc)]
-        cells += [f"{len(row.lower)}/{len(row.higher)}", _two(row.mean.ks), _overlap(row.mean)]
+        cells += [f"{len(row.lower)} {len(row.higher)}", _two(row.mean.ks), _overlap(row.mean)]
         cells.append(_auc(row.mean.beyond))
         for other in condition.beside(row):
             mean = other.mean
             cells += [_retest(mean), _two(mean.auc.value), _two(mean.ks), _overlap(mean)]
         table.add_row(row.score, SHORT[row.statistic], *cells)
-        if row.statistic == "perturbation_sensitivity":
-            table.add_section()
     return table
 
 
@@ -181,9 +178,8 @@ def _by_generator(condition: Condition, score: str) -> Table:
         for row in rows
         for what in ("retest", "AUC", "KS", "overlap")
     ]
-    table = _table(
-        f"{score} by generator, {condition.name} images", "generator", "nature + ai", *heads
-    )
+    title = f"{score} by generator, {condition.name} images"
+    table = _compact(title, "generator", "nature + ai", *heads)
     by_generator = zip(*([*row.generators, row.mean] for row in rows), strict=True)
     for worths in by_generator:
         cells = [
@@ -193,6 +189,16 @@ def _by_generator(condition: Condition, score: str) -> Table:
         ]
         counts = f"{worths[0].nature} + {worths[0].ai}"
         table.add_row(printable(worths[0].name), counts, *cells)
+    return table
+
+
+def _compact(title: str, *heads: str) -> Table:
+    """A table without lines between columns; titles break at spaces."""
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for i, head in enumerate(heads):
+        table.add_column(
+            head.replace(" ", "\n"), justify="right" if i > 1 else "left", overflow="fold"
+        )
     return table
 
 

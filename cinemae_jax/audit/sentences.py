@@ -150,7 +150,7 @@ def _score_in_words(condition: Condition, score: str) -> Iterator[str]:
     ]
     if crowded:
         yield (
-            f"ai and nature overlap by more than {MOST_OVERLAP:.0%} in {score} on "
+            f"ai and nature overlap by more than {100 * MOST_OVERLAP:.0f} % in {score} on "
             f"{condition.name} images, which the paper calls a signature of failure: "
             f"{'; '.join(crowded)}"
         )
@@ -165,9 +165,11 @@ def _beside_controls(condition: Condition, row: SignalRow) -> Iterator[str]:
     others["log σ²"] = next(one for one in condition.of(CONTROL) if one.statistic == MEAN)
     for control, gain in row.gains.items():
         auc = others[control].mean.auc
-        does = "better" if gain.low > 0 else "worse" if gain.high < 0 else "not measurably better"
+        does = "does not separate the classes measurably better"
+        if gain.low > 0 or gain.high < 0:
+            does = f"separates the classes {'better' if gain.low > 0 else 'worse'}"
         yield (
-            f"{name} separates the classes {does} than {_alone(control)}: mean AUC "
+            f"{name} {does} than {_alone(control)}: mean AUC "
             f"{number(row.mean.auc)} against {number(auc)} (distance from 0.5: {signed(gain)})"
         )
     rest = row.mean.beyond
@@ -175,7 +177,7 @@ def _beside_controls(condition: Condition, row: SignalRow) -> Iterator[str]:
         carries = "no measurable information" if rest.low <= 0.5 <= rest.high else "information"
         yield (
             f"{name} carries {carries} beyond log σ²: AUC {_with_interval(rest)} of what remains "
-            "after linear regression on it"
+            "of its ranks after regression on those of log σ²"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.ndimage import gaussian_filter1d
-from scipy.stats import iqr, ks_2samp
+from scipy.stats import iqr, ks_2samp, rankdata
 
 from cinemae_jax.data.records import CLASS_NAMES
 from cinemae_jax.evaluation.bootstrap import Names, Resampling, Weights, resamples
@@ -48,7 +48,7 @@ class Worth:
       nature, ai: number of images.
       retest: correlation over images of the statistic between two draws of masks.
       auc: of the statistic as a score for AI: below 0.5 where AI images have the lower values.
-      beyond: AUC of what remains after a linear regression on the mean log σ², over both classes.
+      beyond: AUC of what the mean log σ² does not explain (``residual``), fitted over both classes.
       overlap: of the classes' densities, 0 to 1.
       ks: Kolmogorov–Smirnov distance of the classes.
     """
@@ -200,11 +200,14 @@ def _bandwidth(values: Values) -> float:
 
 
 def residual(values: Values, control: Values) -> Values:
-    """What remains of a statistic after a linear regression on a control."""
-    centred = control - control.mean()
-    power = centred @ centred
-    slope = centred @ (values - values.mean()) / power if power > 0 else 0.0
-    return values - values.mean() - slope * centred
+    """What remains of a statistic's ranks after a linear regression on the ranks of a control.
+
+    Ranks, because an error in the units of σ² is a curved function of log σ², not a straight one.
+    """
+    ranks, controls = (rankdata(x) - (len(x) + 1) / 2 for x in (values, control))
+    power = controls @ controls
+    remains = ranks - (controls @ ranks / power if power > 0 else 0.0) * controls
+    return np.where(np.abs(remains) < 1e-9 * len(values), 0.0, remains)
 
 
 def weighted_auc(is_ai: Bool[np.ndarray, " n"], values: Values, weights: Weights) -> Values:
@@ -319,10 +322,7 @@ class _Generator:
     def worth(self, source: str, column: int) -> tuple[Worth, Float[np.ndarray, "2 r"]]:
         """What a statistic is worth, and its two AUCs with their resamples."""
         first, second = self._values[source][:, :, column].astype(np.float64).T
-        remains = residual(first, self._control)
-        if np.abs(remains).max() < 1e-5 * max(1.0, np.abs(first).max()):
-            remains = np.zeros_like(remains)  # rounding errors of float32
-        aucs = np.array([self._auc(first), self._auc(remains)])
+        aucs = np.array([self._auc(first), self._auc(residual(first, self._control))])
         nature, ai = first[~self._is_ai], first[self._is_ai]
         found = estimates(aucs, self._resampling.confidence, ("auc", "beyond"))
         same = retest(first, second)

@@ -82,6 +82,13 @@ def test_a_copy_of_the_control_has_nothing_beyond_it(rows) -> None:
     assert rows["MAE", NLL, MEAN].mean.beyond.high < 0.1  # the other way: not explained by it
 
 
+def test_a_curved_copy_of_the_control_leaves_nothing() -> None:
+    control = np.random.default_rng(0).normal(size=100)
+    np.testing.assert_array_equal(signal.residual(np.exp(2 * control), control), 0)
+    other = np.random.default_rng(1).normal(size=100)
+    assert np.corrcoef(signal.residual(other, control), other)[0, 1] > 0.9
+
+
 def test_a_constant_has_no_retest_and_overlaps_with_itself(rows) -> None:
     worth = rows["MAE", OTHER, "variability"].mean
     assert np.isnan(worth.retest)
