@@ -23,7 +23,8 @@ def main(coordinator: str, count: str, index: str, plan: str) -> int:
         hosts.require_shared(Path(workdir))
         kind: Any = PretrainSettings if module == "pretrain" else Settings
         job = getattr(importlib.import_module(f"cinemae_jax.{module}"), function)
-        job(typed.read(config, kind), Path(workdir))
+        settings = typed.read(config, kind)
+        job(settings.evaluation if module == "evaluate" else settings, Path(workdir))
     return hosts.leave(0)
 
 

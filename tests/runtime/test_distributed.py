@@ -194,7 +194,7 @@ def test_two_processes_of_four_devices_are_one(
     jobs = [
         ("extract", "extract", config, "run"),
         ("train", "train", config, "run"),
-        ("evaluate", "run", config, "scored"),
+        ("evaluate", "evaluate", config, "scored"),
         ("pretrain", "pretrain", dataclasses.asdict(pretrain_settings), "pretrained"),
     ]
     job.run_all([(*what, str(tmp_path / where)) for *what, where in jobs], 2, 4)
