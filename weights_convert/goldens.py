@@ -44,7 +44,7 @@ def _config(sizes: tuple[int, ...], target: Target, eps: float) -> MAEConfig:
 CASES = {
     "raw_16_huggingface": Case(
         _config((48, 16, 24, 3, 4, 16, 1, 2), "raw", 1e-12),
-        "huggingface", "additive", "deviation_plus_mismatch", 2,
+        "huggingface", "additive", "context_nll", 2,
     ),
     "norm_pix_14_facebook": Case(
         _config((42, 14, 24, 5, 3, 16, 3, 2), "norm_pix", 1e-6),

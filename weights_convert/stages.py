@@ -81,7 +81,7 @@ def random_inputs(
     num_runs: int = 2,
     seed: int = 0,
     fusion: Fusion = "additive",
-    variant: Score = "deviation_plus_mismatch",
+    variant: Score = "context_nll",
     hidden: int = 256,
 ) -> Inputs:
     """Images of blocks and grain, mask noise, and a head without a layer near zero."""

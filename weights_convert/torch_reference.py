@@ -19,7 +19,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 EPS = 1e-6
 STD_FLOOR = 1e-6
-LOGARITHMIC_SCORES = ("conditional_nll", "relative")
+LOGARITHMIC_SCORES = ("context_nll", "conditional_nll", "relative", "log_variance")
 GATE_BIAS = 2.0
 
 
@@ -165,6 +165,11 @@ def deviation(patches: Tensor, mean: Tensor, var: Tensor) -> Tensor:
 
 def score(terms: Terms, variant: str, weight: float = 1.0) -> Tensor:
     """Anomaly scores (B, K, M) of the named variant; ``weight`` is λ."""
+    log_determinant = (terms.context_variance + EPS).log().mean(-1, keepdim=True)
+    if variant == "context_nll":
+        return 0.5 * (terms.deviation + log_determinant) + weight * terms.mismatch
+    if variant == "log_variance":
+        return log_determinant.expand_as(terms.mismatch)
     if variant == "deviation_plus_mismatch":
         return terms.deviation + weight * terms.mismatch
     if variant == "reconstruction_deviation":

@@ -40,7 +40,7 @@ def detector() -> ConfigDict:
     config.anomaly = "statistics"  # or bands (by spatial frequency, beyond the paper)
     config.mask_ratio = 0.75
     config.pooling = "cls"  # or mean
-    config.score = "deviation_plus_mismatch"
+    config.score = "context_nll"  # docs/method.md lists the others
     config.mismatch_weight = 1.0  # λ
     config.learn_mismatch_weight = False
     config.statistics = ("variability", "mean_anomaly", "perturbation_sensitivity")

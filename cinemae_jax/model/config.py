@@ -7,11 +7,19 @@ CHANNELS = 3
 
 Target = Literal["raw", "norm_pix"]
 Score = Literal[
-    "deviation_plus_mismatch", "mismatch", "reconstruction_deviation", "conditional_nll", "relative"
+    "context_nll",
+    "deviation_plus_mismatch",
+    "mismatch",
+    "reconstruction_deviation",
+    "conditional_nll",
+    "relative",
+    "log_variance",
 ]
 SCORES: tuple[str, ...] = get_args(Score)
 # Scores that can be negative: the head reads their statistics without log1p.
-LOGARITHMIC_SCORES = ("conditional_nll", "relative")
+LOGARITHMIC_SCORES = ("context_nll", "conditional_nll", "relative", "log_variance")
+# Scores that use λ.
+WEIGHTED_SCORES = ("context_nll", "deviation_plus_mismatch", "reconstruction_deviation")
 
 Sensitivity = Literal["run", "patch"]
 Statistic = Literal["variability", "mean_anomaly", "perturbation_sensitivity"]  # s1, s2, s3
@@ -161,7 +169,7 @@ class DetectorConfig:
     anomaly: Anomaly = "statistics"
     mask_ratio: float = 0.75
     pooling: Pooling = "cls"
-    score: Score = "deviation_plus_mismatch"
+    score: Score = "context_nll"
     mismatch_weight: float = 1.0
     learn_mismatch_weight: bool = False
     statistics: tuple[Statistic, ...] = ("variability", "mean_anomaly", "perturbation_sensitivity")
@@ -226,7 +234,7 @@ class DetectorConfig:
                 "and must be above 0"
             )
         if (
-            self.score not in ("deviation_plus_mismatch", "reconstruction_deviation")
+            self.score not in WEIGHTED_SCORES
             or self.anomaly != "statistics"
             or self.fusion == "global"
         ):

@@ -15,11 +15,13 @@ EPS = 1e-6
 
 # The terms that each score reads; the other terms of ``Terms`` may be None.
 TERMS_OF: dict[str, tuple[str, ...]] = {
+    "context_nll": ("deviation", "mismatch", "context_variance"),
     "deviation_plus_mismatch": ("deviation", "mismatch"),
     "reconstruction_deviation": ("reconstruction_deviation", "mismatch"),
     "mismatch": ("mismatch",),
     "conditional_nll": ("mismatch", "context_variance"),
     "relative": ("mismatch", "patch_variance"),
+    "log_variance": ("mismatch", "context_variance"),
 }
 
 
@@ -124,7 +126,7 @@ def lcas(
     mismatch: Float[Array, "*batch k m"],
     weight: float | Float[Array, ""],
 ) -> Float[Array, "*batch k m"]:
-    """S = D + λ R, the default score."""
+    """S = D + λ R, the score ``deviation_plus_mismatch``."""
     return deviation + weight * mismatch
 
 
@@ -133,10 +135,14 @@ def score(
 ) -> Float[Array, "*batch k m"]:
     """The anomaly score of every masked patch, in the named variant (METHOD 3).
 
+    ``context_nll`` is ½[D + mean_c log(σ²_c + ε)] + λR: the negative log-likelihood of a patch under
+    a Gaussian with the mean and variance of the visible context, up to a constant, and λ times the
+    reconstruction error.  ``log_variance`` is its control: the contrast of the context alone.
+
     Args:
       terms: of one image or a batch; those of ``TERMS_OF[variant]`` are read.
       variant: one of ``SCORES``.
-      weight: λ, ``mismatch_weight``; only the two deviation scores use it.
+      weight: λ, ``mismatch_weight``; only ``WEIGHTED_SCORES`` use it.
 
     Raises:
       ValueError: if the variant is unknown, or a term that it reads is None.
@@ -146,6 +152,12 @@ def score(
     needed = terms.read(*TERMS_OF[variant])
     if variant == "mismatch":
         return needed[0]
+    if variant == "context_nll":
+        d, r, context_variance = needed
+        return 0.5 * (d + _log_determinant(context_variance)) + weight * r
+    if variant == "log_variance":
+        r, context_variance = needed
+        return jnp.broadcast_to(_log_determinant(context_variance), r.shape)
     if variant == "conditional_nll":
         r, context_variance = needed
         var = context_variance.mean(axis=-1, keepdims=True) + EPS
@@ -155,6 +167,11 @@ def score(
         return jnp.log(r + EPS) - jnp.log(v + EPS)
     d, r = needed
     return lcas(d, r, weight)
+
+
+def _log_determinant(context_variance: Float[Array, "*batch k c"]) -> Float[Array, "*batch k 1"]:
+    """mean_c log(σ²_c + ε): what the negative log-likelihood of a Gaussian has beyond D."""
+    return jnp.log(context_variance + EPS).mean(axis=-1, keepdims=True)
 
 
 def summarize(

@@ -111,7 +111,7 @@ def test_more_runs_mask_every_patch(detector: Detector) -> None:
 def test_invalid_requests_for_a_heat_map_raise(detector: Detector) -> None:
     with pytest.raises(ValueError, match="runs must be 1 or more"):
         detector.lcas_map(scene(0), runs=0)
-    with pytest.raises(ValueError, match="use one of deviation_plus_mismatch"):
+    with pytest.raises(ValueError, match="use one of context_nll"):
         detector.lcas_map(scene(0), score="colour")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="was not scored: empty file"):
         detector.predict(b"")[0].lcas_map()
@@ -150,7 +150,7 @@ def test_the_figure_explains_itself(detector: Detector, tmp_path: Path) -> None:
 # --- sanity: does the map depend on the model? (Adebayo and others, arXiv 1810.03292) -----------
 
 
-DEFAULT: Score = "deviation_plus_mismatch"
+DEFAULT: Score = "context_nll"
 Maps = dict[Score, np.ndarray]
 
 

@@ -82,7 +82,7 @@ def test_normalizer_standardises_and_survives_constant_inputs() -> None:
     ("fields", "message"),
     [
         ({"fusion": "sum"}, "detector.fusion .*additive"),
-        ({"score": "lcas"}, "detector.score .*deviation_plus_mismatch"),
+        ({"score": "lcas"}, "detector.score .*context_nll"),
         ({"pooling": "max"}, "detector.pooling"),
         ({"num_runs": -1}, "detector.num_runs"),
         ({"num_runs": 0}, "detector.num_runs .*'additive'"),

@@ -45,7 +45,10 @@ def scores_by_hand(t: dict, variant: str, weight: float) -> np.ndarray:
         for k in ("deviation", "reconstruction_deviation", "mismatch", "patch_variance")
     )
     s2 = np.mean(t["context_variance"])
+    log_determinant = sum(np.log(s + EPS) for s in t["context_variance"]) / C
     return {
+        "context_nll": 0.5 * (d + log_determinant) + weight * r,
+        "log_variance": np.full(len(d), log_determinant),
         "deviation_plus_mismatch": d + weight * r,
         "mismatch": r,
         "reconstruction_deviation": dr + weight * r,
@@ -149,6 +152,17 @@ def test_terms_do_not_leak_into_each_other(case: dict[str, np.ndarray]) -> None:
     other_context = terms_of(case | {"patches": patches})
     np.testing.assert_array_equal(before.mismatch[0], other_context.mismatch[0])
     assert np.abs(np.asarray(before.deviation[0] - other_context.deviation[0])).max() > 1e-3
+
+
+def test_contrast_moves_the_nll_by_its_logarithm_and_the_deviation_not_at_all(
+    case: dict[str, np.ndarray],
+) -> None:
+    """Three times the contrast: D is the same, the log-determinant log 3 more."""
+    low, high = terms_of(case), terms_of(case | {"patches": 3 * case["patches"] + 1})
+    # float32; ε is 1e-6 of the variance
+    np.testing.assert_allclose(high.deviation, low.deviation, rtol=1e-4)
+    nll = [lcas.score(terms, "context_nll", 0.0) for terms in (low, high)]
+    np.testing.assert_allclose(nll[1] - nll[0], np.log(3), atol=1e-4)
 
 
 def test_scores_are_float32_whatever_the_backbone_computes_in() -> None:

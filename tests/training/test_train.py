@@ -302,7 +302,7 @@ def test_evaluate_repeats_the_table_of_training(
         (["--config.trian.epochs=3"], "trian"),
         (["--config.train.epochs=many"], "many"),
         (["--config.backbone=/nowhere.safetensors"], "/nowhere.safetensors does not exist"),
-        (["--config.detector.score=best"], "use one of deviation_plus_mismatch"),
+        (["--config.detector.score=best"], "use one of context_nll"),
         (["--config=/nowhere.py"], "nowhere.py"),
     ],
 )
