@@ -288,7 +288,7 @@ def test_a_full_disk_keeps_what_is_there(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bank.os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space left on device.* parts of the bank are kept"):
+    with pytest.raises(OSError, match=r"No space left on device.* parts of the bank are kept"):
         extract.extract(config, tmp_path)
     kept = digests(tmp_path / "bank")
     assert kept

@@ -195,7 +195,7 @@ def test_two_processes_of_four_devices_are_one(
         ("extract", "extract", config, "run"),
         ("train", "train", config, "run"),
         ("evaluate", "evaluate", config, "scored"),
-        ("pretrain", "pretrain", dataclasses.asdict(pretrain_settings), "pretrained"),
+        ("training.pretraining", "pretrain", dataclasses.asdict(pretrain_settings), "pretrained"),
     ]
     job.run_all([(*what, str(tmp_path / where)) for *what, where in jobs], 2, 4)
     assert_same_run(tmp_path / "run", undisturbed)
