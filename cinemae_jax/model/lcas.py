@@ -135,9 +135,9 @@ def score(
 ) -> Float[Array, "*batch k m"]:
     """The anomaly score of every masked patch, in the named variant (METHOD 3).
 
-    ``context_nll`` is ½[D + mean_c log(σ²_c + ε)] + λR: the negative log-likelihood of a patch under
-    a Gaussian with the mean and variance of the visible context, up to a constant, and λ times the
-    reconstruction error.  ``log_variance`` is its control: the contrast of the context alone.
+    ``context_nll`` is ½[D + mean_c log(σ²_c + ε)] + λR: up to a constant, the negative
+    log-likelihood of a patch under a Gaussian with mean and variance of the visible context, and λ
+    times the reconstruction error.  ``log_variance`` is its control: the context's contrast alone.
 
     Args:
       terms: of one image or a batch; those of ``TERMS_OF[variant]`` are read.
