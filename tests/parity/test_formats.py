@@ -169,7 +169,7 @@ def test_pickle_bomb_does_not_go_off(plain: bool, facebook: FacebookMAE, tmp_pat
         torch.save(content, source)
     message = refusal(source, Options(**HEADS))
     assert not crater.exists()
-    assert "mkdir" in message
+    assert "would run" in message
     assert main(["convert", str(source), "--out", str(tmp_path / "o.safetensors")]) == 2
 
 
