@@ -208,7 +208,7 @@ def test_options_reach_the_detector(
     assert list(maps.iterdir()) == [Path(row["heatmap"])]
     assert refused["heatmap"] is None
     assert run(small, folder / "a.png", "--threshold-fpr", 0.02) == 0
-    assert "2 %" in capsys.readouterr().out
+    assert " 2 % of nature" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
