@@ -1,6 +1,6 @@
-# make demo: the main job on the bundled images, set-up included.   make test: the tests.
-# Everything is installed into .venv; nothing outside this folder is touched, but that `make test`, run
-# as root on Debian, installs a browser where there is none.
+# make demo: sets up .venv, then trains and scores on the bundled images.   make test: runs the tests.
+# Everything is installed into .venv and stays in this folder, with one exception: as root on Debian,
+# `make test` installs a browser if there is none.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,9 +15,9 @@ CACHED := XDG_CACHE_HOME='$(CURDIR)/.cache'
 
 demo: $(VENV)/.package
 	rm -rf $(DEMO)
-	@echo "1. A head trained on the 28 bundled training images: it shows how training works, no more."
+	@echo "1. Train a head on the 28 bundled training images: this only shows how training works."
 	$(CACHED) $(BIN)/python -m cinemae_jax.train --config configs/demo.py --workdir $(DEMO)/trained
-	@echo "2. The bundled detector on the bundled test images, none of which it has seen."
+	@echo "2. Score the bundled test images with the bundled detector, which has seen none of them."
 	$(CACHED) $(BIN)/python -m cinemae_jax.evaluate --config configs/demo.py --workdir $(DEMO) \
 		--config.eval.detector=tiny
 
@@ -27,7 +27,7 @@ test: $(VENV)/.test $(VENV)/.browser
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -m parity -n auto --dist loadfile $(ARGS)
 
-# Times the backbone beside PyTorch; minutes, and only meaningful on a quiet machine.
+# Times the package against PyTorch; takes minutes, needs a quiet machine.
 bench: $(VENV)/.parity
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -40,17 +40,17 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Rebuilds the bundled images from their packages; needs a Debian system.
+# Rebuilds the bundled images from their Debian packages; needs a Debian system.
 demo-images: $(VENV)/.test
 	$(BIN)/python scripts/build_demo_set.py
 
-# Rewrites the files that the PyTorch reference vouches for.
+# Rewrites the fixtures computed by the PyTorch reference.
 goldens: $(VENV)/.parity
 	$(BIN)/python -m weights_convert goldens
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+		{ echo "Python 3.11 or newer is needed: run make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.package: pyproject.toml | $(VENV)/bin/python
@@ -61,8 +61,8 @@ $(VENV)/.test: pyproject.toml $(VENV)/.package
 	$(PIP) --editable '.[test]'
 	touch $@
 
-# For the tests of the page: Debian's Chromium, where there is no browser and apt-get may bring one.
-# Where it may not, those tests are skipped and say so.
+# The tests of the web page need a browser.  Installs Debian's Chromium if there is none and apt-get is
+# available to root; otherwise those tests are skipped and say so.
 $(VENV)/.browser: | $(VENV)/bin/python
 	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome; do \
 		command -v "$$name" >/dev/null && exit 0; \
@@ -71,8 +71,8 @@ $(VENV)/.browser: | $(VENV)/bin/python
 	{ apt-get -qq update; apt-get -qq -y install --no-install-recommends chromium; } >/dev/null 2>&1; true
 	@touch $@
 
-# TORCH names the build. Where pip has an index of CPU builds, this version is a few hundred MB;
-# the wheel for CUDA that PyPI itself holds for Linux works too, and is some gigabytes.
+# TORCH selects the build.  A CPU build (from an index that pip knows) is a few hundred MB; PyPI's own
+# CUDA wheel for Linux also works and takes some gigabytes.
 $(VENV)/.parity: pyproject.toml $(VENV)/.test
 	$(PIP) '$(TORCH)'
 	$(PIP) --editable '.[test,parity]'

@@ -28,11 +28,12 @@ from cinemae_jax import typed
 from cinemae_jax.configs import sd14
 from cinemae_jax.data import records
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import resuming, trained
 from cinemae_jax.features import bank
 from cinemae_jax.features.bank import Recipe, Stored
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import BankedSet, Sets
+from cinemae_jax.features.splits import Data
 from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import MAEConfig, vit_large
 from cinemae_jax.runtime.checkpoints import Checkpoints
@@ -71,7 +72,16 @@ def random_features(count: int, model: MAEConfig) -> dict[str, np.ndarray]:
 
 def banked(count: int, config: Settings, model: MAEConfig) -> BankedSet:
     stored = Stored(random_features(count, model), np.full(count, ""))
-    return BankedSet(catalog_of(count), stored, config, model, Replicas())
+    return BankedSet(
+        catalog_of(count),
+        stored,
+        config.detector,
+        config.masks,
+        model,
+        Replicas(),
+        batch_size=config.eval.batch_size,
+        num_views=config.features.num_views,
+    )
 
 
 def seconds_of_training(config: Settings, sets: Sets, model: MAEConfig) -> float:
@@ -80,11 +90,10 @@ def seconds_of_training(config: Settings, sets: Sets, model: MAEConfig) -> float
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder)
         with Checkpoints(workdir / "checkpoints", best=resuming.validation_score) as checkpoints:
-            images = sets.train.images, sets.validation.images
-            metadata = trained.metadata(config, backbone, *images)
-            bad = BadImages(workdir / "bad.csv")
+            data = Data(sets.train.images, sets.validation.images, sets.test.images)
+            metadata = trained.metadata(config, backbone, data)
             begin = time.perf_counter()
-            fitting.fit(config, sets, backbone, workdir, Replicas(), bad, checkpoints, metadata)
+            fitting.fit(config, sets, backbone, Run.start(workdir), checkpoints, metadata)
             return time.perf_counter() - begin
 
 
@@ -161,7 +170,8 @@ def main() -> None:
     terms = 2 * config.detector.num_runs * train.stored.columns["mismatch"].shape[-1]
     for num_seeds in map(int, options.seeds.split(",")):
         seeded = dataclasses.replace(config, num_seeds=num_seeds)
-        sets = Sets(*(dataclasses.replace(s, config=seeded) for s in (train, held, held)))
+        masks = seeded.masks
+        sets = Sets(*(dataclasses.replace(s, masks=masks) for s in (train, held, held)))
         taken = seconds_of_training(seeded, sets, model)
         arithmetic = seen * num_seeds * head_flops(model, config.detector.hidden) / rates[0]
         memory = seen * 4 * (model.width + num_seeds * terms) / rates[1]

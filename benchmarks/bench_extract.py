@@ -40,7 +40,7 @@ from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import inputs
 from cinemae_jax.detector.api import Detector
-from cinemae_jax.features import filling, splits
+from cinemae_jax.features import extraction, filling, splits
 from cinemae_jax.features.extraction import Extractor
 from cinemae_jax.features.sources import OnlineSet
 from cinemae_jax.model.cinemae import Backbone, random_backbone
@@ -78,21 +78,20 @@ def model(preset: str) -> tuple[Settings, Backbone, Detector | None]:
 
 
 def extractions(
-    images: Catalog, folder: Path, extractor: Extractor, backbone: Backbone
+    config: Settings, images: Catalog, folder: Path, extractor: Extractor, backbone: Backbone
 ) -> dict[str, measure.Run]:
     """Features from memory, and what stands between them and files."""
-    config, source = extractor.config, OnlineSet(images, extractor)
+    source = OnlineSet(images, extractor, config.data, config.features.batch_size)
     data = splits.Data(images, images, images)
     bank, bad = filling.banks(config, data, backbone, folder)["test"], BadImages(folder / "bad.csv")
 
     def batches() -> Iterable[Batch]:
-        rows = range(len(images))
-        return source.views(bank.transform, bank.num_calls, rows, config.features.batch_size)
+        return source.views(bank.transform, bank.num_calls, range(len(images)))
 
     decoded = list(batches())
 
     def features() -> None:
-        for _, found in filling._ahead(extractor(extractor.storing, decoded)):
+        for _, found in extraction.ahead(extractor(extractor.storing, decoded)):
             merge(found)
 
     def decoding() -> None:
@@ -101,7 +100,7 @@ def extractions(
 
     def extract() -> None:
         for part in bank.parts:
-            filling._extract(part, bank, extractor, bad, tqdm(disable=True))
+            filling.extract_part(part, bank, source, bad, tqdm(disable=True))
 
     return {"decoding": decoding, "features": features, "extract": extract}
 
@@ -120,14 +119,14 @@ def predictions(detector: Detector, paths: list[Path]) -> dict[str, measure.Run]
 def bench(preset: str, count: int, rounds: int) -> dict[str, Any]:
     """Runs the comparison on both kinds of files."""
     config, backbone, detector = model(preset)
-    extractor = Extractor(config, backbone, Replicas())
+    extractor = Extractor(config.detector, config.masks, backbone, Replicas())
     result: dict[str, Any] = {}
     for kind, suffix in KINDS.items():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             bench_loader.write_images(folder / "files", count, suffix)
             images = catalog.scan(folder / "files")
-            runs = extractions(images, folder, extractor, backbone)
+            runs = extractions(config, images, folder, extractor, backbone)
             if detector:
                 paths = [images.root / path for path in images.table["path"].to_pylist()]
                 runs |= predictions(detector, paths)

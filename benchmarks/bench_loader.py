@@ -63,7 +63,9 @@ def floor(work: Work, threads: int) -> float:
 def loading(work: Work, threads: int) -> float:
     """Images a second."""
     begin = time.perf_counter()
-    batches = loader.eval_batches(work.images, work.crop, batch_size=BATCH, num_threads=threads)
+    batches = loader.Loader(work.images, work.crop, num_threads=threads).eval_batches(
+        batch_size=BATCH
+    )
     count = sum(int(batch["valid"].sum()) for batch in batches)
     return count / (time.perf_counter() - begin)
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, torch_peer
-from cinemae_jax import pretrain
 from cinemae_jax.configs import pretrain_tiny
 from cinemae_jax.model.cinemae import random_backbone
 from cinemae_jax.model.config import MAEConfig
@@ -50,7 +49,7 @@ def jax_run(settings: Any, batch: int, dtype: str) -> Any:
         "epoch": np.zeros(batch, np.int32),
         "valid": np.ones(batch, bool),
     }
-    placed = replicas.shard(arrays, pretrain.INPUTS)
+    placed = replicas.shard(arrays, pretraining.INPUTS)
 
     def run() -> None:
         nonlocal state

@@ -14,9 +14,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cinemae_jax import typed
-from cinemae_jax.data.unread import BadImage, BadImages
+from cinemae_jax.data.unread import BadImage
 from cinemae_jax.detector import loading, trained
 from cinemae_jax.features import filling, splits
+from cinemae_jax.features.extraction import Extractor
+from cinemae_jax.features.run import Run
 from cinemae_jax.runtime import collectives, jobs, progress
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
@@ -33,19 +35,18 @@ def extract(config: Settings, workdir: Path, replicas: Replicas | None = None) -
     Returns:
       The images that could not be read: they are rows with a reason.
     """
-    replicas = replicas or Replicas()
-    replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
-    data = splits.read_data(config)
-    backbone = loading.load_backbone(config)
+    run = Run.start(workdir, replicas)
+    run.replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
+    data = splits.read_data(config.data)
+    backbone = loading.load_backbone(config.backbone, config.runs)
     progress.say(f"backbone  {trained.describe(backbone)}")
-    bad = BadImages(workdir / splits.BAD_IMAGES, replicas.host)
     made = filling.banks(config, data, backbone, workdir)
-    recipes = {f"{name} of the bank": one.made_of() for name, one in made.items()}
-    collectives.require_equal(recipes)
-    filling.fill(made, config, backbone, replicas, bad)
-    splits.share_bad_images(bad)
-    splits.report_bad_images(workdir, bad.listed)
-    return bad.listed
+    collectives.require_equal({f"{name} of the bank": one.made_of() for name, one in made.items()})
+    local = Extractor(config.detector, config.masks, backbone, run.replicas.local)
+    filling.fill(made, config.data, local, run)
+    splits.share_unread(run.unread)
+    splits.report_unread(workdir, run.unread.listed)
+    return run.unread.listed
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,16 +6,15 @@ Config files (``configs/*.py``) state every field; these classes say what each m
 import dataclasses
 import math
 import typing
+from pathlib import Path
 
-from cinemae_jax.data import catalog
 from cinemae_jax.data.augment import Augment
-from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.loader import Images, from_catalog
+from cinemae_jax.data.collection import Source
 from cinemae_jax.data.transforms import MultiCrop
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.typed import require
 
-Source = typing.Literal["folder", "tfds"]
 FeatureSource = typing.Literal["bank", "online"]
 
 
@@ -24,19 +23,19 @@ class DataSettings:
     """Which images, and how they become squares.
 
     Attributes:
-      root: folder of the data set in a known layout, a CSV or Parquet list (``data.catalog``), or
-        the folder that ``data.genimage`` has built into.
+      root: folder in a known layout, CSV or Parquet list (``data.catalog``), or the TFDS folder
+        that ``data.genimage`` writes.
       source: ``folder`` (or list), or ``tfds``.
       quarantine: CSV of images to leave out, as ``cinemae doctor`` writes it; empty for none.
-      train_generators: whose ``train`` split the head learns from.
-      test_generators: whose ``val`` split is scored; empty means all.
-      holdout: share of the training images kept for validation, picked by their ids.
+      train_generators: the head learns from their ``train`` splits.
+      test_generators: their ``val`` splits are scored; empty means all.
+      holdout: share of the training images kept for validation, chosen by their ids.
       resize: shorter side before cropping, pixels; 0 keeps native pixels.
-      num_crops: crops of an image: in training each is judged by itself, in scoring their logits
-        are averaged, and 1 is the centre crop, other squares (4, 9, ...) a grid.
-      random_crop, flip, augment: of training images, of both classes alike.
+      num_crops: crops per image.  Training judges each alone; scoring averages their logits: 1 is
+        the centre crop, other squares (4, 9, ...) form a grid.
+      random_crop, flip, augment: of training images, for both classes alike.
       num_threads: decoding threads.
-      eval_crops: of the grid in scoring, if it is to look at more or fewer; 0 means ``num_crops``.
+      eval_crops: crops per image in scoring; 0 means ``num_crops``.
     """
 
     root: str
@@ -65,35 +64,13 @@ class DataSettings:
         crops = "eval_crops" if self.eval_crops else "num_crops"
         if math.isqrt(self.scored_crops) ** 2 != self.scored_crops:
             raise ValueError(
-                f"config.data.{crops} is {self.scored_crops}: scored crops lie on a square grid, "
+                f"config.data.{crops} is {self.scored_crops}: scored crops form a square grid, "
                 "so use a square number (1, 4, 9, …)"
             )
 
-    def scan(self) -> Catalog:
-        """All images of the data set but the quarantined ones.
-
-        Raises:
-          CatalogError: if there is no data set, or it cannot be understood.
-        """
-        if self.source == "tfds":
-            from cinemae_jax.data import tfds_records  # TFDS takes a second to import
-
-            found, _ = tfds_records.open_tfds(self.root)
-        else:
-            found = catalog.scan(self.root)
-        return found.without_listed(self.quarantine) if self.quarantine else found
-
-    def images(self, some: Catalog) -> Images:
-        """The files of some of the images of ``scan``."""
-        if self.source == "tfds":
-            from cinemae_jax.data import tfds_records
-
-            return tfds_records.from_catalog(some)
-        return from_catalog(some)
-
     @property
     def scored_crops(self) -> int:
-        """Crops of an image that its score rests on."""
+        """Crops per image in scoring."""
         return self.eval_crops or self.num_crops
 
     def eval_transform(self, size: int) -> MultiCrop:
@@ -117,16 +94,16 @@ class FeatureSettings:
 
     Attributes:
       source: ``bank``: one pass of the backbone, kept on disk, for any number of epochs, seeds and
-        heads; ``online``: anew in every step.
+        heads; ``online``: computed in every step.
       bank: folder of the bank; empty for ``bank`` in the run's folder.
       seed: of masks and augmentation.
-      num_runs: R, masking runs stored of each image, of which every epoch draws K; 0 (online only)
+      num_runs: R, masking runs stored per image; every epoch draws K of them.  0 (online only)
         means a new mask every time.
-      num_views: V, augmented views stored of each training image, which the epochs show in turn;
-        0 (online only) means a new view every epoch.
+      num_views: V, augmented views stored per training image; epochs use them in turn.  0 (online
+        only) means a new view every epoch.
       batch_size: images at a time through the backbone, over all devices.
-      shard_images: images a file of the bank.
-      memory: GB of features held in memory; larger ones are read from a scratch file.
+      shard_images: images per file of the bank.
+      memory: GB of features held in memory; more is read from a scratch file.
     """
 
     source: FeatureSource
@@ -162,11 +139,11 @@ class TrainSettings:
       batch_size: images a step, over all devices.
       epochs: passes over the training images.
       learning_rate: at the peak.
-      warmup: share of the steps with rising learning rate.
+      warmup: share of the steps during which the learning rate rises.
       weight_decay: of all kernels of the head.
       global_weight_decay: in fusion ``logit``, of the pathway that reads f_global alone.
-      standardize_images: number of training images that the head's inputs are standardised by.
-      checkpoint_every: steps; besides, every epoch ends with a validated checkpoint.
+      standardize_images: training images whose statistics standardise the head's inputs.
+      checkpoint_every: steps; every epoch ends with a validated checkpoint as well.
     """
 
     batch_size: int
@@ -198,14 +175,14 @@ class EvalSettings:
     """How results are measured.
 
     Attributes:
-      detector: what ``evaluate`` scores with: the folder of a run, a file of `cinemae bundle`, or
-        the name of a bundled one; empty for the run in its workdir.
+      detector: what ``evaluate`` scores with: folder of a run, file of `cinemae bundle`, or bundled
+        name; empty for the run in its workdir.
       batch_size: images at a time, over all devices.
       bootstrap: resamples of every interval; 0 for none.
       confidence: of the intervals, for example 0.95.
-      fpr: share of photographs, at most, that a verdict may call AI; its threshold comes from the
-        held-out images of training.
-      fnr: share of AI images, at most, that a verdict may call nature.
+      fpr: largest share of photographs that may be called AI; the threshold comes from the held-out
+        training images.
+      fnr: largest share of AI images that may be called nature.
     """
 
     detector: str
@@ -223,13 +200,33 @@ class EvalSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """What an evaluation chooses; everything else belongs to the trained detector.
+
+    Attributes:
+      backbone: used where that file exists; of a named detector, where its own does not.
+      root, source, quarantine, test_generators, num_threads: as in ``DataSettings``.
+      eval: how results are measured.  A named detector keeps its own ``fpr`` and ``fnr``, so that
+        its verdicts are those of ``predict``.
+    """
+
+    backbone: str
+    root: str
+    source: Source
+    quarantine: str
+    test_generators: tuple[str, ...]
+    num_threads: int
+    eval: EvalSettings
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """A whole config file of train and evaluate.
 
     Attributes:
-      seed: of the head's first parameters and of the order of the images.
-      num_seeds: heads trained at once, from seeds ``seed``, ``seed`` + 1, ...; they share the order
-        of the images, and draw their masks each for itself.
+      seed: of the head's initial parameters and of the order of the images.
+      num_seeds: heads trained at once, with seeds ``seed``, ``seed`` + 1, ...; they share the order
+        of the images, and each draws its own masks.
       backbone: file, or the name of a bundled one.
     """
 
@@ -248,8 +245,46 @@ class Settings:
         if stored < wanted and (stored or self.features.source == "bank"):
             raise ValueError(
                 f"config.features.num_runs {stored} is below config.detector.num_runs {wanted}: "
-                "an image needs as many stored runs as the head sees"
+                "store at least as many runs per image as the head reads"
             )
+
+    @property
+    def runs(self) -> dict[str, int]:
+        """Numbers of masked runs, by the field that asks for them."""
+        stored = self.features.num_runs if self.features.source == "bank" else 0
+        return {
+            "config.detector.num_runs": self.detector.num_runs,
+            "config.features.num_runs": stored,
+        }
+
+    @property
+    def masks(self) -> Masks:
+        """Which masking runs an image gets."""
+        stored = self.features.num_runs
+        return Masks(self.features.seed, self.detector.num_runs, stored, self.num_seeds)
+
+    @property
+    def evaluation(self) -> EvaluationSettings:
+        """The part that an evaluation reads."""
+        names = ("root", "source", "quarantine", "test_generators", "num_threads")
+        data = {name: getattr(self.data, name) for name in names}
+        return EvaluationSettings(backbone=self.backbone, eval=self.eval, **data)
+
+    def evaluated_as(self, asked: EvaluationSettings) -> "Settings":
+        """The settings of a trained detector for an evaluation."""
+        names = ("root", "source", "quarantine", "test_generators", "num_threads")
+        data = dataclasses.replace(self.data, **{name: getattr(asked, name) for name in names})
+        measured = asked.eval
+        if measured.detector:
+            measured = dataclasses.replace(measured, fpr=self.eval.fpr, fnr=self.eval.fnr)
+        return dataclasses.replace(self, data=data, eval=measured)
+
+    def portable(self, root: str) -> "Settings":
+        """The same without the paths of this machine; ``root`` stands in for the data set's."""
+        data = dataclasses.replace(self.data, root=root, quarantine="")
+        features = dataclasses.replace(self.features, bank="")
+        name = Path(self.backbone).name
+        return dataclasses.replace(self, data=data, features=features, backbone=name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,8 +293,8 @@ class PhotoSettings:
 
     Attributes:
       photos: folders.
-      scale: least and largest share of the area that a random crop takes.
-      native: share of the samples that are squares of unresampled pixels instead.
+      scale: smallest and largest share of the area that a random crop takes.
+      native: share of the samples that are squares of native pixels instead.
       holdout: share of the photographs kept for the validation loss.
       num_threads: decoding threads.
     """

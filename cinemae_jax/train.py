@@ -16,10 +16,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cinemae_jax import typed
-from cinemae_jax.data.unread import BadImage, BadImages
+from cinemae_jax.data.unread import BadImage
 from cinemae_jax.detector import loading, resuming, trained
 from cinemae_jax.evaluation import results
 from cinemae_jax.features import filling, splits
+from cinemae_jax.features.run import Run
 from cinemae_jax.runtime import collectives, jobs, progress
 from cinemae_jax.runtime.checkpoints import Checkpoints, Interrupted
 from cinemae_jax.runtime.devices import Replicas
@@ -38,31 +39,31 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
     Returns:
       The images that could not be read.
     """
-    replicas = replicas or Replicas()
-    replicas.check_batch_size(config.train.batch_size, "config.train.batch_size")
-    replicas.check_batch_size(config.eval.batch_size, "config.eval.batch_size")
+    run = Run.start(workdir, replicas)
+    run.replicas.check_batch_size(config.train.batch_size, "config.train.batch_size")
+    run.replicas.check_batch_size(config.eval.batch_size, "config.eval.batch_size")
     if config.features.source == "bank":
-        replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
-    data = splits.read_data(config)
-    backbone = loading.load_backbone(config)
+        run.replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
+    data = splits.read_data(config.data)
+    backbone = loading.load_backbone(config.backbone, config.runs)
     progress.say(f"backbone  {trained.describe(backbone)}")
     progress.say(f"train     {data.train.describe()}; held out {len(data.validation)}")
-    bad = BadImages(workdir / splits.BAD_IMAGES, replicas.host)
     with Checkpoints(workdir / "checkpoints", best=resuming.validation_score) as checkpoints:
-        metadata = trained.metadata(config, backbone, data.train, data.validation)
+        metadata = trained.metadata(config, backbone, data)
         collectives.require_equal(metadata | {"test_images": data.test.fingerprint})
         resuming.require_resumable(checkpoints, metadata, backbone)
         if not (checkpoints.latest or Interrupted(checkpoints).step):
-            bad.forget()
-        sets = filling.open_sets(config, data, backbone, workdir, replicas, bad)
-        fitting.fit(config, sets, backbone, workdir, replicas, bad, checkpoints, metadata)
+            run.unread.forget()
+        sets = filling.open_sets(config, data, backbone, run)
+        fitting.fit(config, sets, backbone, run, checkpoints, metadata)
     best = loading.load(workdir, which="best", backbone=config.backbone)
-    best = dataclasses.replace(best, settings=config)  # evaluation may be asked for anew, otherwise
-    results.evaluate(best, sets.test, workdir, bad, replicas)
-    splits.share_bad_images(bad)
-    parts = data.train, data.validation, data.test  # the list may hold other sets, evaluated here
-    unread = sorted((image for part in parts for image in bad.of(part)), key=lambda one: one.path)
-    splits.report_bad_images(workdir, unread)
+    # settings that do not change the head may differ from the checkpoint's: these are the new ones
+    results.evaluate(dataclasses.replace(best, settings=config), sets.test, run)
+    splits.share_unread(run.unread)
+    parts = data.train, data.validation, data.test  # the list may hold images of other data sets
+    listed = (image for part in parts for image in run.unread.of(part))
+    unread = sorted(listed, key=lambda image: image.path)
+    splits.report_unread(workdir, unread)
     return unread
 
 

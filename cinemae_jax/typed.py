@@ -1,4 +1,4 @@
-"""Nested mappings to dataclasses, every field checked by its type hint."""
+"""Checks a nested mapping against a dataclass and its type hints, and converts it."""
 
 import dataclasses
 import math
@@ -10,34 +10,35 @@ T = TypeVar("T")
 
 
 def read(config: Mapping[str, Any], kind: type[T], *, saved: bool = False) -> T:
-    """Checks a config (``ConfigDict.to_dict``) and makes it typed.
+    """Converts a config (``ConfigDict.to_dict``) to a dataclass.
 
     Args:
-      config: nested.
-      kind: dataclass, whose fields are numbers, strings, tuples, literals or dataclasses.
-      saved: it came with a trained detector, whose version may have had fewer fields: those with a
-        default may be missing.
+      config: nested mapping.
+      kind: dataclass whose fields are numbers, strings, tuples, literals or dataclasses.
+      saved: the config was saved with a detector, perhaps by a version with fewer fields; fields
+        that have a default may be missing.
 
     Raises:
-      ValueError: naming the first field that is missing, unknown, of the wrong type or impossible.
+      ValueError: naming the first field that is missing, unknown, of the wrong type or out of
+        range.
     """
     return _read(kind, config, "config", saved)
 
 
 def require(section: str, settings: Any, **ranges: tuple[float, float | None]) -> None:
-    """Checks numbers of a section, each against its closed range.
+    """Checks numeric fields of a section against closed ranges.
 
     Args:
-      section: what the config file calls it.
-      settings: typed.
-      **ranges: by field, least and greatest value; None for no greatest.
+      section: its name in the config file.
+      settings: the section.
+      **ranges: (minimum, maximum) of each field; a maximum of None means no limit.
 
     Raises:
-      ValueError: naming the first field outside of its range, or that is no number (NaN).
+      ValueError: naming the first field that is out of range or NaN.
     """
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
-        if not low <= value <= (math.inf if high is None else high):  # nor is it NaN
+        if not low <= value <= (math.inf if high is None else high):  # also refuses NaN
             bounds = f"between {low} and {high}" if high is not None else f"{low} or more"
             raise ValueError(f"{section}.{name} must be {bounds}, is {value}")
 
@@ -52,7 +53,7 @@ def _read(kind: Any, section: Any, name: str, saved: bool) -> Any:
     if unknown or missing:
         problems = [f"{name}.{field} is not a setting" for field in unknown]
         problems += [f"{name}.{field} is missing" for field in missing]
-        raise ValueError("; ".join(problems) + f" (there are: {', '.join(hints)})")
+        raise ValueError("; ".join(problems) + f" (known fields: {', '.join(hints)})")
     values = {
         field: _read(hint, section[field], f"{name}.{field}", saved)
         if dataclasses.is_dataclass(hint)
@@ -71,11 +72,11 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
             raise ValueError(f"{name} must be a tuple, is {value!r}")
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         if len(kinds) != len(value):
-            raise ValueError(f"{name} must be a tuple, is {value!r}")
+            raise ValueError(f"{name} must be a tuple of {len(kinds)} values, is {value!r}")
         pairs = zip(kinds, value, strict=True)
         return tuple(_typed(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(pairs))
     if origin is typing.Literal:
-        return value  # the class says what is allowed
+        return value  # checked by the dataclass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

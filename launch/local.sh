@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Runs a job as several processes of this machine, each with CPU devices of its own: a cluster to
-# try things on.  (One process drives all GPUs of a machine by itself.)
+# Runs a job as several processes on this machine, each with its own CPU devices: a cluster for
+# tests.  (For GPUs you do not need it: one process drives all GPUs of a machine.)
 #
 #   launch/local.sh --processes 2 --devices 4 -- train --config configs/sd14.py --workdir runs/x ...
 #
-#   --processes N   how many (default 2)
-#   --devices N     CPU devices of each (default 1)
-#   --restarts N    how often to start all again after a pre-emption (exit code 75) or the death of
-#                   a process by a signal (default 0)
-#   --port N        of the coordinator (default: a free one)
-#   --logs DIR      what the processes say goes there, process-0.log and so on (default: what the
-#                   first one says to the terminal, and the errors of all, by their number)
+#   --processes N   number of processes (default 2)
+#   --devices N     CPU devices per process (default 1)
+#   --restarts N    restarts after a preemption (exit code 75) or after a signal has killed a
+#                   process (default 0)
+#   --port N        port of the coordinator (default: a free one)
+#   --logs DIR      write the output to DIR/process-0.log and so on (default: stdout of process 0
+#                   and stderr of all, prefixed by their number, on the terminal)
 #   --dry-run       print the commands and stop
 #
-# SIGTERM is passed on: every process saves and ends with 75.  When one fails, the others are ended.
-# The exit code is 75 if any process ended with it, else that of the first one that failed.
+# SIGTERM is passed on: every process saves its state and exits with 75.  When a process fails, the
+# others are killed.  The exit code is 75 if any process exited with 75, else that of the first
+# process that failed.
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
@@ -51,7 +52,7 @@ pass_on() {
 }
 trap pass_on TERM INT
 
-# Becomes one process.
+# Replaces this subshell by one process of the job.
 start() {
   local id=$1
   shift
@@ -65,7 +66,7 @@ start() {
   JAX_PLATFORMS=cpu XLA_FLAGS=$flags exec "$@"
 }
 
-# Starts all processes and waits; leaves the exit code in $code.
+# Starts all processes and waits for them; sets $code.
 run() {
   local id pid status address flags deadline=''
   address=localhost:${port:-$(free_port)}
@@ -82,7 +83,7 @@ run() {
     start "$id" "${command[@]}" &
     children+=($!)
   done
-  [ -z "$preempted" ] || pass_on # the signal came while they were started
+  [ -z "$preempted" ] || pass_on # a signal came during the start
   while [ ${#children[@]} -gt 0 ]; do
     local left=()
     for pid in "${children[@]}"; do
@@ -93,13 +94,13 @@ run() {
       status=0
       wait "$pid" || status=$?
       if [ $status -eq 75 ] || { [ $status -ne 0 ] && [ $code -eq 0 ]; }; then code=$status; fi
-      if [ $status -gt 1 ] && [ $status -ne 75 ]; then # by itself it leaves others time to speak
+      if [ $status -gt 1 ] && [ $status -ne 75 ]; then # let the others report before they are killed
         deadline=${deadline:-$((SECONDS + (status > 128 ? 2 : 10)))}
       fi
     done
     children=(${left[@]+"${left[@]}"})
     if [ -n "$deadline" ] && [ $SECONDS -ge "$deadline" ]; then
-      kill -KILL ${children[@]+"${children[@]}"} 2>/dev/null || true # they wait for one that died
+      kill -KILL ${children[@]+"${children[@]}"} 2>/dev/null || true # they are waiting for a dead process
     fi
     sleep 0.1
   done
@@ -110,6 +111,6 @@ while true; do
   if [ "$restarts" -le 0 ] || [ -n "$preempted" ]; then break; fi
   if [ $code -ne 75 ] && [ $code -lt 128 ]; then break; fi
   restarts=$((restarts - 1))
-  echo "local.sh: ended with $code, starting again" >&2
+  echo "local.sh: exited with $code, restarting" >&2
 done
 exit "$code"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Asks Google Cloud for a TPU slice through a queued resource, and waits until it is there.
+# Requests a TPU slice from Google Cloud through a queued resource, and waits until it is active.
 #
 #   launch/tpu_create.sh --name cinemae --project P --zone Z --type v5litepod-16 --spot
 #
-#   --name NAME      of the TPU and of the request (NAME-request)
-#   --project P, --zone Z, --type T   where, and which slice; no defaults
-#   --runtime V      software of the machines (default: v2-alpha-tpuv5-lite)
-#   --spot           cheaper, and taken away at any time: launch/tpu_run.sh goes on afterwards
-#   --valid-for D    give up if there is none by then (default: 6h)
+#   --name NAME      name of the TPU; the request is NAME-request
+#   --project P, --zone Z, --type T   project, zone and slice type; no defaults
+#   --runtime V      runtime version (default: v2-alpha-tpuv5-lite)
+#   --spot           cheaper, but may be preempted at any time: launch/tpu_run.sh resumes the job
+#   --valid-for D    give up after this time (default: 6h)
 #   --data-disk S    source of a read-only disk for the data set, projects/P/zones/Z/disks/D
-#   --delete         remove TPU and request instead
+#   --delete         delete the TPU and the request instead
 #   --dry-run        print the commands and stop
 set -euo pipefail
 

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Runs a job on all workers of a TPU slice, and goes on with it after every pre-emption.
+# Runs a job on all workers of a TPU slice, and resumes it after every preemption.
 #
 #   launch/tpu_run.sh --name cinemae --project P --zone Z --source . -- \
 #       train --config configs/sd14.py --workdir /mnt/shared/runs/sd14 \
 #       --config.data.root=/mnt/data/GenImage --config.detector.dtype=bfloat16
 #
-#   --name NAME, --project P, --zone Z   of the TPU, as tpu_create.sh was told
-#   --source DIR     checkout to copy to the workers and install there (default: already there)
-#   --cache DIR      of compiled programs, kept over restarts (default: ~/.cache/cinemae_jax/xla)
+#   --name NAME, --project P, --zone Z   the TPU, as given to tpu_create.sh
+#   --source DIR     checkout to copy to the workers and install (default: already installed)
+#   --cache DIR      compiled programs, kept over restarts (default: ~/.cache/cinemae_jax/xla)
 #   --recreate ARGS  one string of further arguments for tpu_create.sh, such as
-#                    '--type v5litepod-16 --spot': makes the TPU anew when it was taken away
-#   --restarts N     how often to go on (default: 100)
+#                    '--type v5litepod-16 --spot': creates the TPU again after a preemption
+#   --restarts N     most restarts (default: 100)
 #   --dry-run        print the commands and stop
 #
-# The --workdir must lie on a file system that all workers share.  When a worker ends with 75 (told
-# to stop, state saved) or by a signal, or can no longer be reached, the same command starts again.
+# The --workdir must be on a file system shared by all workers.  The same command is started again
+# when a worker exits with 75 (SIGTERM, state saved), is killed by a signal, or cannot be reached.
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
@@ -61,9 +61,9 @@ install() {
   on_all "python3 -m venv $folder/.venv && $folder/.venv/bin/pip install --quiet -e '${folder}[tpu]'"
 }
 
-# What every worker runs; arguments are quoted once for its shell.  A job that is still there from
-# before ssh was cut is told to stop first, and saves: two at once cannot share the TPU.  The exit
-# code is left in a file, since what gcloud makes of that of several workers is not documented.
+# The command of every worker; arguments are quoted once for its shell.  If ssh was cut and the old
+# job still runs, SIGTERM makes it save and stop first: two jobs cannot share the TPU.  The exit code
+# goes to a file, because gcloud does not document how it combines those of several workers.
 flags=$(printf ' %q' "$@")
 command="cd $folder; rm -f .code
 if [ -f .job ]; then
@@ -76,7 +76,7 @@ child=\$!; echo \$child > .job; trap 'kill -TERM '\$child TERM
 while kill -0 \$child 2>/dev/null; do wait \$child; code=\$?; done
 rm -f .job; echo \$code > .code; exit \$code"
 
-# Whether to go on: some worker was told to stop, or died, or cannot be asked.
+# True if some worker was preempted, died or cannot be reached.
 goes_on() {
   local codes code
   codes=$("${tpu[@]}" ssh "$name" "${at[@]}" --worker all --command "cat $folder/.code" 2>/dev/null) ||
@@ -96,10 +96,10 @@ while true; do
   if ! goes_on; then break; fi
   restarts=$((restarts - 1))
   state=$("${tpu[@]}" describe "$name" "${at[@]}" --format 'value(state)' 2>/dev/null || true)
-  echo "tpu_run.sh: going on; TPU $name is ${state:-gone}" >&2
+  echo "tpu_run.sh: restarting; TPU $name is ${state:-gone}" >&2
   if [ "$state" != READY ]; then
     if [ -z "$recreate" ]; then
-      echo "error: TPU $name is ${state:-gone}: make it anew, or give --recreate" >&2
+      echo "error: TPU $name is ${state:-gone}: create it again, or pass --recreate" >&2
       exit "$code"
     fi
     read -ra options <<<"$recreate"

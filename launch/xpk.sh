@@ -4,16 +4,17 @@
 #   launch/xpk.sh --cluster C --project P --zone Z --type v5litepod-16 --name sd14 --image I -- \
 #       train --config configs/sd14.py --workdir /shared/runs/sd14 --config.data.root=/data/GenImage
 #
-#   --cluster C, --project P, --zone Z   of GKE; no defaults
-#   --type T         of slice; --slices N  how many (default 1)
-#   --name NAME      of the workload; its folder in --workdir is what a restart goes on with
+#   --cluster C, --project P, --zone Z   the GKE cluster; no defaults
+#   --type T         slice type
+#   --slices N       number of slices (default 1)
+#   --name NAME      name of the workload; a restart resumes from the job's --workdir
 #   --image I        container image with this package and jax[tpu], started in the checkout
-#   --cache DIR      of compiled programs, best on a mounted volume (default: /tmp/cinemae_xla)
-#   --restarts N     of the JobSet, when a pod ends with any failure (default: 20)
+#   --cache DIR      compiled programs, best on a mounted volume (default: /tmp/cinemae_xla)
+#   --restarts N     restarts of the JobSet after any failure of a pod (default: 20)
 #   --dry-run        print the command and stop
 #
-# GKE sends SIGTERM before it takes a node away; the job saves and ends with 75, and the JobSet
-# starts again.  Volumes with the data and the --workdir are attached to the cluster beforehand
+# GKE sends SIGTERM before it removes a node: the job saves its state and exits with 75, and the
+# JobSet restarts it.  Attach the volumes with the data and the --workdir to the cluster beforehand
 # (xpk storage attach).
 set -euo pipefail
 
@@ -45,7 +46,7 @@ done
 job=$1
 shift
 
-# exec, so that the signal reaches Python and not a shell
+# exec, so that SIGTERM reaches Python, not a shell
 command="exec python -m cinemae_jax.$job --distributed"
 for argument in "$@"; do
   command+=" $(printf '%q' "$argument")"

@@ -22,8 +22,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 from jaxtyping import install_import_hook
 
-CHECKED = ("lcas", "masking", "layers", "mae", "head", "cinemae")  # shapes and dtypes at run time
-install_import_hook([f"cinemae_jax.model.{name}" for name in CHECKED], "beartype.beartype")
+import tests.helpers.shapes  # noqa: F401  # the hook looks it up by name
+
+install_import_hook("cinemae_jax.model", "tests.helpers.shapes.checked")
 
 from collections.abc import Iterator
 from pathlib import Path

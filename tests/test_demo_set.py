@@ -1,7 +1,7 @@
-"""The bundled demonstration images are what their manifest and their attribution say they are.
+"""The bundled demonstration images match their manifest and attribution.
 
-A detector must find nothing in the files themselves that tells the classes apart, nothing may
-leak from train to val, and every image must be allowed to ship.
+File format and metadata must not tell the classes apart, nothing may leak from train to val, and
+every licence must allow redistribution.
 """
 
 import csv
@@ -17,7 +17,7 @@ DEMO = Path(__file__).parents[1] / "cinemae_jax" / "assets" / "demo"
 LICENCES = {
     "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0", "MIT", "public domain",
 }  # fmt: skip
-CHROMA_420 = 2  # Pillow's number
+CHROMA_420 = 2  # Pillow's code
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,20 @@ def repeated(values: list[object]) -> list[object]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def test_manifest_and_folder_hold_the_same_files(rows):
+def test_manifest_and_folder_list_the_same_files(rows):
     files = {path.relative_to(DEMO).as_posix() for path in DEMO.rglob("*") if path.is_file()}
     paths = [row["path"] for row in rows]
     assert not repeated(paths)
     assert files == {*paths, "manifest.csv", "ATTRIBUTION.md"}
 
 
-def test_path_tells_generator_split_and_label(rows):
+def test_paths_give_generator_split_and_label(rows):
     for row in rows:
         folder = Path(row["path"]).parent.as_posix()
         assert folder == f"{row['generator']}/imagenet_ai_demo/{row['split']}/{row['label']}"
 
 
-def test_every_image_is_the_one_of_the_manifest(rows):
+def test_every_image_has_the_hash_of_the_manifest(rows):
     digests = {
         row["path"]: hashlib.sha256((DEMO / row["path"]).read_bytes()).hexdigest() for row in rows
     }
@@ -74,7 +74,7 @@ def test_encoding_does_not_tell_the_classes_apart(rows):
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (256, 256)), row
             assert JpegImagePlugin.get_sampling(image) == CHROMA_420, row
             tables = tuple((key, tuple(table)) for key, table in image.quantization.items())
-            # The JFIF header, which every encoder writes, is the only segment beside the picture.
+            # The only segment besides the pixels is the JFIF header, which every encoder writes.
             assert [name for name, _ in image.applist] == ["APP0"], row
             encodings[row["label"]].add((tables, tuple(sorted(image.info.items()))))
         assert (DEMO / row["path"]).read_bytes().endswith(b"\xff\xd9"), row
@@ -83,7 +83,7 @@ def test_encoding_does_not_tell_the_classes_apart(rows):
     assert encodings["ai"] == encodings["nature"]
 
 
-def test_classes_are_equal_in_number(rows):
+def test_classes_have_equal_counts(rows):
     counts = Counter((row["generator"], row["split"], row["label"]) for row in rows)
     for generator, split in {key[:2] for key in counts}:
         assert counts[generator, split, "ai"] == counts[generator, split, "nature"]
@@ -101,7 +101,7 @@ def test_no_source_is_used_twice(rows):
     assert not repeated([(row["package"], row["member"]) for row in rows])
 
 
-def test_no_photographer_is_in_train_and_in_val(rows):
+def test_no_photographer_is_in_both_splits(rows):
     splits = defaultdict(set)
     for row in rows:
         if row["label"] == "nature":
@@ -110,14 +110,14 @@ def test_no_photographer_is_in_train_and_in_val(rows):
     assert [author for author, found in splits.items() if len(found) > 1] == []
 
 
-def test_ai_images_say_what_they_were_made_from(rows):
+def test_ai_images_name_model_and_condition(rows):
     edits = re.compile(r"i2i|image2image|(in|out)paint|_edit|kontext", re.IGNORECASE)
     for row in rows:
         assert bool(row["condition"]) == bool(row["model"]) == (row["label"] == "ai"), row
         assert not edits.search(row["member"].rpartition("/")[2]), row
 
 
-def test_licences_let_the_images_ship(rows):
+def test_licences_allow_redistribution(rows):
     assert {row["licence"] for row in rows} <= LICENCES
 
 
@@ -132,5 +132,5 @@ def test_every_image_is_credited_with_its_licence(rows, attribution):
         assert row["condition"] in cells or row["label"] == "nature", row
 
 
-def test_set_stays_small():
+def test_the_set_is_small():
     assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 10e6

@@ -1,1 +1,1 @@
-
+"""Conversion of published MAE weights, and its verification against PyTorch."""

@@ -1,6 +1,6 @@
-"""Commands: ``python -m weights_convert {convert, verify, goldens}``.
+"""Convert published MAE weights, and verify a conversion against PyTorch.
 
-Exit codes: 0 done; 1 a verification is above its bounds; 2 usage, or an input that is refused.
+Exit codes: 0 done; 1 a verified stage exceeds its bound; 2 wrong usage, or a refused file.
 """
 
 import argparse
@@ -10,20 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cinemae_jax.model.config import PRESETS
-from cinemae_jax.runtime.console import OK, Parser, fail, positive
+from cinemae_jax.runtime.console import OK, USAGE, Parser, fail, positive
 from cinemae_jax.weights import BackboneError
 from weights_convert import convert, goldens, sources, verify
 from weights_convert.infer import Options
 
-ABOVE_BOUNDS = 1
+ABOVE_BOUND = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; ``argv`` without the program's name."""
+    """Runs one command and returns its exit code; ``argv`` without the program's name."""
     args = parser().parse_args(argv)
     try:
         return args.run(args)
-    except (sources.ConversionError, BackboneError, OSError) as error:
+    except sources.ConversionError as error:  # one problem per line
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return USAGE
+    except (BackboneError, OSError) as error:
         return fail(error)
 
 
@@ -32,34 +35,42 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog=called, description=__doc__)
     commands = top.add_subparsers(required=True, metavar="{convert,verify,goldens}")
 
-    command = commands.add_parser("convert", help="published MAE file to frozen backbone")
+    command = commands.add_parser("convert", help="convert a published MAE to a frozen backbone")
     _add_source(command)
-    command.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write"
+    )
     command.add_argument(
         "--encoder-only",
         action="store_true",
-        help="accept a file without a decoder, for runs with K = 0 and nothing else",
+        help="accept a file without a decoder, for detectors with K = 0 masking runs",
     )
     _add_options(command)
     command.set_defaults(run=_convert)
 
-    command = commands.add_parser("verify", help="PyTorch against JAX, stage by stage")
+    command = commands.add_parser("verify", help="compare PyTorch and JAX, stage by stage")
     _add_source(command)
-    command.add_argument("--converted", type=Path, metavar="FILE.safetensors")
     command.add_argument(
-        "--random", choices=sorted(PRESETS), help="random weights of this size instead of SRC"
+        "--converted", type=Path, metavar="FILE.safetensors", help="conversion of SRC"
     )
     command.add_argument(
-        "--images", type=positive, default=2, metavar="N", help="synthetic, default 2"
+        "--random", choices=sorted(PRESETS), help="verify random weights of this size, without SRC"
     )
-    command.add_argument("--seed", type=int, default=0, help="of images, noise and head")
-    command.add_argument("--floor", action="store_true", help="also run PyTorch in float64")
-    command.add_argument("--json", type=Path, metavar="FILE")
+    command.add_argument(
+        "--images", type=positive, default=2, metavar="N", help="synthetic images (default 2)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of images, noise and head")
+    command.add_argument(
+        "--floor", action="store_true", help="also compare PyTorch's float32 with its float64"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the report here, too")
     _add_options(command)
     command.set_defaults(run=_verify)
 
     command = commands.add_parser("goldens", help="regenerate the fixtures of the tests")
-    command.add_argument("--out", type=Path, default=goldens.FOLDER, metavar="FOLDER")
+    command.add_argument(
+        "--out", type=Path, default=goldens.FOLDER, metavar="FOLDER", help="default: %(default)s"
+    )
     command.set_defaults(run=_goldens)
     return top
 
@@ -69,19 +80,28 @@ def _add_source(command: argparse.ArgumentParser) -> None:
         "source", nargs="?", type=Path, metavar="SRC",
         help="mae_*.pth, model.safetensors, pytorch_model.bin, or a folder with config.json",
     )  # fmt: skip
-    command.add_argument("--hub", metavar="REPOSITORY", help="for example facebook/vit-mae-large")
-    command.add_argument("--revision", metavar="COMMIT", help="of the --hub repository")
+    command.add_argument(
+        "--hub",
+        metavar="REPOSITORY",
+        help="download from Hugging Face instead of SRC, for example facebook/vit-mae-large",
+    )
+    command.add_argument("--revision", metavar="COMMIT", help="branch, tag or commit of --hub")
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--target",
         choices=("raw", "norm_pix"),
-        help="what the decoder predicts, where neither config nor file name says",
+        help="what the decoder predicts, if neither config.json nor the file's name states it",
     )
-    command.add_argument("--num-heads", type=int, metavar="N")
-    command.add_argument("--decoder-num-heads", type=int, metavar="N")
-    command.add_argument("--layer-norm-eps", type=float, metavar="EPS")
+    unstated = "if config.json does not state it"
+    command.add_argument("--num-heads", type=int, metavar="N", help=f"encoder's heads, {unstated}")
+    command.add_argument(
+        "--decoder-num-heads", type=int, metavar="N", help=f"decoder's heads, {unstated}"
+    )
+    command.add_argument(
+        "--layer-norm-eps", type=float, metavar="EPS", help=f"LayerNorm's epsilon, {unstated}"
+    )
 
 
 def _options(args: argparse.Namespace, *, encoder_only: bool = False) -> Options:
@@ -96,7 +116,7 @@ def _options(args: argparse.Namespace, *, encoder_only: bool = False) -> Options
 
 def _source(args: argparse.Namespace) -> tuple[Path, str | None]:
     if (args.source is None) == (args.hub is None):
-        raise sources.ConversionError("name either SRC or --hub REPOSITORY")
+        raise sources.ConversionError("pass either SRC or --hub REPOSITORY")
     return (args.source, None) if args.source else sources.download(args.hub, args.revision)
 
 
@@ -115,19 +135,19 @@ def _verify(args: argparse.Namespace) -> int:
     common = {"batch": args.images, "seed": args.seed, "floor": args.floor}
     if args.random:
         if args.source or args.hub or args.converted:
-            raise sources.ConversionError("--random takes neither SRC, --hub nor --converted")
+            raise sources.ConversionError("drop SRC, --hub and --converted with --random")
         with tempfile.TemporaryDirectory() as folder:
             config = PRESETS[args.random](target=args.target or "raw")
             report = verify.verify_random(config, Path(folder), **common)
     else:
         if args.converted is None:
-            raise sources.ConversionError("name the converted file: --converted FILE.safetensors")
+            raise sources.ConversionError("pass the converted file: --converted FILE.safetensors")
         source, _ = _source(args)
         report = verify.verify_file(source, args.converted, _options(args), **common)
     print(report.table())
     if args.json:
         args.json.write_text(report.as_json() + "\n", encoding="utf-8")
-    return ABOVE_BOUNDS if report.failures else OK
+    return ABOVE_BOUND if report.failures else OK
 
 
 def _goldens(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""Published MAE file → frozen backbone of this package, or a refusal that lists every problem.
+"""Published MAE file → frozen backbone of this package, or an error that lists every problem.
 
-The architecture is inferred from the tensors' shapes and checked against the config; every source
-tensor is used once, every parameter filled once, and nothing is invented.
+The architecture is inferred from tensor shapes and checked against the config.  Every source tensor
+is used once, every parameter is filled once, and no value is invented.
 """
 
 import os
@@ -24,7 +24,7 @@ Filling = tuple[mapping.Row, list[str]]
 
 @dataclass(frozen=True)
 class Converted:
-    """What came out: the file, its sha256, the architecture, the origin in its header, notes."""
+    """The file written, its sha256, its architecture, the origin in its header, and notes."""
 
     path: Path
     sha256: str
@@ -45,11 +45,11 @@ def convert(
     Args:
       source: file, or folder with config.json and the tensors.
       out: safetensors file to write.
-      options: what the source cannot say of itself.
+      options: what the source does not state.
       name: of the source in the header; by default the file's.
 
     Raises:
-      ConversionError: with all problems, if the source is refused; nothing is written then.
+      ConversionError: if the source is refused, listing all problems; nothing is written then.
     """
     options = options or Options()
     with sources.opened(Path(source), name) as opened:
@@ -62,7 +62,7 @@ def convert(
 
 
 def plan(source: Source, options: Options) -> tuple[MAEConfig, list[Filling], list[str]]:
-    """Architecture, every parameter with the tensors to fill it, and notes; reads no tensor.
+    """Architecture, the tensors that fill each parameter, and notes; reads no tensor.
 
     Raises:
       ConversionError: listing everything that does not fit.
@@ -70,33 +70,36 @@ def plan(source: Source, options: Options) -> tuple[MAEConfig, list[Filling], li
     layout = mapping.layout_of(source.shapes)
     if layout is None:
         raise ConversionError(
-            f"{source.path} holds no MAE: no patch embedding named as in facebookresearch/mae or "
-            f"Hugging Face's ViTMAE among its {len(source.shapes)} tensors"
+            f"{source.path} holds no MAE: its {len(source.shapes)} tensors include no patch "
+            "embedding named as in facebookresearch/mae or Hugging Face's ViTMAE"
         )
     names, doubles = _published(source, layout)
     depths = mapping.depth(names, layout, "encoder"), mapping.depth(names, layout, "decoder")
     _check_parts(source, options, names, layout, depths)
-    problems = [*doubles, *_odd_entries(source)]
-    config = infer.architecture(source, options, names, layout, depths, problems)
+    config, open_questions = infer.architecture(source, options, names, layout, depths)
+    problems = [*doubles, *_odd_entries(source), *open_questions]
     rows = mapping.rows(*depths)
     problems += _name_problems(rows, names, layout, options)
     if config is not None:
         problems += _shape_problems(rows, names, source, layout, config)
     if problems or config is None:
-        listed = "\n  - ".join(problems)
-        raise ConversionError(f"{source.path} is refused:\n  - {listed}")
+        raise _refusal(source, problems)
     fillings = [(row, [names[n] for n in row.sources(layout)]) for row in rows]
     return config, fillings, _notes(source, layout, names)
 
 
+def _refusal(source: Source, problems: list[str]) -> ConversionError:
+    return ConversionError("\n  - ".join([f"{source.path} is refused:", *problems]))
+
+
 def _published(source: Source, layout: mapping.Layout) -> tuple[dict[str, str], list[str]]:
-    """Published name → name in the file, and a problem for every name that is there twice."""
+    """Published name → name in the file, and a problem for every published name found twice."""
     names: dict[str, str] = {}
     doubles = []
     for name in source.shapes:
         published = mapping.published_name(name, layout)
         if published in names:
-            doubles.append(f"{name} and {names[published]} are the same tensor by name")
+            doubles.append(f"{name} and {names[published]} name the same tensor")
         names[published] = name
     return names, doubles
 
@@ -108,7 +111,7 @@ def _check_parts(
     layout: mapping.Layout,
     depths: tuple[int, int],
 ) -> None:
-    """Refuses at once what is not a whole MAE: a longer list would only hide that."""
+    """Refuses at once what is not a whole MAE; a list of its missing tensors would hide that."""
     of_decoder = [
         n for row in mapping.rows(depths[0], max(depths[1], 1)) if row.part == "decoder"
         for n in row.sources(layout)
@@ -117,14 +120,13 @@ def _check_parts(
     if not found and not options.encoder_only:
         raise ConversionError(
             f"{source.path} holds no decoder (0 of {len(of_decoder)} decoder tensors of even one "
-            "block): reconstruction needs encoder and decoder from one file. Use a "
-            "mae_visualize_* or *_full file, or a ViTMAEForPreTraining folder; --encoder-only "
-            "takes the encoder alone, for runs with K = 0 and nothing else"
+            "block): use a mae_visualize_* or *_full file, or a ViTMAEForPreTraining folder. "
+            "--encoder-only accepts an encoder alone, for detectors with K = 0"
         )
     if found and options.encoder_only:
         raise ConversionError(
-            f"{source.path} holds a decoder ({found} tensors): leave --encoder-only out; K = 0 "
-            "runs work with the whole file too"
+            f"{source.path} holds a decoder ({found} tensors): drop --encoder-only; detectors with "
+            "K = 0 use the whole file, too"
         )
 
 
@@ -132,7 +134,7 @@ def _odd_entries(source: Source) -> list[str]:
     problems = [f"{name} is not a tensor" for name in source.strays]
     for name, dtype in source.dtypes.items():
         if dtype not in sources.FLOATS:
-            problems.append(f"{name} is {dtype}; floating-point weights are expected")
+            problems.append(f"{name} is {dtype}: use a file with floating-point weights")
     return problems
 
 
@@ -144,7 +146,7 @@ def _name_problems(
     for published, name in names.items():
         left_out = options.encoder_only and published.startswith(mapping.CLASSIFIER)
         if published not in used and not left_out:
-            problems.append(f"{name} has no place in an MAE of {len(rows)} parameters")
+            problems.append(f"{name} is unexpected: no parameter of this MAE takes it")
     return problems
 
 
@@ -175,7 +177,7 @@ def _shape_problems(
         if shape != expected.get(row.target):
             problems.append(
                 f"{label} {' + '.join(map(str, shapes))} gives {row.target} the shape {shape}, "
-                f"but the rest of the file makes it {expected.get(row.target)}"
+                f"expected {expected.get(row.target)} from the rest of the file"
             )
     return problems
 
@@ -194,7 +196,11 @@ def _notes(source: Source, layout: mapping.Layout, names: Mapping[str, str]) -> 
 
 
 def fill(source: Source, fillings: list[Filling]) -> dict[str, np.ndarray]:
-    """Every parameter, contiguous float32; refuses values that are not finite."""
+    """Every parameter, contiguous float32.
+
+    Raises:
+      ConversionError: naming the tensors that hold NaN or infinity.
+    """
     filled, wrong = {}, []
     for row, names in fillings:
         arrays = [source.tensor(name) for name in names]
@@ -202,8 +208,7 @@ def fill(source: Source, fillings: list[Filling]) -> dict[str, np.ndarray]:
         if not np.isfinite(filled[row.target]).all():
             wrong.append(" + ".join(names))
     if wrong:
-        listed = "\n  - ".join(f"{name} holds values that are not finite" for name in wrong)
-        raise ConversionError(f"{source.path} is refused:\n  - {listed}")
+        raise _refusal(source, [f"{name} holds NaN or infinity" for name in wrong])
     return filled
 
 

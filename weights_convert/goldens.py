@@ -1,7 +1,7 @@
-"""Regenerates tests/goldens: small models, inputs, and what ``torch_reference`` makes of them.
+"""Writes and reads tests/goldens: small models, inputs, and the outputs of ``torch_reference``.
 
-Each golden is one safetensors file: the weights under the names of a published layout, so that the
-tests convert them first; inputs; every stage of the reference.
+Each golden is one safetensors file with the inputs, every stage of the reference, and the weights
+under the names of a published layout; tests convert them first.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parents[1] / "tests" / "goldens"
 
 @dataclass(frozen=True)
 class Case:
-    """One golden: architecture, the layout of its weights, and what the head is like."""
+    """One golden: architecture, layout of its weights, head, score and number of runs."""
 
     config: MAEConfig
     layout: mapping.Layout
@@ -40,7 +40,7 @@ def _config(sizes: tuple[int, ...], target: Target, eps: float) -> MAEConfig:
     return MAEConfig(*encoder, decoder_width, decoder_depth, decoder_heads, target, eps)
 
 
-# image, patch, then width, depth, heads of the encoder and of the decoder
+# Sizes: image, patch; width, depth, heads of the encoder; then those of the decoder.
 CASES = {
     "raw_16_huggingface": Case(
         _config((48, 16, 24, 3, 4, 16, 1, 2), "raw", 1e-12),
@@ -59,14 +59,14 @@ CASES = {
         "huggingface", "logit", "conditional_nll", 1,
     ),
 }  # fmt: skip
-# Wide matrices make attention uneven and GELU bend, small tokens make LayerNorm's epsilon count:
-# otherwise a wrong model of this size would pass.
+# Large matrices make attention uneven and GELU nonlinear; small tokens make LayerNorm's epsilon
+# matter. Without them, some wrong models of this size would pass.
 SPREAD, TOKENS, HIDDEN = 0.25, 0.01, 16
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A golden, read: weights by published names, and what they must give."""
+    """A golden in memory: weights by published names, and the stages they must give."""
 
     case: Case
     weights: Mapping[str, np.ndarray]
@@ -75,7 +75,7 @@ class Golden:
     versions: Mapping[str, str]
 
     def source(self) -> sources.Source:
-        """The weights as if they had been opened from a published file."""
+        """The weights as an opened published file."""
         return sources.Source(
             path=Path("golden"),
             name="golden",
@@ -90,12 +90,13 @@ class Golden:
 
 
 def write(folder: Path = FOLDER) -> list[Path]:
-    """Writes every golden; the same torch and transformers give the same bytes."""
+    """Writes every golden; the bytes depend on the versions of torch and transformers only."""
     folder.mkdir(parents=True, exist_ok=True)
     return [write_one(folder / f"{name}.safetensors", case) for name, case in CASES.items()]
 
 
 def write_one(path: Path, case: Case) -> Path:
+    """Writes one golden; needs torch and transformers."""
     seed = list(CASES.values()).index(case)
     mae = verify.random_vitmae(case.config, seed, spread=SPREAD, tokens=TOKENS)
     inputs = stages.random_inputs(
@@ -123,7 +124,7 @@ def write_one(path: Path, case: Case) -> Path:
 def published(
     state: Mapping[str, np.ndarray], config: MAEConfig, layout: mapping.Layout
 ) -> dict[str, np.ndarray]:
-    """A ViTMAE's state dict under the names that a layout publishes."""
+    """A ViTMAE's state dict under the names of a published layout."""
     spelled = {mapping.published_name(k, "huggingface"): v for k, v in state.items()}
     if layout == "huggingface":
         return spelled

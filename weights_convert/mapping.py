@@ -1,7 +1,7 @@
-"""Which tensor of a published MAE file becomes which parameter of ours: one table, read by eye.
+"""The table from tensors of published MAE files to parameters of this package.
 
 In: names and arrays of a facebookresearch/mae (and timm) or Hugging Face ViTMAE file.  Out: Flax
-paths joined by '/', and arrays as Flax lays them out.  Needs neither torch nor JAX.
+paths joined by '/', and arrays in Flax's layout.  Needs neither torch nor JAX.
 """
 
 import re
@@ -30,7 +30,7 @@ _RANK = {"linear": 2, "conv": 4}
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter, or one of every block where names hold ``{i}``.
+    """One parameter; where names contain ``{i}``, one per block.
 
     Attributes:
       target: Flax path.
@@ -130,12 +130,12 @@ HUGGINGFACE_SPELLINGS: tuple[tuple[str, str], ...] = (  # pattern, published spe
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
 
-# What timm's and fine-tuned encoders carry besides; left out with ``--encoder-only``.
+# Prefixes of a classifier in timm's and in fine-tuned encoders; skipped with ``--encoder-only``.
 CLASSIFIER = ("head.", "fc_norm.")
 
 
 def layout_of(names: Iterable[str]) -> Layout | None:
-    """The layout whose patch embedding is among the names; None if it is neither's."""
+    """The layout whose patch embedding is among the names, or None."""
     names = set(names)
     kernel = next(row for row in TABLE if row.target == "patch_embed/kernel")
     layouts: tuple[Layout, ...] = ("facebook", "huggingface")
@@ -146,7 +146,7 @@ def layout_of(names: Iterable[str]) -> Layout | None:
 
 
 def published_name(name: str, layout: Layout) -> str:
-    """A tensor's name as the table spells it, whichever release of transformers wrote it."""
+    """A tensor's name in the table's spelling, for files of any release of transformers."""
     if layout == "huggingface":
         for pattern, spelling in HUGGINGFACE_SPELLINGS:
             name = re.sub(pattern, spelling, name)
@@ -154,7 +154,7 @@ def published_name(name: str, layout: Layout) -> str:
 
 
 def depth(names: Iterable[str], layout: Layout, part: Part) -> int:
-    """Number of blocks, counted to the highest number, so that a hole shows up as missing."""
+    """One more than the highest block number, so that a gap shows up as missing tensors."""
     row = (ENCODER_BLOCK if part == "encoder" else DECODER_BLOCK)[0]
     before = row.sources(layout)[0].split("{i}")[0]
     pattern = re.compile(re.escape(before) + r"(\d+)\.")  # any tensor of a block counts
@@ -162,7 +162,7 @@ def depth(names: Iterable[str], layout: Layout, part: Part) -> int:
 
 
 def rows(encoder_depth: int, decoder_depth: int) -> list[Row]:
-    """The table with its blocks written out; without decoder rows if ``decoder_depth`` is 0."""
+    """The table with one row per block; without decoder rows if ``decoder_depth`` is 0."""
     depths = {"encoder": encoder_depth, "decoder": decoder_depth}
     expanded = []
     for row in TABLE:
@@ -187,7 +187,7 @@ def apply(row: Row, arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def result_shape(row: Row, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of ``apply``'s result, without data.  Raises as ``apply`` does."""
+    """Shape of ``apply``'s result, computed without data; raises like ``apply``."""
     return apply(row, [np.broadcast_to(np.float32(0), s) for s in shapes]).shape
 
 

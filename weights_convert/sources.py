@@ -1,7 +1,7 @@
-"""Reads published MAE files: tensors one at a time, what the file says of itself, its licence.
+"""Reads published MAE files: tensors one at a time, configuration, licence.
 
 safetensors files are read without torch.  Torch files are read with ``weights_only=True`` and an
-allow-list of one class; nothing in them is ever executed.
+allow-list of one class, so no code in them is executed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ NO_LICENCE = "not stated by the source"
 OFFICIAL_NAME = re.compile(r"mae_(visualize|pretrain)_vit_(base|large|huge)")
 
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_IN_DICT = ("model", "state_dict")  # where a training script puts the tensors
+_IN_DICT = ("model", "state_dict")  # entries under which training scripts store the tensors
 
 
 class ConversionError(ValueError):
@@ -36,16 +36,16 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """A published file, opened; tensors are read when asked for.
+    """An opened file; tensors are read on demand.
 
     Attributes:
       path: of the file with the tensors.
-      name: as the header of the converted file gives it.
-      shapes, dtypes: of every tensor by its name in the file; dtypes as numpy spells them.
-      tensor: reads one tensor by its name; float32.
-      config: contents of config.json, empty if there is none.
-      args: of the training run, where the file holds them.
-      strays: entries of the state dict that are no tensors.
+      name: for the header of the converted file.
+      shapes, dtypes: by tensor name in the file; dtypes by their NumPy names.
+      tensor: reads one tensor by its name, as float32.
+      config: contents of config.json; empty without one.
+      args: arguments of the training run; empty if the file does not hold them.
+      strays: entries of the state dict that are not tensors.
       licence: as the source states it.
     """
 
@@ -60,17 +60,17 @@ class Source:
     licence: str = NO_LICENCE
 
 
-def need(module: str) -> ModuleType:
+def need(module: str, purpose: str = "") -> ModuleType:
     """Imports a package of the parity extra.
 
     Raises:
-      ConversionError: naming the extra, if it is not installed.
+      ConversionError: naming the purpose and the extra, if the package is not installed.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConversionError(
-            f"this needs the package {module} ({error}): pip install 'cinemae-jax[parity]'"
+            f"the package {module} is needed{purpose} ({error}): pip install 'cinemae-jax[parity]'"
         ) from error
 
 
@@ -79,7 +79,7 @@ def opened(path: Path, name: str | None = None) -> Iterator[Source]:
     """Opens a file, or a folder with config.json and one of ``MODEL_FILES``.
 
     Raises:
-      ConversionError: if there is nothing there, or it is damaged, or not a state dict.
+      ConversionError: if the file is missing, damaged, or not a state dict.
     """
     file = _model_file(path)
     about = {
@@ -97,7 +97,7 @@ def opened(path: Path, name: str | None = None) -> Iterator[Source]:
 
 
 def download(repository: str, revision: str | None = None) -> tuple[Path, str]:
-    """Fetches a Hugging Face repository's config, card and tensors.
+    """Downloads config, model card and tensors of a Hugging Face repository.
 
     Args:
       repository: for example ``facebook/vit-mae-large``.
@@ -107,9 +107,9 @@ def download(repository: str, revision: str | None = None) -> tuple[Path, str]:
       Folder, and the name ``repository@commit``.
 
     Raises:
-      ConversionError: without a network, or if the repository holds no file that we read.
+      ConversionError: without a network, or if the repository holds none of ``MODEL_FILES``.
     """
-    hub = need("huggingface_hub")
+    hub = need("huggingface_hub", f" to download {repository}")
     try:
         files = hub.list_repo_files(repository, revision=revision)
         wanted = [f for f in MODEL_FILES if f in files][:1]
@@ -119,8 +119,8 @@ def download(repository: str, revision: str | None = None) -> tuple[Path, str]:
         folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (OSError, RuntimeError, hub.errors.HfHubHTTPError) as error:
         raise ConversionError(
-            f"cannot fetch {repository} ({type(error).__name__}: {error}): check the name and the "
-            "network, or download the folder elsewhere and name it as SRC"
+            f"cannot download {repository} ({type(error).__name__}: {error}): check the name and "
+            "the network, or download the folder elsewhere and pass it as SRC"
         ) from error
     return folder, f"{repository}@{folder.name}"
 
@@ -129,7 +129,7 @@ def _model_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ConversionError(f"{path} does not exist")
+        raise ConversionError(f"{path} does not exist: pass a published file or its folder")
     for name in MODEL_FILES:
         if (path / name).is_file():
             return path / name
@@ -137,7 +137,9 @@ def _model_file(path: Path) -> Path:
         f"{name}.index.json" for name in MODEL_FILES if (path / f"{name}.index.json").exists()
     ]
     if shards:
-        raise ConversionError(f"{path} is split in shards ({shards[0]}): save it again as one file")
+        raise ConversionError(
+            f"{path} is split into shards ({shards[0]}): save the model as one file"
+        )
     raise ConversionError(f"folder {path} holds none of {', '.join(MODEL_FILES)}")
 
 
@@ -145,9 +147,11 @@ def _config(file: Path, *, required: bool) -> dict[str, Any]:
     path = file.with_name("config.json")
     if not path.is_file():
         if required:
-            raise ConversionError(f"{path} is missing: it says the number of heads and the target")
+            raise ConversionError(
+                f"{path} is missing: download it, too; it states the number of heads and the target"
+            )
         return {}
-    if file.name not in MODEL_FILES:  # a .pth that happens to lie beside some config.json
+    if file.name not in MODEL_FILES:  # a .pth beside a config.json that is not its own
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -158,11 +162,11 @@ def _config(file: Path, *, required: bool) -> dict[str, Any]:
 
 
 def _foreign_config(path: Path, config: Any) -> dict[str, Any]:
-    """timm's config.json describes a classifier, not a ViTMAE: it is no use here."""
+    """Ignores timm's config.json, which describes a classifier; refuses other models'."""
     if isinstance(config, dict) and "model_type" not in config:
         return {} if "architecture" in config else config
     kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-    raise ConversionError(f"{path} is of a {kind!r}, not of a 'vit_mae'")
+    raise ConversionError(f"{path} has model_type {kind!r}: use the folder of a 'vit_mae'")
 
 
 def _licence(file: Path) -> str:
@@ -192,8 +196,8 @@ def _safetensors(file: Path, about: Mapping[str, Any]) -> Iterator[Source]:
             )
     except SafetensorError as error:
         raise ConversionError(
-            f"{file} is not a readable safetensors file ({error}): it may be truncated; fetch it "
-            "again and compare its size or sha256 with the publisher's"
+            f"{file} is not a readable safetensors file ({error}): it may be truncated; download "
+            "it again and compare its size or sha256 with the publisher's"
         ) from error
 
 
@@ -220,7 +224,7 @@ def _torch(file: Path, about: Mapping[str, Any]) -> Source:
 
 
 def _load_torch(file: Path) -> Any:
-    torch = need("torch")
+    torch = need("torch", f" to read {file}, which is not safetensors")
     mapped = zipfile.is_zipfile(file)  # files from before torch 1.6 cannot be memory-mapped
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -228,9 +232,9 @@ def _load_torch(file: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ConversionError(_unpickling_message(file, str(error))) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConversionError(  # what a damaged archive raises, depending on where the damage is
+        raise ConversionError(  # damaged archives raise all of these
             f"{file} is not a readable torch file ({type(error).__name__}: {_first_line(error)}): "
-            "it may be truncated; fetch it again and compare its size with the publisher's"
+            "it may be truncated; download it again and compare its size with the publisher's"
         ) from error
 
 
@@ -238,12 +242,11 @@ def _unpickling_message(file: Path, message: str) -> str:
     named = re.search(r"(?:GLOBAL |Unsupported global: GLOBAL )([\w.]+)", message)
     if named:
         return (
-            f"{file} asks to run {named[1]} when it is read, and was not read: only tensors and "
-            "argparse.Namespace are allowed. A published MAE file holds nothing else; do not trust "
-            "this one"
+            f"{file} would run {named[1]} when read, and was not read: a published MAE file holds "
+            "only tensors and argparse.Namespace; do not trust this one"
         )
     return (
-        f"{file} is neither safetensors nor a torch file that can be read safely "
+        f"{file} is neither a safetensors file nor a torch file that can be read safely "
         f"({_first_line(message)}): it may be truncated, or hold more than tensors"
     )
 

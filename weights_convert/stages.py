@@ -1,7 +1,7 @@
-"""The JAX detector, stage by stage, on fixed inputs; and the comparison with a reference's stages.
+"""Every stage of the JAX detector on fixed inputs, and their comparison with a reference.
 
-Needs no torch: the golden tests compare with stored outputs of ``torch_reference``, ``verify``
-with live ones.  Stages of the masked run 0 and of the unmasked pass are kept block by block.
+Needs no torch: golden tests compare with stored outputs of ``torch_reference``, ``verify`` with
+live ones.  The unmasked pass and masked run 0 are kept block by block.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ Stages = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What both sides are given.
+    """Inputs of both sides.
 
     Attributes:
       images: uint8 (B, H, W, 3).
       noise: of the masks, float32 (B, K, L).
-      labels: (B,), 1 for AI.
-      head: initial head, by names of ``torch_reference.Head``.
-      normalizer: by ``NORMALIZER``.
+      labels: (B,), 1 for ai.
+      head: initial parameters, by the names of ``torch_reference.Head``.
+      normalizer: arrays by the names ``NORMALIZER``.
       fusion, variant: of the head, of the score.
     """
 
@@ -59,7 +59,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of one stage: largest |ours - reference|, and the same over the stage's largest value."""
+    """Of one stage: largest |ours - reference|, alone and divided by ``scale``, max |reference|."""
 
     stage: str
     absolute: float
@@ -67,10 +67,9 @@ class Difference:
     scale: float
 
     def exceeds(self, bound: float) -> bool:
-        """Above ``bound`` in units of the stage's own scale, or of 1 if that is smaller.
+        """Whether the difference is above ``bound`` times the larger of 1 and the stage's scale.
 
-        Rounding grows with the values that are rounded, so the bound does; below 1 it is
-        absolute.  A difference that is not a number exceeds any bound.
+        The bound grows with the values because their rounding does.  NaN exceeds every bound.
         """
         return not self.absolute <= bound * max(1.0, self.scale)
 
@@ -85,7 +84,7 @@ def random_inputs(
     variant: Score = "deviation_plus_mismatch",
     hidden: int = 256,
 ) -> Inputs:
-    """Images of clouds and grain, noise, a head whose layers are all far from zero."""
+    """Images of blocks and grain, mask noise, and a head without a layer near zero."""
     rng = np.random.default_rng(seed)
     size, width = config.image_size, config.width
     coarse = rng.normal(128, 50, (batch, 4, 4, 3)).repeat(-(-size // 4), 1).repeat(-(-size // 4), 2)
@@ -143,7 +142,8 @@ def backbone_stages(backbone: Backbone, inputs: Inputs) -> tuple[Features, dict[
     config, variables = backbone.config, {"params": backbone.params}
     model = MAE(config)
     pixels = normalize_images(jnp.asarray(inputs.images))
-    target = to_target(patchify(pixels, config.patch_size), config.target)
+    patches = patchify(pixels, config.patch_size)
+    target = to_target(patches, config.target)
     visible = masking.from_noise(jnp.asarray(inputs.noise), config.num_visible(MASK_RATIO))
     masked = masking.masked_ids(visible, config.num_patches)
 
@@ -166,15 +166,17 @@ def backbone_stages(backbone: Backbone, inputs: Inputs) -> tuple[Features, dict[
             traced |= _trace("masked", seen) | {"masked/prediction": predictions}
     terms = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *runs)
     for field in dataclasses.fields(terms):
-        if (term := getattr(terms, field.name)) is not None:  # no bands: they are not the paper's
+        if (term := getattr(terms, field.name)) is not None:  # no bands here
             traced[f"terms/{field.name}"] = term
-    return Features(tokens[:, 0], terms, masked), traced
+    threshold = DetectorConfig().uniform_variance
+    uniform = jax.vmap(lambda image: lcas.uniform_share(image, threshold))(patches)
+    return Features(tokens[:, 0], terms, masked, uniform), traced
 
 
 def _is_stage(module: object, method: str) -> bool:
     name = str(getattr(module, "name", None))
     is_block = name.startswith(("encoder_", "decoder_"))
-    last = name in ("decoder_norm", "decoder_pred")  # of masked patches only: see the prediction
+    last = name in ("decoder_norm", "decoder_pred")  # masked patches only, as the prediction
     return method == "__call__" and (name == "patch_embed" or is_block) and not last
 
 
@@ -185,7 +187,7 @@ def _trace(prefix: str, seen: Mapping) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _statistics_stages(features: Features, config: MAEConfig) -> dict[str, jax.Array]:
-    """The three statistics of every score variant, with either sensitivity."""
+    """The three statistics of every score, with both kinds of sensitivity."""
     return {
         f"statistics/{variant}/{sensitivity}": statistics(
             features, DetectorConfig(score=variant, sensitivity=sensitivity), config.num_patches
@@ -196,7 +198,7 @@ def _statistics_stages(features: Features, config: MAEConfig) -> dict[str, jax.A
 
 
 def head_stages(features: Features, config: MAEConfig, inputs: Inputs) -> dict[str, jax.Array]:
-    """Logits, loss, its gradients, and the head after ``NUM_STEPS`` steps on the same batch."""
+    """Logits, loss, gradients, and the head after ``NUM_STEPS`` steps on the same batch."""
     detector = DetectorConfig(score=inputs.variant, fusion=inputs.fusion, hidden=inputs.hidden)
     normalizer = Normalizer(**{k: jnp.asarray(inputs.normalizer[k]) for k in NORMALIZER})
     params = traverse_util.unflatten_dict(mapping.head_to_flax(inputs.head), sep="/")
@@ -209,7 +211,8 @@ def head_stages(features: Features, config: MAEConfig, inputs: Inputs) -> dict[s
 
     def logits(params: Any, features: Features) -> jax.Array:
         stats = statistics(features, detector, config.num_patches)
-        return head_logits(HeadState(params, normalizer), features.f_global, stats, detector)
+        head, f_global = HeadState(params, normalizer), jnp.asarray(features.f_global)
+        return head_logits(head, f_global, stats, detector)
 
     def loss(params: Any, features: Features) -> jax.Array:
         return steps.binary_cross_entropy(logits(params, features), labels).mean()
@@ -238,17 +241,17 @@ def _flat(tree: dict) -> dict[str, jax.Array]:
 def compare(
     reference: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]
 ) -> list[Difference]:
-    """One row a stage, in the order of the reference.
+    """One row per stage, in the order of the reference.
 
     Raises:
-      ValueError: if the two do not have the same stages of the same shapes.
+      ValueError: naming the stages that only one side has, or whose shapes differ.
     """
     differ = sorted(
         {n for n in reference if n not in ours or ours[n].shape != reference[n].shape}
         | set(ours) - set(reference)
     )
     if differ:
-        raise ValueError(f"the two sides have no common stages or shapes: {', '.join(differ)}")
+        raise ValueError(f"stages or their shapes differ: {', '.join(differ)}")
     rows = []
     for name, wanted in reference.items():
         scale = float(np.abs(wanted).max())

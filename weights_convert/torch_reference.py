@@ -1,6 +1,6 @@
-"""CINEMAE in plain PyTorch over transformers' ViTMAE: the whole method, written for reading.
+"""CINEMAE in plain PyTorch over transformers' ViTMAE: the whole method, written to be read.
 
-A second opinion on the JAX package, which it does not import, and a start for users of PyTorch.
+An independent check of the JAX package, which it does not import, and a start for PyTorch users.
 In: a ``ViTMAEForPreTraining``, uint8 images, mask noise.  Out: features, scores, logits, a trained
 head.  Symbols and sections are those of docs/method.md.
 """
@@ -36,7 +36,7 @@ class Terms:
 
 @dataclass
 class Features:
-    """All that the head sees of a batch: f_global (B, D), the terms, masked ids (B, K, M)."""
+    """Everything the head sees of a batch: f_global (B, D), the terms, masked ids (B, K, M)."""
 
     f_global: Tensor
     terms: Terms
@@ -54,9 +54,9 @@ def normalize_images(images: Tensor, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def target_patches(mae: ViTMAEForPreTraining, pixels: Tensor) -> Tensor:
-    """True patches (B, L, d), values ordered (p, q, c), in the space that the decoder predicts.
+    """True patches (B, L, d) in the space that the decoder predicts, values ordered (p, q, c).
 
-    Per-patch normalisation divides by the unbiased variance, torch's default, as MAE does.
+    Per-patch normalisation uses the unbiased variance (torch's default), as MAE does.
     """
     patches = mae.patchify(pixels)
     if not mae.config.norm_pix_loss:
@@ -74,7 +74,7 @@ def visible_and_masked(noise: Tensor, num_visible: int) -> tuple[Tensor, Tensor]
 
 
 def global_feature(mae: ViTMAEForPreTraining, pixels: Tensor, pooling: str = "cls") -> Tensor:
-    """f_global (B, D) from one encoder pass that sees every patch."""
+    """f_global (B, D) from one encoder pass over every patch."""
     raster = torch.arange(num_patches(mae), device=pixels.device).expand(len(pixels), -1)
     with mask_ratio(mae, 0.0):
         tokens = mae.vit(pixels, noise=raster).last_hidden_state
@@ -82,7 +82,7 @@ def global_feature(mae: ViTMAEForPreTraining, pixels: Tensor, pooling: str = "cl
 
 
 def reconstruct(mae: ViTMAEForPreTraining, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Predictions (B, L, d) for all patches from those that the noise (B, L) leaves visible."""
+    """Predictions (B, L, d) for all patches from the visible ones; the noise is (B, L)."""
     return mae(pixels, noise=noise).logits
 
 
@@ -98,6 +98,7 @@ def num_visible(mae: ViTMAEForPreTraining) -> int:
 
 @contextmanager
 def mask_ratio(mae: ViTMAEForPreTraining, ratio: float) -> Iterator[None]:
+    """Sets the model's mask ratio inside a ``with`` block."""
     before, mae.config.mask_ratio = mae.config.mask_ratio, ratio
     try:
         yield
@@ -179,12 +180,12 @@ def score(terms: Terms, variant: str, weight: float = 1.0) -> Tensor:
 
 
 def run_sensitivity(scores: Tensor) -> Tensor:
-    """s3: deviation over runs of the per-run mean, (B, K, M) to (B,)."""
+    """s3 by run: standard deviation of the per-run means, (B, K, M) to (B,)."""
     return scores.mean(dim=2).std(dim=1, unbiased=False)
 
 
 def patch_sensitivity(scores: Tensor, masked: Tensor, length: int) -> Tensor:
-    """s3 otherwise: mean |S^a - S^b| over patches masked in both runs, averaged over pairs."""
+    """s3 by patch: mean |S^a - S^b| over patches masked in both runs, averaged over pairs."""
     shape = (*scores.shape[:2], length)
     grid = scores.new_zeros(shape).scatter(2, masked, scores)
     hit = scores.new_zeros(shape).scatter(2, masked, 1.0)
@@ -205,13 +206,14 @@ def statistics(
     sensitivity: str = "run",
     length: int = 0,
 ) -> Tensor:
-    """[s1, s2, s3] (B, 3) as the head takes them: log1p where scores cannot be negative.
+    """[s1, s2, s3] (B, 3), the head's inputs; log1p of them where scores cannot be negative.
 
     Args:
       features: of a batch.
       variant: of the score.
       weight: λ.
-      sensitivity: ``run`` or ``patch``; the latter needs ``length``, which is L.
+      sensitivity: of s3, ``run`` or ``patch``.
+      length: L; only ``patch`` needs it.
     """
     scores = score(features.terms, variant, weight)
     if sensitivity == "run":
@@ -295,19 +297,19 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
 def adamw(
     head: Head, *, weight_decay: float = 1e-2, global_weight_decay: float = 1e-2
 ) -> torch.optim.AdamW:
-    """AdamW that decays matrices only; ``global_classifier`` has its own weight decay."""
+    """AdamW with weight decay on matrices only; ``global_classifier`` has its own."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in head.named_parameters():
         decay = global_weight_decay if name.startswith("global_classifier") else weight_decay
         groups.setdefault(decay if parameter.ndim == 2 else 0.0, []).append(parameter)
     return torch.optim.AdamW(
         [{"params": p, "weight_decay": decay} for decay, p in groups.items()],
-        lr=1.0,  # set before every step
+        lr=1.0,  # ``train_head`` sets it before every step
     )
 
 
 def learning_rate(step: int, num_steps: int, *, peak: float, warmup: float) -> float:
-    """Linear from 0 over the first ``warmup`` share of the steps, then a cosine to 0."""
+    """Linear from 0 to ``peak`` over the first ``warmup`` share of steps, then a cosine to 0."""
     rising = max(1, round(num_steps * warmup))
     total = max(num_steps, rising + 1)
     if step < rising:
@@ -315,23 +317,29 @@ def learning_rate(step: int, num_steps: int, *, peak: float, warmup: float) -> f
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / (total - rising)))
 
 
+@dataclass
+class Training:
+    """Options of ``train_head``."""
+
+    num_steps: int
+    peak: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 1e-2
+    global_weight_decay: float = 1e-2
+
+
 def train_head(
-    head: Head,
-    f_global: Tensor,
-    stats: Tensor,
-    labels: Tensor,
-    *,
-    num_steps: int,
-    peak: float = 1e-3,
-    warmup: float = 0.05,
-    weight_decay: float = 1e-2,
-    global_weight_decay: float = 1e-2,
+    head: Head, f_global: Tensor, stats: Tensor, labels: Tensor, training: Training
 ) -> list[float]:
     """Trains on one batch of standardised inputs; returns the loss before every step."""
-    optimizer = adamw(head, weight_decay=weight_decay, global_weight_decay=global_weight_decay)
+    optimizer = adamw(
+        head,
+        weight_decay=training.weight_decay,
+        global_weight_decay=training.global_weight_decay,
+    )
     losses = []
-    for step in range(num_steps):
-        rate = learning_rate(step, num_steps, peak=peak, warmup=warmup)
+    for step in range(training.num_steps):
+        rate = learning_rate(step, training.num_steps, peak=training.peak, warmup=training.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()

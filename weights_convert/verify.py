@@ -1,7 +1,7 @@
-"""PyTorch against JAX on the same images and mask noise, stage by stage, in float32.
+"""Compares PyTorch and JAX on the same images and mask noise, stage by stage, in float32.
 
-Builds ``torch_reference`` from the published file itself and the JAX detector from its conversion,
-and compares every stage of both.  Imports torch only when something is run.
+``torch_reference`` is built from the published file, the JAX detector from its conversion.  torch
+is imported only when a verification runs.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from weights_convert.stages import Difference, Inputs, Stages
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
 
-# For encoders of up to 12 blocks, and for deeper ones; docs/weights.md argues them.
+# For encoders of up to 12 blocks, and for deeper ones; reasons in docs/weights.md.
 SHALLOW_BOUND, DEEP_BOUND = 1e-5, 5e-5
 SHALLOW_DEPTH = 12
-# Adam divides a gradient by its own size, so where a gradient nearly cancels, rounding decides
-# the step. Ten times the bound is 1 % of the way (sum of learning rates, 0.01) that a weight can
-# go.
+# Adam divides a gradient by its own size: where a gradient nearly cancels, rounding decides the
+# step. Ten times the bound is 1 % of the largest possible change of a weight (0.01, the sum of all
+# learning rates).
 TRAINED_FACTOR = 10
 
 
@@ -39,11 +39,11 @@ class Report:
     Attributes:
       subject: what was compared.
       config: its architecture.
-      bound: that each difference had to keep, in units of max(1, the stage's largest value);
-        trained parameters have ``TRAINED_FACTOR`` times as much.
-      rows: one a stage.
-      floors: largest difference of the PyTorch reference in float32 from itself in float64, by
-        stage; empty if that was not asked for.
+      bound: largest difference allowed, in units of max(1, the stage's largest value);
+        ``TRAINED_FACTOR`` times as much for trained parameters.
+      rows: one per stage.
+      floors: by stage, the largest difference between PyTorch's float32 and float64; empty if not
+        computed.
     """
 
     subject: str
@@ -53,6 +53,7 @@ class Report:
     floors: dict[str, float]
 
     def above(self, row: Difference) -> bool:
+        """Whether a stage exceeds its bound."""
         is_trained = row.stage.startswith("trained/")
         return row.exceeds(self.bound * (TRAINED_FACTOR if is_trained else 1))
 
@@ -61,7 +62,7 @@ class Report:
         return [row for row in self.rows if self.above(row)]
 
     def table(self) -> str:
-        """One line a stage; gradients and trained parameters are one line a tensor."""
+        """One line per stage; for gradients and trained parameters, one line per tensor."""
         width = max(len(row.stage) for row in self.rows)
         head = f"{'stage':<{width}}  largest |value|  absolute   relative   float64 floor"
         lines = [self.subject, head]
@@ -72,10 +73,10 @@ class Report:
                 f"{row.stage:<{width}}  {row.scale:15.3g}  {row.absolute:.1e}    "
                 f"{row.relative:.1e}    {floor}{mark}"
             )
-        verdict = f"{len(self.failures)} of {len(self.rows)} stages are above"
         lines.append(
-            f"{verdict} {self.bound:.0e} x max(1, largest |value|), "
-            f"trained parameters {TRAINED_FACTOR * self.bound:.0e}"
+            f"{len(self.failures)} of {len(self.rows)} stages are above the bound of "
+            f"{self.bound:.0e} x max(1, largest |value|), {TRAINED_FACTOR * self.bound:.0e} for "
+            "trained parameters"
         )
         return "\n".join(lines)
 
@@ -110,10 +111,18 @@ def verify_file(
     seed: int = 0,
     floor: bool = False,
 ) -> Report:
-    """Compares a published file, run by PyTorch, with its conversion, run by JAX.
+    """Compares a published file in PyTorch with its conversion in JAX.
+
+    Args:
+      source: the published file.
+      converted: the result of ``convert``.
+      options: what the source does not state; the target is taken from ``converted`` by default.
+      batch: number of synthetic images.
+      seed: of images, noise and head.
+      floor: whether to compare PyTorch's float32 with its float64, too.
 
     Raises:
-      ConversionError, BackboneError: if one of the two is refused.
+      ConversionError, BackboneError: if one of the two files is refused, or their sizes differ.
     """
     backbone = weights.load(converted)
     options = options or Options()
@@ -130,7 +139,7 @@ def verify_file(
 def verify_random(
     config: MAEConfig, folder: Path, *, batch: int = 2, seed: int = 0, floor: bool = False
 ) -> Report:
-    """Writes a random ViTMAE as Hugging Face does, converts it, and compares the two."""
+    """Saves a random ViTMAE as Hugging Face does, converts it, and compares the two."""
     mae = random_vitmae(config, seed)
     mae.save_pretrained(folder / "vitmae")
     converted = convert.convert(folder / "vitmae", folder / "converted.safetensors")
@@ -159,7 +168,7 @@ def verify(
 
 
 def vitmae_config(config: MAEConfig) -> dict[str, Any]:
-    """Arguments of transformers' ViTMAEConfig for an architecture of ours."""
+    """Arguments of transformers' ViTMAEConfig for an architecture."""
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
@@ -178,7 +187,7 @@ def vitmae_config(config: MAEConfig) -> dict[str, Any]:
 
 
 def build_vitmae(config: MAEConfig) -> "ViTMAEForPreTraining":
-    """An evaluation-mode ViTMAE of the architecture, to be filled with weights."""
+    """A ViTMAE of the architecture in evaluation mode, before its weights are loaded."""
     transformers = sources.need("transformers")
     return transformers.ViTMAEForPreTraining(
         transformers.ViTMAEConfig(**vitmae_config(config))
@@ -188,15 +197,15 @@ def build_vitmae(config: MAEConfig) -> "ViTMAEForPreTraining":
 def random_vitmae(
     config: MAEConfig, seed: int = 0, *, spread: float = 0.02, tokens: float = 0.02
 ) -> "ViTMAEForPreTraining":
-    """A ViTMAE in which nothing is zero or symmetric, so that every mistake shows.
+    """A ViTMAE without zeros or symmetry, so that every mistake shows.
 
     Args:
       config: architecture.
-      seed: of numpy's generator; parameters are drawn in the order of their published names,
-        so that every release of transformers gives the same model.
+      seed: of NumPy's generator; parameters are drawn in the order of their published names, so
+        that every release of transformers gives the same model.
       spread: standard deviation of matrices and biases.
-      tokens: of the patch embedding, class and mask tokens and position tables; small ones make
-        LayerNorm's epsilon matter.
+      tokens: standard deviation of patch embedding, class and mask tokens and position tables;
+        small ones make LayerNorm's epsilon matter.
     """
     torch = sources.need("torch")
     rng = np.random.default_rng(seed)
@@ -214,12 +223,12 @@ def random_vitmae(
 
 
 def load_reference(source: Path, options: Options) -> "ViTMAEForPreTraining":
-    """A published file of either layout as transformers' ViTMAE, by the names of the table."""
+    """A published file of either layout as transformers' ViTMAE, by the table of ``mapping``."""
     torch = sources.need("torch")
     with sources.opened(source) as opened:
         config, fillings, _ = convert.plan(opened, options)
         if not config.has_decoder:
-            raise sources.ConversionError(f"{source} has no decoder: there is nothing to verify")
+            raise sources.ConversionError(f"{source} has no decoder: verify needs a whole MAE")
         state: dict[str, Any] = {}
         for row, names in fillings:
             whole = np.concatenate([opened.tensor(name) for name in names])
@@ -232,7 +241,7 @@ def load_reference(source: Path, options: Options) -> "ViTMAEForPreTraining":
 
 
 def torch_stages(mae: "ViTMAEForPreTraining", inputs: Inputs) -> Stages:
-    """Every stage of ``torch_reference`` in the model's own dtype, named and ordered as ours."""
+    """Every stage of ``torch_reference`` in the model's dtype, in the order of ``jax_stages``."""
     torch = sources.need("torch")
     from weights_convert import torch_reference as reference  # needs torch to be imported
 
@@ -266,7 +275,7 @@ def torch_stages(mae: "ViTMAEForPreTraining", inputs: Inputs) -> Stages:
 
 @contextlib.contextmanager
 def _recorded(mae: "ViTMAEForPreTraining") -> Iterator[dict[str, Any]]:
-    """Keeps the outputs of the stages' modules, by our names, while the context is open."""
+    """Records the outputs of the stages' modules, by the names of ``stages``."""
     seen: dict[str, Any] = {}
 
     def keeper(name: str) -> Callable[..., None]:
@@ -284,7 +293,7 @@ def _recorded(mae: "ViTMAEForPreTraining") -> Iterator[dict[str, Any]]:
 
 
 def _stage_modules(mae: "ViTMAEForPreTraining") -> Iterable[tuple[str, Any]]:
-    """Our names and transformers' modules; the encoder's blocks moved in its release 5."""
+    """Names of ``stages`` and transformers' modules; release 5 moved the encoder's blocks."""
     encoder = mae.vit.layers if hasattr(mae.vit, "layers") else mae.vit.encoder.layer
     return [
         ("patch_embed", mae.vit.embeddings.patch_embeddings),
@@ -313,17 +322,14 @@ def _torch_head_stages(features: Any, inputs: Inputs) -> Stages:
     value.backward()
     out = {"logits": logits.detach().numpy(), "loss": value.detach()[None].numpy()}
     out |= _head_arrays("gradients", {k: p.grad for k, p in head.named_parameters()})
-    reference.train_head(
-        head,
-        f,
-        s,
-        labels,
+    training = reference.Training(
         num_steps=stages.NUM_STEPS,
         peak=stages.PEAK,
         warmup=stages.WARMUP,
         weight_decay=stages.WEIGHT_DECAY,
         global_weight_decay=stages.GLOBAL_WEIGHT_DECAY,
     )
+    reference.train_head(head, f, s, labels, training)
     return out | _head_arrays("trained", head.state_dict())
 
 

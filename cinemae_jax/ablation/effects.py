@@ -1,4 +1,4 @@
-"""The rows of an ablation, measured: values with intervals, and differences to the first row."""
+"""Measures the rows of an ablation: values with intervals, and differences to the first row."""
 
 import dataclasses
 import itertools
@@ -11,18 +11,18 @@ import pyarrow.csv
 from jaxtyping import Bool, Float, Int
 
 from cinemae_jax.evaluation.bootstrap import Weighted, resamples
-from cinemae_jax.evaluation.metrics import Estimate, interval
+from cinemae_jax.evaluation.metrics import Estimate, estimates
 
-# Means over generators that the table shows, and their titles.
+# Metrics of the table (means over generators) and their titles.
 METRICS = {"accuracy": "accuracy", "auc": "AUC"}
-# Parts of a row's cost in seconds, and their titles.
+# Phases of a run, timed in seconds, and their titles.
 PHASES = {"bank": "bank", "training": "train", "evaluation": "evaluate"}
 NAN = float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
 class RowScores:
-    """What the heads of one row say of the test images; N images, S heads.
+    """Scores of the test images by the heads of one row; N images, S heads.
 
     Attributes:
       path, generator: (N,) str.
@@ -40,7 +40,7 @@ class RowScores:
         return ~np.isnan(self.logit).any(axis=1)
 
     def same_images(self, other: "RowScores") -> bool:
-        """Whether the same images were scored, so that differences can be paired."""
+        """Whether both rows scored the same images, so that differences can be paired."""
         names = ("path", "generator", "label", "scored")
         return all(np.array_equal(getattr(self, n), getattr(other, n)) for n in names)
 
@@ -51,9 +51,9 @@ class Finished:
 
     Attributes:
       scores: of the test images.
-      seconds: by ``PHASES``.
-      resumed: whether the run was interrupted, so that seconds lack what an earlier call has spent.
-      trained_parameters: of one seed.
+      seconds: by phase (``PHASES``).
+      resumed: whether the run was interrupted; ``seconds`` then lack the time before.
+      trained_parameters: number per seed.
     """
 
     scores: RowScores
@@ -68,13 +68,13 @@ class Line:
 
     Attributes:
       name: of the row.
-      reported: mean accuracy in the paper, per cent, if there is one.
+      reported: mean accuracy in the paper, per cent; None if there is none.
       failure: why the row has no results; empty if it has.
       values: by metric: mean over generators and heads, with its interval.
-      deviations: by metric, over heads (of a sample); NaN for one head.
-      differences: by metric: values less those of the first row; empty for that row itself, and
-        where other images were scored.
-      cost: seconds and parameters; None where the row has failed.
+      deviations: by metric: sample standard deviation over heads; NaN for one head.
+      differences: by metric: this row minus the first; empty for the first row, and for rows that
+        scored other images.
+      cost: seconds and parameters; None if the row failed.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Line:
 
 
 def read_scores(path: Path) -> RowScores:
-    """scores.csv, as ``evaluate`` writes it."""
+    """Reads the scores.csv that ``evaluate`` writes."""
     strings = dict.fromkeys(("path", "generator", "error"), pa.string())
     convert = pyarrow.csv.ConvertOptions(
         column_types=strings, null_values=[""], strings_can_be_null=True
@@ -105,11 +105,14 @@ def read_scores(path: Path) -> RowScores:
 
 
 def replicates(scores: RowScores, *, times: int, seed: int) -> Float[np.ndarray, "s m r"]:
-    """Of each head and of ``METRICS``: the mean over generators, and then its resamples.
+    """Means over generators per head and metric (``METRICS``), then their bootstrap resamples.
 
-    Rows with the same images get the same resamples, so that their differences are paired; so do
-    ``metrics.evaluate`` and ``compare``, which this equals.  A generator none of whose images could
-    be read makes the mean undefined.
+    Rows with the same images get the same resamples, so that their differences are paired.  Values
+    equal those of ``metrics.evaluate`` and ``compare``.  A generator without any readable image
+    makes the mean NaN.
+
+    Returns:
+      (S, metrics, 1 + times): the value itself first.
     """
     keep = scores.scored
     label, logit = scores.label[keep], scores.logit[keep]
@@ -119,11 +122,11 @@ def replicates(scores: RowScores, *, times: int, seed: int) -> Float[np.ndarray,
     ready = [[Weighted.of(label[own], head) for head in logit[own].T] for own in members]
     once = np.ones((1, len(label)))
     drawn = resamples(2 * generator + label, None, times=times, seed=seed)
-    found = [
+    means = [
         np.mean([_metrics(heads, w[:, own]) for heads, own in zip(ready, members, strict=True)], 0)
         for w in itertools.chain([once], drawn)
     ]
-    return np.concatenate(found, axis=-1)
+    return np.concatenate(means, axis=-1)
 
 
 def _metrics(heads: Sequence[Weighted], weights: np.ndarray) -> Float[np.ndarray, "s m b"]:
@@ -142,8 +145,8 @@ def lines(
     """Measures all rows.
 
     Args:
-      rows: by name, in order: what has run, or why it has failed.
-      reported: by name.
+      rows: by name, in order: the finished row, or the reason for its failure.
+      reported: mean accuracy in the paper by name, per cent.
       bootstrap, confidence, seed: as in ``metrics.evaluate``.
     """
     drawn = {
@@ -160,7 +163,7 @@ def lines(
         own = drawn[name]
         comparable = isinstance(reference, Finished) and row.scores.same_images(reference.scores)
         differences = (
-            _estimates(own.mean(axis=0) - drawn[first].mean(axis=0), confidence)
+            estimates(own.mean(axis=0) - drawn[first].mean(axis=0), confidence, METRICS)
             if comparable and name != first
             else {}
         )
@@ -168,17 +171,10 @@ def lines(
         return Line(
             name,
             reported[name],
-            values=_estimates(own.mean(axis=0), confidence),
+            values=estimates(own.mean(axis=0), confidence, METRICS),
             deviations=dict(zip(METRICS, spread.tolist(), strict=True)),
             differences=differences,
             cost=row,
         )
 
     return [one(name, row) for name, row in rows.items()]
-
-
-def _estimates(results: Float[np.ndarray, "m r"], confidence: float) -> dict[str, Estimate]:
-    return {
-        name: interval(float(result[0]), result[1:], confidence)
-        for name, result in zip(METRICS, results, strict=True)
-    }

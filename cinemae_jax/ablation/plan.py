@@ -1,6 +1,6 @@
-"""What an ablation consists of: a base config and rows that each change some of its fields.
+"""An ablation: a base config, and rows that each override some of its fields.
 
-In: a config of ``configs/ablation``, as nested dicts.  Out: typed rows, every field of every row
+In: a config of ``configs/ablation``, as nested dicts.  Out: typed rows; all fields of all rows are
 checked before anything runs.
 """
 
@@ -14,6 +14,7 @@ from cinemae_jax import typed
 from cinemae_jax.settings import Settings
 from cinemae_jax.training.unfrozen import Unfrozen
 
+FIELDS = ("title", "base", "unfrozen", "rows")
 ROW_FIELDS = ("name", "overrides", "reported", "unfreeze")
 
 
@@ -23,9 +24,9 @@ class Variant:
 
     Attributes:
       name: in the tables.
-      config: of the run, all overrides made.
-      unfrozen: what of the backbone is trained too; None for a frozen one.
-      reported: mean accuracy over generators that the paper reports, per cent; None if it has none.
+      config: of the run, with all overrides.
+      unfrozen: how the backbone is trained; None keeps it frozen.
+      reported: mean accuracy over generators in the paper, per cent; None if there is none.
     """
 
     name: str
@@ -35,17 +36,17 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """Name of the row's own folder: its name in letters that any file system takes."""
+        """Name of the row's folder: the row's name in characters that every file system accepts."""
         return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """A whole config file of ablate.
+    """A whole config of ``ablate``.
 
     Attributes:
       title: of the table.
-      rows: in the order of the table; the others are compared with the first.
+      rows: in the order of the table; the first is the reference of all others.
     """
 
     title: str
@@ -65,23 +66,24 @@ class _Sections:
 
 
 def read(config: Mapping[str, Any]) -> Ablation:
-    """Checks an ablation (``ConfigDict.to_dict``) and makes it typed.
+    """Checks the config of an ablation (``ConfigDict.to_dict``) and converts it to dataclasses.
 
     Args:
-      config: ``title``, ``base`` (a config of train), ``unfrozen`` (``learning_rate`` and
-        ``weight_decay``) and ``rows``: a sequence of mappings with ``name`` and, each optional,
-        ``overrides`` (dotted fields of ``base`` and their values), ``reported`` and ``unfreeze``.
+      config: ``title``, ``base`` (a config of ``train``), ``unfrozen`` (``learning_rate`` and
+        ``weight_decay``), and ``rows``: mappings as ``configs.ablation.RowConfig``.
 
     Raises:
-      ValueError: naming every row that is wrong, and what is wrong with it.
+      ValueError: names every wrong row and its mistake.
     """
-    expected = ("title", "base", "unfrozen", "rows")
-    if set(config) != set(expected):
-        raise ValueError(f"an ablation has the fields {', '.join(expected)}, not {sorted(config)}")
+    if set(config) != set(FIELDS):
+        raise ValueError(
+            f"an ablation needs exactly the fields {', '.join(FIELDS)}; this one has "
+            f"{', '.join(sorted(config))}"
+        )
     try:
         typed.read({name: config[name] for name in ("base", "unfrozen")}, _Sections)
     except ValueError as error:
-        raise ValueError(f"the base (its fields are config.base...): {error}") from error
+        raise ValueError(f"base config (set its fields as config.base.*): {error}") from error
     rows, problems = [], []
     for number, row in enumerate(config["rows"], 1):
         try:
@@ -91,7 +93,7 @@ def read(config: Mapping[str, Any]) -> Ablation:
             problems.append(f"row {name!r}: {error}")
     folders = [row.folder for row in rows]
     problems += [
-        f"row {row.name!r}: its name is empty or that of another row"
+        f"row {row.name!r}: the name is empty, or its folder is that of another row"
         for row in rows
         if not row.folder or folders.count(row.folder) > 1
     ]
@@ -104,24 +106,24 @@ def read(config: Mapping[str, Any]) -> Ablation:
 
 def _row(row: Any, config: Mapping[str, Any]) -> Variant:
     if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
-        raise ValueError("a row is a mapping with a name")
+        raise ValueError("a row must be a mapping with a 'name'")
     unknown = sorted(set(row) - set(ROW_FIELDS))
     if unknown:
-        raise ValueError(f"{', '.join(unknown)} is no field of a row: {', '.join(ROW_FIELDS)}")
+        raise ValueError(f"unknown {', '.join(unknown)}: a row has {', '.join(ROW_FIELDS)}")
     base, part = config["base"], row.get("unfreeze", "")
     for field, value in row.get("overrides", {}).items():
         base = override(base, field, value)
-    if part:  # the backbone says something else in every step
+    if part:  # features change with the backbone in every step: a bank cannot hold them
         base = override(base, "features.source", "online")
     made = typed.read({"base": base, "unfrozen": config["unfrozen"]}, _Sections)
     unfrozen = Unfrozen(part, **dataclasses.asdict(made.unfrozen)) if part else None
     if unfrozen and made.base.num_seeds != 1:
         raise ValueError(
-            f"num_seeds is {made.base.num_seeds}, but seeds share a backbone only while it is "
-            "frozen: override it by 1"
+            f"num_seeds is {made.base.num_seeds}, but seeds cannot share an unfrozen backbone: "
+            "override num_seeds with 1"
         )
     if unfrozen and (not made.base.detector.num_runs or made.base.detector.anomaly != "statistics"):
-        raise ValueError("unfreeze needs detector.anomaly 'statistics' and num_runs of 1 or more")
+        raise ValueError("unfreeze needs detector.anomaly 'statistics' and detector.num_runs ≥ 1")
     reported = row.get("reported")
     return Variant(row["name"], made.base, unfrozen, None if reported is None else float(reported))
 
@@ -130,19 +132,19 @@ def override(tree: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]:
     """A copy of nested settings with one dotted field changed.
 
     Raises:
-      ValueError: if there is no such field; names those that read like it.
+      ValueError: if the field is unknown; suggests similar ones.
     """
-    there = _fields(tree)
-    if field not in there:
-        near = difflib.get_close_matches(field, there, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(there)}"
-        raise ValueError(f"{field!r} is no field of config.base: {hint}")
+    known = _fields(tree)
+    if field not in known:
+        near = difflib.get_close_matches(field, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}"
+        raise ValueError(f"unknown field {field!r} of config.base: {hint}")
     section, _, rest = field.partition(".")
     return {**tree, section: override(tree[section], rest, value) if rest else value}
 
 
 def _fields(tree: Mapping[str, Any]) -> list[str]:
-    """Dotted names of all that can be overridden."""
+    """Dotted names of all fields that can be overridden."""
     names: list[str] = []
     for name, value in tree.items():
         inner = _fields(value) if isinstance(value, Mapping) else None

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from cinemae_jax.ablation.effects import PHASES, Finished
 from cinemae_jax.ablation.plan import Ablation, Variant
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.unread import BadImage, BadImages
-from cinemae_jax.detector import loading, resuming, scoring, trained
-from cinemae_jax.detector.trained import HeldOut, TrainedDetector
+from cinemae_jax.detector import loading, resuming, trained
+from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import report, results
 from cinemae_jax.features import filling, splits
+from cinemae_jax.features.extraction import Extractor
+from cinemae_jax.features.filling import Bank
+from cinemae_jax.features.run import UNREAD, Run
 from cinemae_jax.features.sources import FeatureSet, OnlineSet
 from cinemae_jax.features.splits import Data
 from cinemae_jax.model.cinemae import Backbone, num_params
@@ -33,8 +36,9 @@ from cinemae_jax.runtime.console import versions
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.runtime.files import replacing
 from cinemae_jax.runtime.preemption import Preempted
-from cinemae_jax.settings import DataSettings, Settings
+from cinemae_jax.settings import DataSettings
 from cinemae_jax.training import fitting, unfrozen
+from cinemae_jax.training.unfrozen import Tuned, Unfrozen
 
 # In the folder of a row: what it was made of and what it cost; absent until the row is done.
 FINISHED = "row.json"
@@ -67,7 +71,7 @@ def ablate(plan: Ablation, workdir: Path, replicas: Replicas | None = None) -> l
         folder = workdir / row.folder
         progress.say(f"--- {plan.title}: {row.name}")
         try:
-            rows[row.name] = run(row, folder, bench)
+            rows[row.name] = run_row(row, folder, bench)
         except Preempted:
             raise
         except Exception as error:  # the rows that worked are not lost with it
@@ -75,7 +79,7 @@ def ablate(plan: Ablation, workdir: Path, replicas: Replicas | None = None) -> l
                 traceback.print_exception(error)
             rows[row.name] = " ".join(str(error).split()) or type(error).__name__
             progress.say(f"failed    {rows[row.name]}")
-        bad |= {image.path: image for image in BadImages(folder / splits.BAD_IMAGES).listed}
+        bad |= {image.path: image for image in BadImages(folder / UNREAD).listed}
     first = plan.rows[0].config
     compared = effects.lines(
         rows,
@@ -103,59 +107,75 @@ class Bench:
         self._data: dict[DataSettings, Data] = {}
         self._backbone: tuple[Any, Backbone] | None = None
 
-    def data(self, config: Settings) -> Data:
+    def data(self, config: DataSettings) -> Data:
         """The images of a run, scanned once."""
-        if config.data not in self._data:
-            self._data[config.data] = splits.read_data(config)
-        return self._data[config.data]
+        if config not in self._data:
+            self._data[config] = splits.read_data(config)
+        return self._data[config]
 
-    def backbone(self, config: Settings) -> Backbone:
+    def backbone(self, path: str, runs: Mapping[str, int]) -> Backbone:
         """The backbone of a run; only that of the last row stays in memory."""
-        key = config.backbone, config.detector.num_runs > 0
+        key = path, any(runs.values())
         if self._backbone is None or self._backbone[0] != key:
             self._backbone = None
-            self._backbone = key, loading.load_backbone(config)
+            self._backbone = key, loading.load_backbone(path, runs)
         return self._backbone[1]
 
-    def with_bank(self, config: Settings, data: Data, backbone: Backbone) -> Settings:
-        """The same run with a bank in a folder named by all that its features depend on."""
-        folder = Path(config.features.bank) if config.features.bank else self.banks
-        contents = [
-            (name, dataclasses.asdict(one.recipe), one.images.fingerprint)
-            for name, one in filling.banks(config, data, backbone, folder).items()
-        ]
-        digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
-        features = dataclasses.replace(config.features, bank=str(folder / digest[:16]))
-        return dataclasses.replace(config, features=features)
+
+@dataclasses.dataclass(frozen=True)
+class RowInProgress:
+    """One row under way.
+
+    Attributes:
+      variant: what the plan says.
+      data: its images.
+      backbone: that it starts from.
+      run: its folder, and the images that it could not read.
+      seconds: spent on each of ``PHASES`` so far.
+    """
+
+    variant: Variant
+    data: Data
+    backbone: Backbone
+    run: Run
+    seconds: dict[str, float]
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the seconds of a block to a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - start
 
 
 # --- one row ------------------------------------------------------------------------------------
 
 
-def run(row: Variant, folder: Path, bench: Bench) -> Finished:
-    """Trains and evaluates a row, unless it was finished by the same settings before."""
-    data, backbone = bench.data(row.config), bench.backbone(row.config)
-    made_of = _made_of(row, data, backbone)
+def run_row(variant: Variant, folder: Path, bench: Bench) -> Finished:
+    """Trains and evaluates a row, unless it was finished with the same settings before."""
+    config = variant.config
+    data, backbone = bench.data(config.data), bench.backbone(config.backbone, config.runs)
+    made_of = _made_of(variant, data, backbone)
     note = folder / FINISHED
     if note.is_file() and json.loads(note.read_text())["made_of"] == made_of:
         progress.say(f"finished  in {folder}")
         return _finished(folder)
     note.unlink(missing_ok=True)
-    bad = BadImages(folder / splits.BAD_IMAGES)
-    seconds = dict.fromkeys(PHASES, 0.0)
+    run = Run.start(folder, bench.replicas)
+    row = RowInProgress(variant, data, backbone, run, dict.fromkeys(PHASES, 0.0))
     resumed = (folder / "checkpoints").is_dir() or (folder / unfrozen.FOLDER).is_dir()
     if not resumed:
-        bad.forget()
-    if row.unfrozen:
-        detector, test, trained_too = _unfrozen(row, data, backbone, folder, bench, bad, seconds)
+        run.unread.forget()
+    if variant.unfrozen:
+        detector, test, trained_too = _unfrozen(row, variant.unfrozen)
     else:
-        detector, test = _frozen(row.config, data, backbone, folder, bench, bad, seconds)
-        trained_too = 0
-    with _timed(seconds, "evaluation"):
-        results.evaluate(detector, test, folder, bad, bench.replicas)
-    splits.report_bad_images(folder, bad.listed)
-    of_head = num_params(detector.heads.params) // row.config.num_seeds
-    cost = {"seconds": seconds, "resumed": resumed, "trained_parameters": of_head + trained_too}
+        detector, test, trained_too = *_frozen(row, bench.banks), 0
+    with row.timed("evaluation"):
+        results.evaluate(detector, test, run)
+    splits.report_unread(folder, run.unread.listed)
+    of_head = num_params(detector.heads.params) // config.num_seeds
+    trained_parameters = of_head + trained_too
+    cost = {"seconds": row.seconds, "resumed": resumed, "trained_parameters": trained_parameters}
     with replacing(note) as partial:
         partial.write_text(json.dumps({"made_of": made_of, **cost}, indent=2) + "\n")
     return _finished(folder)
@@ -180,86 +200,76 @@ def _finished(folder: Path) -> Finished:
     return Finished(scores, note["seconds"], note["resumed"], note["trained_parameters"])
 
 
-def _frozen(
-    config: Settings,
-    data: Data,
-    backbone: Backbone,
-    folder: Path,
-    bench: Bench,
-    bad: BadImages,
-    seconds: dict[str, float],
-) -> tuple[TrainedDetector, FeatureSet]:
-    """What ``train`` does, each part on the clock."""
-    config, replicas = bench.with_bank(config, data, backbone), bench.replicas
-    with Checkpoints(folder / "checkpoints", best=resuming.validation_score) as checkpoints:
-        metadata = trained.metadata(config, backbone, data.train, data.validation)
+def _frozen(row: RowInProgress, banks: Path) -> tuple[TrainedDetector, FeatureSet]:
+    """What ``train`` does, with a bank that other rows share."""
+    data, backbone, run = row.data, row.backbone, row.run
+    config = row.variant.config
+    made = filling.banks(config, data, backbone, banks)
+    shared = shared_folder(made, Path(config.features.bank) if config.features.bank else banks)
+    features = dataclasses.replace(config.features, bank=str(shared))
+    config = dataclasses.replace(config, features=features)
+    with Checkpoints(run.workdir / "checkpoints", best=resuming.validation_score) as checkpoints:
+        metadata = trained.metadata(config, backbone, data)
         resuming.require_resumable(checkpoints, metadata, backbone)
-        with _timed(seconds, "bank"):
-            sets = filling.open_sets(config, data, backbone, folder, replicas, bad)
-        with _timed(seconds, "training"):
-            fitting.fit(config, sets, backbone, folder, replicas, bad, checkpoints, metadata)
-    best = loading.load(folder, backbone=config.backbone)
+        with row.timed("bank"):
+            sets = filling.open_sets(config, data, backbone, run)
+        with row.timed("training"):
+            fitting.fit(config, sets, backbone, run, checkpoints, metadata)
+    best = loading.load(run.workdir, backbone=config.backbone)
     return dataclasses.replace(best, settings=config), sets.test
 
 
-def _unfrozen(
-    row: Variant,
-    data: Data,
-    backbone: Backbone,
-    folder: Path,
-    bench: Bench,
-    bad: BadImages,
-    seconds: dict[str, float],
-) -> tuple[TrainedDetector, FeatureSet, int]:
+def shared_folder(banks: Mapping[str, Bank], folder: Path) -> Path:
+    """A folder named by all that the features of a row depend on: rows that agree share a bank."""
+    contents = [
+        (name, dataclasses.asdict(one.recipe), one.images.fingerprint)
+        for name, one in banks.items()
+    ]
+    digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return folder / digest[:16]
+
+
+def _unfrozen(row: RowInProgress, how: Unfrozen) -> tuple[TrainedDetector, FeatureSet, int]:
     """Trains head and backbone, and leaves both as a detector of its own in the row's folder.
 
     Returns:
       The detector, the test images, and how many of the backbone's parameters were trained.
     """
-    assert row.unfrozen is not None
-    config, replicas = row.config, bench.replicas
-    extractor = unfrozen.MovingExtractor(config, backbone, replicas)
-    num_patches = backbone.config.num_patches
-    scorer = scoring.Scorer(config.detector, num_patches, replicas)
-
-    def validate(now: Backbone, heads: HeadState) -> tuple[HeldOut, dict[str, float]]:
-        extractor.move(now)
-        held_out = scoring.score_held_out(heads, OnlineSet(data.validation, extractor), scorer, bad)
-        return held_out, fitting.validate(held_out)
-
-    with _timed(seconds, "training"):
+    config, data, backbone, run = row.variant.config, row.data, row.backbone, row.run
+    extractor = Extractor(config.detector, config.masks, backbone, run.replicas)
+    learned, held_out, test = (
+        OnlineSet(images, extractor, config.data, config.eval.batch_size, config.features.num_views)
+        for images in (data.train, data.validation, data.test)
+    )
+    with row.timed("training"):
         heads = trained.head_template(config, backbone)
         order = Order(len(data.train), config.train.batch_size, config.train.epochs, config.seed)
-        learned = OnlineSet(data.train, extractor)
-        normalizer = fitting.fit_normalizer(config, learned, order, heads, num_patches, replicas)
-        heads = HeadState(heads.params, normalizer)
-        tuned = unfrozen.fit(
-            config, row.unfrozen, data, backbone, heads, validate, folder, replicas, bad
+        normalizer = fitting.fit_normalizer(
+            config.detector, heads, learned, order, run.replicas, config.train.standardize_images
         )
+        heads = HeadState(heads.params, normalizer)
+        validate = unfrozen.validator(held_out, config.detector, run)
+        tuned = unfrozen.fit(config, how, data, backbone, heads, validate, run)
+    detector = _saved(row, tuned, how)
+    extractor.use(detector.backbone)
+    moved, _ = unfrozen.split(tuned.params, how.part)
+    return detector, test, num_params(moved)
+
+
+def _saved(row: RowInProgress, tuned: Tuned, how: Unfrozen) -> TrainedDetector:
+    """Writes a tuned backbone and its head, once, and loads them as a detector."""
+    config, folder = row.variant.config, row.run.workdir
     path = folder / "backbone.safetensors"
-    origin = {"method": f"{row.unfrozen.part} of {backbone.sha256} trained by cinemae_jax.ablate"}
+    method = f"{how.part} of {row.backbone.sha256} trained by cinemae_jax.ablate"
     with Checkpoints(folder / "checkpoints", best=resuming.validation_score) as checkpoints:
-        if checkpoints.latest is None:  # written once: the hash of a file written anew may differ
-            digest = weights.save(path, backbone.config, tuned.params, origin)
+        if checkpoints.latest is None:  # written once: a rewritten file may have another hash
+            digest = weights.save(path, row.backbone.config, tuned.params, {"method": method})
+            new = Backbone(tuned.params, row.backbone.config, digest)
+            own = dataclasses.replace(config, backbone=str(path))
             checkpoints.save(
                 tuned.step,
                 {"head": tuned.heads, "held_out": tuned.held_out},
-                trained.metadata(
-                    dataclasses.replace(config, backbone=str(path)),
-                    Backbone(tuned.params, backbone.config, digest),
-                    data.train,
-                    data.validation,
-                ),
+                trained.metadata(own, new, row.data),
                 {"validation_loss": tuned.validation_loss},
             )
-    detector = loading.load(folder, backbone=str(path))
-    extractor.move(detector.backbone)
-    moved, _ = unfrozen.split(tuned.params, row.unfrozen.part)
-    return detector, OnlineSet(data.test, extractor), num_params(moved)
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] += time.perf_counter() - start
+    return loading.load(folder, backbone=str(path))

@@ -1,4 +1,4 @@
-"""Measured rows of an ablation on a terminal, on a page, in files, and as a plot."""
+"""The table of an ablation: for a terminal, as Markdown, CSV and JSON, and as a plot."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from cinemae_jax.ablation.effects import METRICS, NAN, PHASES, Line
 from cinemae_jax.evaluation.metrics import Estimate
 from cinemae_jax.evaluation.report import format_interval, format_value
 
-TEXT_WIDTH = 200  # columns at most; the table takes what it needs
+TEXT_WIDTH = 200  # characters, at most
 
 
 def header() -> list[str]:
@@ -37,7 +37,7 @@ def header() -> list[str]:
 
 
 def cells(line: Line) -> list[str]:
-    """A line as text; per cent, a dash where there is nothing."""
+    """A line as text: values in per cent, a dash for missing ones."""
     reported = "–" if line.reported is None else f"{line.reported:.1f}"
     if line.cost is None:
         return [line.name, "failed", *["–"] * 3, reported, *["–"] * (3 + len(PHASES))]
@@ -66,17 +66,17 @@ def _difference(estimate: Estimate | None) -> str:
 
 
 def legend(confidence: float) -> str:
-    """What the columns are, in one line."""
+    """What the columns mean, in one line."""
     return (
-        "Means over generators, per cent: mean of heads ± deviation over seeds "
-        f"[{confidence:.0%} bootstrap interval]; Δ: paired difference to the first row; reported: "
-        "accuracy in the paper, on GenImage; trained: parameters of one head; +: an interrupted "
-        "run took longer."
+        "Means over generators, per cent: mean of seeds ± standard deviation over seeds "
+        f"[{confidence:.0%} bootstrap interval]. Δ: paired difference to the first row. reported: "
+        "accuracy in the paper, on GenImage. trained: trained parameters per seed. +: the run was "
+        "interrupted, and the time before that is missing."
     )
 
 
 def as_text(title: str, table: Sequence[Line], confidence: float) -> str:
-    """The table for a terminal, and why rows failed."""
+    """The table for a terminal, with its legend and the reasons for failed rows."""
     shown = Table(title=title, box=SIMPLE)
     for i, name in enumerate(header()):
         shown.add_column(name, justify="right" if i else "left", no_wrap=True)
@@ -89,12 +89,12 @@ def as_text(title: str, table: Sequence[Line], confidence: float) -> str:
 
 
 def failures(table: Sequence[Line]) -> list[str]:
-    """One sentence for every row that failed."""
+    """One sentence per failed row."""
     return [f"Row {line.name!r} failed: {line.failure}" for line in table if line.failure]
 
 
 def as_markdown(title: str, table: Sequence[Line], confidence: float) -> str:
-    """The same for a page."""
+    """The same as a Markdown page."""
 
     def row(texts: Sequence[str]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
@@ -109,7 +109,7 @@ def as_markdown(title: str, table: Sequence[Line], confidence: float) -> str:
 
 
 def as_record(line: Line) -> dict[str, Any]:
-    """A line as plain values, None where there is nothing; shares, not per cent."""
+    """A line as plain values: fractions instead of per cent, None for missing values."""
 
     def known(value: float | None) -> float | None:
         return None if value is None or math.isnan(value) else value
@@ -142,9 +142,9 @@ def write(
     Args:
       workdir: of the ablation.
       title: of the table.
-      table: of ``lines``.
+      table: of ``effects.lines``.
       confidence: of the intervals.
-      facts: what the numbers rest on; JSON-able.
+      facts: further entries of ablation.json, for example versions.
     """
     records = [as_record(line) for line in table]
     page = as_markdown(title, table, confidence)
@@ -156,7 +156,7 @@ def write(
 
 
 def plot(title: str, table: Sequence[Line]) -> Figure:
-    """A point and its interval for every row and metric; reported accuracies as crosses."""
+    """A point with its interval per row and metric; reported accuracies as crosses."""
     figure = Figure(figsize=(9, 0.4 * len(table) + 1.4), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, len(METRICS), sharey=True)

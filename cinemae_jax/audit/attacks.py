@@ -1,8 +1,8 @@
 """White-box attacks on the frozen pipeline: projected gradient descent through JAX's gradients.
 
 In: uint8 crops, a trained head and its frozen backbone.  Out: uint8 crops that differ by at most
-ε grey levels a value, changed so that the logit moves to the other class (Madry et al.,
-arXiv 1706.06083), by gradients averaged over masks (Athalye et al., arXiv 1707.07397).
+ε grey levels per value and whose logit moves towards the other class (Madry et al.,
+arXiv 1706.06083).  Gradients are averaged over masks (Athalye et al., arXiv 1707.07397).
 """
 
 import dataclasses
@@ -18,18 +18,19 @@ from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.head import HeadState
 from cinemae_jax.model.mae import IMAGENET_STD, normalize_images
 
-# Masks of the attack are numbered from here: scores never use them, nor does a bank hold them.
+# First masking run of an attack: no score uses these runs, and no bank holds them.
 FIRST_RUN = 1 << 20
-STRIDE = 2.5  # times ε over the number of steps: reaches any corner of the box, as Madry et al. do
+# Step size in units of ε / steps: as in Madry et al., enough to reach any corner of the box.
+STRIDE = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """How strongly to search within the box.
+    """How thoroughly to search the box of half-width ε.
 
     Attributes:
       steps: gradient steps.
-      draws: scorings with fresh masks, of K runs each, that every gradient is the mean of.
+      draws: scorings that each gradient averages, each with K fresh masks.
     """
 
     steps: int = 10
@@ -37,26 +38,27 @@ class Attack:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.draws) < 1:
-            raise ValueError(f"steps and draws must be positive, are {self.steps}, {self.draws}")
+            raise ValueError(f"steps and draws must be 1 or more, are {self.steps}, {self.draws}")
 
 
 Attacker = Callable[..., tuple[UInt8[Array, "b h w 3"], Bool[Array, " b"]]]
 
 
 def make_attack(config: DetectorConfig, attack: Attack) -> Attacker:
-    """Attacks one device's share of a batch of crops.
+    """Builds the attack on one device's share of a batch of crops.
 
     Args:
       config: of the detector; static.
       attack: static.
 
     Returns:
-      A function of (backbone, head (one, without an axis of seeds), base key of the masks, images
-      (B, H, W, 3) uint8, example ids, labels, ε in grey levels) to the changed images and whether
-      the gradient of an image was ever undefined, where it was taken as zero.  AI images are
-      pushed to nature and nature images to AI.  Changes are whole grey levels, at most ⌊ε⌋.
+      A function of (backbone, one head without an axis of seeds, base key of the masks, images
+      (B, H, W, 3) uint8, example ids, labels, ε in grey levels).  It returns the changed images
+      and (B,) whether any gradient of the image was undefined; such a gradient counts as zero.  AI
+      images move towards nature, nature images towards AI.  Changes are whole grey levels, at most
+      ⌊ε⌋.
     """
-    draws = attack.draws if config.num_runs else 1  # nothing is masked: all draws are the same
+    draws = attack.draws if config.num_runs else 1  # without masks all draws are the same
 
     def push(
         backbone: Backbone,
@@ -107,7 +109,7 @@ def mean_logit(
     config: DetectorConfig,
     draws: int,
 ) -> Float[Array, " b"]:
-    """Logit of AI, averaged over scorings with ``runs`` / ``draws`` runs each; differentiable."""
+    """Mean logit of AI over ``draws`` scorings, which split ``runs`` evenly; differentiable."""
     features = pixel_features(backbone, pixels, keys, runs, config)
 
     def apart(leaf: Array) -> Array:

@@ -1,6 +1,6 @@
-"""What a detector is compared with to tell whether its MAE does anything: the same head without it.
+"""Does the MAE help?  Controls: heads trained by the same recipe on features without it.
 
-In: the configuration of a detector.  Out: the controls, and Gaussian in-painting as one of them.
+In: the configuration of a detector.  Out: its controls, and Gaussian in-painting for some of them.
 """
 
 import dataclasses
@@ -15,24 +15,25 @@ from cinemae_jax.model.cinemae import Reconstruct
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.mae import patchify, to_target, unpatchify
 
-# Where features come from: the frozen MAE; the same architecture untrained; the MAE's encoder
-# with in-painting in place of its reconstruction; the MAE on images without their fine structure.
+# Where features come from: the frozen MAE; the same architecture untrained; the MAE's encoder with
+# in-painting instead of its reconstruction; the MAE on images without fine structure.
 Source = Literal["MAE", "random weights", "Gaussian in-painting", "MAE on shrunken images"]
 
 RECIPE = "the recipe as it is"
 CONTENT = "content alone"
-# Shorter side that images are reduced to, and blown up from, where content alone is to be left.
+# Shorter side in pixels to which images are reduced, and then enlarged again, to keep only content.
 CONTENT_SIDE = 64
+SHRINK = Shrink(CONTENT_SIDE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """One head to be trained anew, by the recipe of the detector but for what the name says.
+    """One head to train by the detector's recipe, which differs in what the name says.
 
     Attributes:
       name: for tables.
       source: of its features.
-      detector: what the head makes of them.
+      detector: configuration of the head.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Control:
 
 
 def controls(config: DetectorConfig) -> list[Control]:
-    """The recipe first, then everything that it is compared with; no two of them the same."""
+    """The recipe first, then the controls that it is compared with; all are different."""
     encoder = dataclasses.replace(config, fusion="global", num_runs=0)
     made = [
         Control(RECIPE, "MAE", config),
@@ -57,30 +58,27 @@ def controls(config: DetectorConfig) -> list[Control]:
             Control("LCAS alone, Gaussian in-painting", "Gaussian in-painting", alone),
         ]
     made.append(Control(CONTENT, "MAE on shrunken images", config))
-    unlike: dict[tuple[str, DetectorConfig], Control] = {}
+    distinct: dict[tuple[str, DetectorConfig], Control] = {}
     for control in made:
-        unlike.setdefault((control.source, control.detector), control)
-    return list(unlike.values())
+        distinct.setdefault((control.source, control.detector), control)
+    return list(distinct.values())
 
-
-SHRINK = Shrink(CONTENT_SIDE)
 
 # --- Gaussian in-painting -----------------------------------------------------------------------
 
-# Standard deviation of the kernel, in patches.
-WIDTH = 1.0
-# Weight of the mean of all visible pixels: counts where no kernel reaches a visible one.
+WIDTH = 1.0  # standard deviation of the kernel, in patches
+# Weight of the mean of all visible pixels; it matters only where no visible pixel is in reach.
 FLOOR = 1e-30
 
 
 def gaussian_inpainting(model: MAEConfig, width: float = WIDTH) -> Reconstruct:
-    """Masked pixels as the Gaussian-weighted mean of the visible ones (normalised convolution).
+    """Predicts masked pixels as the Gaussian-weighted mean of the visible ones.
 
-    Knutsson and Westin, CVPR 1993.  Channel by channel, without any training.
+    Normalised convolution (Knutsson and Westin, CVPR 1993), per channel, without any training.
 
     Args:
-      model: gives patches and target; for ``norm_pix`` an in-painted patch is normalised by its own
-        mean and variance, never by those of the true one.
+      model: gives patch size and target.  For ``norm_pix`` an in-painted patch is normalised by
+        its own mean and variance, never by those of the true patch.
       width: standard deviation of the kernel, in patches.
     """
     size, patch = model.image_size, model.patch_size

@@ -1,7 +1,7 @@
-"""What happens to a picture on its way to a detector, as transforms of both classes alike.
+"""What happens to images before they reach a detector: compression, scaling, noise, and so on.
 
-In: an RGB image, and the generator that the loader seeds by example id.  Out: another image.  They
-come before everything that the detector itself does (``Corrupted``).
+In: an RGB image, and a random generator that the loader seeds by example id.  Out: another image.
+Corruptions apply to both classes, before the detector's own transform (``Corrupted``).
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ from cinemae_jax.data.transforms import Transform
 
 
 class Corruption(Protocol):
-    """One change of known strength; its ``repr`` says all that it does."""
+    """One change of known strength; its ``repr`` names it in tables and reports."""
 
     @property
     def family(self) -> str:
-        """Of which kind: corruptions of one kind make a curve."""
+        """Corruptions of one family form a curve."""
 
     @property
     def strength(self) -> float:
-        """Where on that curve; in the family's own unit, not always rising with the damage."""
+        """Position on that curve, in the family's unit; more is not always more damage."""
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """The changed image, RGB."""
@@ -34,11 +34,11 @@ class Corruption(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Corrupted:
-    """Another transform, on corrupted images.
+    """A transform that corrupts images first.
 
     Attributes:
-      then: the detector's own, for example ``MultiCrop``.
-      corruption: what comes first.
+      then: the detector's own transform, for example ``MultiCrop``.
+      corruption: applied before it.
     """
 
     then: Transform
@@ -46,14 +46,14 @@ class Corrupted:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of every result."""
+        """Shape of every result."""
         return self.then.shape
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:
-        """What ``then`` makes of the corrupted image."""
+        """Decodes, corrupts, and applies ``then``."""
         image = self.corruption(decode(data), rng)
         buffer = io.BytesIO()
-        image.save(buffer, "BMP")  # without loss, and cheap
+        image.save(buffer, "BMP")  # lossless and cheap
         return self.then(buffer.getvalue(), rng)
 
 
@@ -62,7 +62,7 @@ class Corrupted:
 
 @dataclasses.dataclass(frozen=True)
 class Jpeg:
-    """A round trip through JPEG, 4:2:0."""
+    """JPEG compression, 4:2:0."""
 
     quality: int
     family = "JPEG quality"
@@ -77,7 +77,7 @@ class Jpeg:
 
 @dataclasses.dataclass(frozen=True)
 class WebP:
-    """A round trip through lossy WebP."""
+    """Lossy WebP compression."""
 
     quality: int
     family = "WebP quality"
@@ -94,9 +94,9 @@ class WebP:
 
 @dataclasses.dataclass(frozen=True)
 class SocialNetwork:
-    """What sharing does, roughly: a longer side of at most ``side`` pixels, then JPEG 4:2:0.
+    """Roughly what sharing does: a longer side of at most ``side`` pixels, then JPEG 4:2:0.
 
-    Networks differ, and change: these are round numbers, not those of any of them.
+    Networks differ and change: these are round numbers, not those of any one network.
     """
 
     side: int = 1080
@@ -116,7 +116,7 @@ class SocialNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Bicubic, by a factor of the sides; what the detector's own resize does comes after."""
+    """Bicubic, both sides by ``scale``; the detector's own resize comes after it."""
 
     scale: float
     family = "resize"
@@ -131,7 +131,7 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class CropPart:
-    """A part anywhere in the image, its sides ``share`` of the image's."""
+    """A crop at a random place; its sides are ``share`` of the image's."""
 
     share: float
     family = "crop"
@@ -149,7 +149,7 @@ class CropPart:
 
 @dataclasses.dataclass(frozen=True)
 class DownUp:
-    """Bicubic down by ``factor`` and up to the old size: what a generator's decoder resembles."""
+    """Bicubic down by ``factor`` and up to the old size, similar to a generator's decoder."""
 
     factor: float = 2.0
     family = "down and up"
@@ -164,7 +164,7 @@ class DownUp:
 
 @dataclasses.dataclass(frozen=True)
 class Shrink:
-    """Down to a shorter side of ``side`` pixels and up to the old size: subject and style stay."""
+    """Down to a shorter side of ``side`` pixels and up to the old size; keeps subject and style."""
 
     side: int = 64
     family = "shrink"
@@ -182,7 +182,7 @@ class Shrink:
 
 @dataclasses.dataclass(frozen=True)
 class Blur:
-    """Pillow's Gaussian blur (three box filters); ``sigma`` in pixels of the file."""
+    """Pillow's Gaussian blur (three box filters); ``sigma`` in pixels of the decoded image."""
 
     sigma: float
     family = "blur"
@@ -197,7 +197,7 @@ class Blur:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Independent Gaussian noise of every value; ``sigma`` in grey levels of 255."""
+    """Independent Gaussian noise on every value; ``sigma`` in grey levels of 255."""
 
     sigma: float
     family = "noise"
@@ -237,5 +237,5 @@ SUITE: tuple[Corruption, ...] = (
     *map(Brightness, (0.6, 0.8, 1.25, 1.5)),
 )
 
-# What photographs are pushed through in the audit, to see whether it makes them "ai".
+# Changes of photographs that have nothing to do with generation: do verdicts move to AI?
 PUSHES: tuple[Corruption, ...] = (DownUp(2.0), Jpeg(75))

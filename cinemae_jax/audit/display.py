@@ -1,4 +1,4 @@
-"""The report of an audit on a terminal: tables, and last the sentences."""
+"""The report of an audit on a terminal: tables, then the verdict in sentences."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,12 +10,11 @@ from cinemae_jax.evaluation.metrics import Estimate
 from cinemae_jax.evaluation.phrases import called_ai, negative, number, percent, signed
 from cinemae_jax.runtime.console import printable
 
-LISTED = 10  # unreadable files, unstable images
-Cell = Callable[[Mapping[str, Any]], str]
+LISTED = 10  # lines shown of a long list
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
-    """Prints a report of ``audit.run``."""
+    """Prints a report of ``findings.report``."""
     console.print(_probes(report["probes"]))
     if "equalised" in report:
         console.print(_equalised(report["equalised"]))
@@ -26,15 +25,15 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         console.print(_effects("robustness: mean of generators", report["corruptions"]))
         attacks = report["attacks"]
         title = (
-            f"white-box attacks: PGD, {attacks['steps']} steps, {attacks['draws']} draws of masks, "
-            f"{attacks['num_images']} images; mean of generators"
+            f"white-box attacks on {attacks['num_images']} images: PGD, {attacks['steps']} steps, "
+            f"{attacks['draws']} mask draws per step; mean of generators"
         )
         console.print(_effects(title, attacks["effects"]))
         unstable = [f"{_share(r['verdict_stability'])} {r['path']}" for r in report["stability"]]
         _list(console, "least stable verdicts under corruptions", unstable)
     bad = [f"{row['path']}: {row['error']}" for row in report["unreadable"]]
     if bad:
-        _list(console, f"unreadable: {len(bad)}", bad)
+        _list(console, f"unreadable images: {len(bad)}", bad)
     for sentence in report["verdict"]:
         console.print(f"- {printable(sentence)}", soft_wrap=True)
 
@@ -67,7 +66,8 @@ def _probes(found: Mapping[str, Any]) -> Table:
 def _equalised(found: Mapping[str, Any]) -> Table:
     comparison = found["comparison"]
     heads = [f"{name} {part}" for name in ("accuracy", "AUC") for part in ("raw", "eq.", "change")]
-    title = f"raw and equalised (side {found['side']}, JPEG {found['quality']}); changes in points"
+    how = f"short side {found['side']}, JPEG {found['quality']}"
+    title = f"raw and equalised ({how}); changes in percentage points"
     table = _table(title, "generator", "nature + ai", *heads)
     for before, after, change in _rows(comparison):
         table.add_row(
@@ -82,8 +82,11 @@ def _equalised(found: Mapping[str, Any]) -> Table:
 def _pushes(found: Mapping[str, Any]) -> Table:
     parts = ("before", "after", "change")
     heads = [f"{part} {where}" for where in ("0.5", "calibrated") for part in parts]
-    title = "photographs called ai, before and after; mean of generators, changes in points"
-    table = _table(title, "pushed through", "nature", *heads)
+    title = (
+        "share of photographs called ai, before and after changes unrelated to generation; "
+        "mean of generators, changes in percentage points"
+    )
+    table = _table(title, "change", "nature", *heads)
     for name, comparison in found.items():
         before, after, change = list(_rows(comparison))[-1]
         cells = []
@@ -99,23 +102,19 @@ def _pushes(found: Mapping[str, Any]) -> Table:
 
 def _controls(found: Mapping[str, Any]) -> Table:
     title = (
-        f"the same recipe trained anew on {found['num_train']} images; mean of generators, "
-        "differences from the recipe in points"
+        f"heads retrained on {found['num_train']} images; mean of generators, differences to the "
+        "recipe in percentage points"
     )
     table = _table(title, "head", "accuracy", "difference", "AUC", "difference")
     for name, comparison in found["comparisons"].items():
         _, after, change = list(_rows(comparison))[-1]
-        table.add_row(
-            name,
-            *_change(after, after, change, "accuracy", percent)[1:],
-            *_change(after, after, change, "auc", number)[1:],
-        )
+        table.add_row(name, *_values(after, change)[:4])
     return table
 
 
 def _effects(title: str, effects: Sequence[Mapping[str, Any]]) -> Table:
     heads = ("accuracy", "change", "AUC", "change", "nature right", "ai right", "verdicts flipped")
-    table = _table(title, "change", *heads, "across 0.5")
+    table = _table(title, "change", *heads, "crossed 0.5")
     if effects:
         clean, _, _ = list(_rows(effects[0]["comparison"]))[-1]
         table.add_row("none", *_values(clean), "", "")

@@ -1,7 +1,7 @@
-"""Every image brought to the same size and JPEG quality, as if its file had been saved anew.
+"""Saves every image with the same shorter side and JPEG quality.
 
-What is left of a detector's accuracy once format, size and quality no longer tell the classes
-apart.  Traces of an earlier compression or resize may stay in the pixels; the aspect does.
+Format, size and quality no longer tell the classes apart then; the aspect ratio still may, and so
+may traces that an earlier compression or resize left in the pixels.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from cinemae_jax.data.augment import CHROMA_SUBSAMPLING, resize_short
 from cinemae_jax.data.decode import MIN_SIDE, decode
 from cinemae_jax.data.transforms import Transform
 
-# Of the shorter side: at the greatest aspect the longer one still fits into a JPEG.
+# Largest shorter side with which every aspect ratio that we read still fits into a JPEG.
 MAX_SIDE = 2000
 
 
 def equalise(image: bytes | Image.Image, *, side: int, quality: int) -> bytes:
-    """A JPEG file of an image, without what its old file said of itself.
+    """A JPEG file of an image, without any metadata of the old file.
 
     Args:
-      image: content of a file, or RGB.
-      side: shorter side of the result, pixels (bicubic, its aspect kept).
+      image: content of a file, or an RGB image.
+      side: shorter side of the result in pixels (bicubic, aspect ratio kept).
       quality: 1 to 100, with the chroma subsampling of ``augment.recompress``.
 
     Raises:
@@ -39,7 +39,7 @@ def equalise(image: bytes | Image.Image, *, side: int, quality: int) -> bytes:
 
 
 def require_possible(side: int, quality: int) -> None:
-    """Raises ValueError unless files can have this shorter side and JPEG quality."""
+    """Raises ValueError if files cannot have this shorter side and JPEG quality."""
     if not MIN_SIDE <= side <= MAX_SIDE:
         raise ValueError(f"side must be in [{MIN_SIDE}, {MAX_SIDE}], is {side}")
     if not 1 <= quality <= 100:
@@ -48,12 +48,12 @@ def require_possible(side: int, quality: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Equalise:
-    """Another transform, on equalised files; adds no chance to it.
+    """A transform that equalises files first, without any randomness.
 
     Attributes:
-      then: the detector's own, for example ``Crop``: it sees nothing but equalised files.
-      side: shorter side, pixels.
-      quality: of the JPEG.
+      then: the detector's own transform, for example ``Crop``; it sees only equalised files.
+      side: shorter side in pixels.
+      quality: JPEG quality.
     """
 
     then: Transform
@@ -65,9 +65,9 @@ class Equalise:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of every result."""
+        """Shape of every result."""
         return self.then.shape
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:
-        """What ``then`` makes of the equalised file."""
+        """Equalises the file and applies ``then``."""
         return self.then(equalise(data, side=self.side, quality=self.quality), rng)

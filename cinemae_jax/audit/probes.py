@@ -1,9 +1,9 @@
-"""How much of the task is solved without any detector: by file facts, by a coarse spectrum.
+"""How much of the task file facts or a coarse spectrum solve without any detector.
 
-In: facts of the files (``data.doctor``), or their bytes.  Out: the same table of metrics that a
-detector gets.  What a logistic regression on these few numbers reaches, a detector may have learnt
-instead of generation (METHOD 8).  ``data.shortcuts`` looks at one fact at a time; here is all that
-they say together, and whether it carries over to other generators.
+In: examined files.  Out: the same table of metrics that a detector gets.  Whatever a logistic
+regression reaches with these few numbers, a detector may have learned instead of generation
+(METHOD 8).  ``data.inspect.shortcuts`` tests one fact at a time; these probes combine all facts,
+and show whether the result carries over to other generators.
 """
 
 import dataclasses
@@ -20,25 +20,44 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from cinemae_jax.data.decode import DecodeError, decode, read_file
 from cinemae_jax.data.inspect.examination import Examination
 from cinemae_jax.data.transforms import crop
-from cinemae_jax.evaluation.metrics import Row, evaluate
+from cinemae_jax.evaluation.bootstrap import Resampling
+from cinemae_jax.evaluation.metrics import Row, ScoredImages, evaluate
 
 FOLDS = 5
 NUM_FACTS = 6
 CROP = 256  # pixels
 SPECTRUM_BINS = 24
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG
-# Variance of rounding to whole grey levels: below it, power is no property of the picture.
+# Variance of rounding to whole grey levels: power below it is not a property of the image.
 QUANTISATION = 1 / 12
-RARE = 0.01  # share of images below which a format, size or quality is lumped with the other rare
+# Share of images below which formats, sizes or qualities are merged into one rare value.
+RARE = 0.01
 
 Learned = Literal["train split", "cross-validated"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What a probe knows of N images besides their features.
+
+    Attributes:
+      labels: (N,) 0 nature, 1 AI.
+      generators: (N,) names.
+      valid: (N,) False for images that could not be read.
+      is_train: (N,) images to learn from.
+    """
+
+    labels: Int[np.ndarray, " n"]
+    generators: np.ndarray
+    valid: Bool[np.ndarray, " n"]
+    is_train: Bool[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +65,11 @@ class ProbeResult:
     """What a probe reaches.
 
     Attributes:
-      learned: on the ``train`` split, to be tested on the rest, or cross-validated within each
+      learned: from the ``train`` split and tested on the rest, or cross-validated within each
         generator (``FOLDS`` folds).
-      num_nature, num_ai: number of images to learn from (all, if cross-validated).
-      rows: of ``metrics.evaluate``.  The intervals are those of the tested images; another set to
-        learn from would add to them.
+      num_nature, num_ai: images to learn from (all, if cross-validated).
+      rows: of ``metrics.evaluate``.  Intervals cover the choice of tested images, not that of the
+        images to learn from.
     """
 
     learned: Learned
@@ -63,14 +82,14 @@ class ProbeResult:
 
 
 def file_facts(files: pa.Table) -> np.ndarray:
-    """Facts for ``facts_model``: format and mode, size, quality; then these sizes as numbers.
+    """Inputs of ``facts_model``: each fact as a category, then as a number.
 
     Args:
-      files: readable ones, with the columns of ``data.facts.Facts``.
+      files: readable ones, with the columns of ``data.inspect.facts.Facts``.
 
     Returns:
-      (N, 6) objects: three strings; log2 of the shorter side, log2 of width / height, and quality
-      of a JPEG (0 of anything else) as float.
+      (N, 6) objects.  Strings: format and mode, size, JPEG quality.  Floats: log2 of the shorter
+      side, log2 of width / height, JPEG quality (0 for other formats).
     """
     width, height = (files[name].to_numpy().astype(np.float64) for name in ("width", "height"))
     sides = (pc.cast(files[name], pa.string()) for name in ("width", "height"))
@@ -87,13 +106,13 @@ def file_facts(files: pa.Table) -> np.ndarray:
 
 
 def spectrum(image: Image.Image) -> Float[np.ndarray, " 24"]:
-    """Log power of the grey centre by spatial frequency, in ``SPECTRUM_BINS`` rings.
+    """Log power of the grey centre crop, in ``SPECTRUM_BINS`` rings of spatial frequency.
 
-    The rings are equally wide, from 0 to 0.5 cycles a pixel (the corners beyond are left out).
-    White noise of variance v has power v in each; powers are raised by that of ``QUANTISATION``.
+    The rings are equally wide, from 0 to 0.5 cycles per pixel (the corners beyond are left out).
+    White noise of variance v has power v in every ring; ``QUANTISATION`` is added before the log.
 
     Args:
-      image: RGB; cropped to ``CROP`` at native pixels, a smaller one reflected at the border.
+      image: RGB; its centre of ``CROP`` pixels is used, smaller images are reflected at the border.
     """
     grey = crop(image, CROP).astype(np.float64) @ LUMA
     window = np.outer(np.hanning(CROP), np.hanning(CROP))
@@ -105,24 +124,21 @@ def spectrum(image: Image.Image) -> Float[np.ndarray, " 24"]:
     return np.log(sums / np.bincount(ring)[:SPECTRUM_BINS] + QUANTISATION)
 
 
-def spectra(
-    read: Callable[[int], bytes], count: int, *, workers: int | None = None
-) -> Float[np.ndarray, "n 24"]:
-    """Spectra of files, decoded in threads; NaN where a file cannot be read.
+def spectra(read: Callable[[int], bytes], count: int) -> Float[np.ndarray, "n 24"]:
+    """Spectra of ``count`` files, decoded in threads; NaN where a file cannot be read.
 
     Args:
-      read: row to the bytes of its file (``loader.Images.read``).
+      read: maps a row to the bytes of its file.
       count: number of rows.
-      workers: threads; by default one a core.
     """
 
     def one(row: int) -> np.ndarray:
         try:
             return spectrum(decode(read(row)))
-        except (DecodeError, OSError):  # counted as unread by ``solve``
+        except (DecodeError, OSError):  # ``solve`` counts it as unread
             return np.full(SPECTRUM_BINS, np.nan)
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = list(pool.map(one, range(count)))
     return np.array(rows).reshape(count, SPECTRUM_BINS)
 
@@ -131,7 +147,7 @@ def spectra(
 
 
 def facts_model() -> Pipeline:
-    """Logistic regression on ``file_facts``: each frequent value, and the numbers as they are."""
+    """Logistic regression on ``file_facts``: frequent categories one-hot, numbers standardised."""
     values = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=RARE)
     columns = [("values", values, [0, 1, 2]), ("numbers", StandardScaler(), [3, 4, 5])]
     return make_pipeline(ColumnTransformer(columns), _regression())
@@ -143,7 +159,7 @@ def spectrum_model() -> Pipeline:
 
 
 def _regression() -> LogisticRegression:
-    # balanced: a set with more images of one class is no harder to be right on
+    # balanced: a larger class must not be easier to get right
     return LogisticRegression(class_weight="balanced", max_iter=1000)
 
 
@@ -151,22 +167,15 @@ def _regression() -> LogisticRegression:
 
 
 def probe(
-    examined: Examination,
-    *,
-    train_generators: Sequence[str],
-    bootstrap: int,
-    confidence: float,
-    seed: int,
-    groups: np.ndarray | None = None,
-    workers: int | None = None,
+    examined: Examination, *, train_generators: Sequence[str], resampling: Resampling
 ) -> dict[str, ProbeResult]:
     """Both probes, ``file facts`` and ``spectrum``, on the files of a labelled folder.
 
     Args:
-      examined: of ``data.doctor.examine``.
-      train_generators: whose ``train`` split is learned from; of the others it is not used.
-      bootstrap, confidence, seed, groups: as in ``solve``; groups of all files.
-      workers: decoding threads.
+      examined: all files of the folder.
+      train_generators: generators whose ``train`` split is learned from; other train splits are
+        not used.
+      resampling: of the intervals; its seed also draws the folds.
 
     Raises:
       ValueError: if the files are not labelled.
@@ -177,9 +186,10 @@ def probe(
     generators, split = (np.array(files[name].to_pylist()) for name in ("generator", "split"))
     is_train = (split == "train") & np.isin(generators, train_generators)
     used = is_train | (split != "train") if is_train.any() else np.ones(len(files), bool)
-    files, generators, is_train = files.filter(pa.array(used)), generators[used], is_train[used]
-    groups = None if groups is None else groups[used]
+    files = files.filter(pa.array(used))
     valid = pc.equal(files["reason"], "").to_numpy()
+    labels = pc.equal(files["label"], "ai").to_numpy().astype(np.int64)
+    examples = Examples(labels, generators[used], valid, is_train[used])
     facts = np.full((len(files), NUM_FACTS), None, object)
     facts[valid] = file_facts(files.filter(pa.array(valid)))
     paths = files["path"].to_pylist()
@@ -187,56 +197,28 @@ def probe(
     def read(row: int) -> bytes:
         return read_file(Path(examined.root, paths[row])) if valid[row] else b""
 
-    tasks = {
-        "file facts": (facts_model(), facts),
-        "spectrum": (spectrum_model(), spectra(read, len(files), workers=workers)),
-    }
     return {
-        name: solve(
-            model,
-            features,
-            pc.equal(files["label"], "ai").to_numpy().astype(np.int64),
-            generators,
-            valid=valid,
-            is_train=is_train,
-            bootstrap=bootstrap,
-            confidence=confidence,
-            seed=seed,
-            groups=groups,
-        )
-        for name, (model, features) in tasks.items()
+        "file facts": solve(facts_model(), facts, examples, resampling),
+        "spectrum": solve(spectrum_model(), spectra(read, len(files)), examples, resampling),
     }
 
 
 def solve(
-    model: Pipeline,
-    features: np.ndarray,
-    labels: Int[np.ndarray, " n"],
-    generators: np.ndarray,
-    *,
-    valid: Bool[np.ndarray, " n"],
-    is_train: Bool[np.ndarray, " n"],
-    bootstrap: int,
-    confidence: float,
-    seed: int,
-    groups: np.ndarray | None = None,
+    model: Pipeline, features: np.ndarray, examples: Examples, resampling: Resampling
 ) -> ProbeResult:
-    """Learns from the train split and tests on the rest, or cross-validates where it cannot.
+    """Learns from the train split and tests on the rest; cross-validates where it cannot.
 
-    It cannot if the train split lacks a class, or nothing is left to test on.  Then every
-    generator is learned from and tested by itself, on all of its images; one with fewer than
-    ``FOLDS`` images (or groups) of a class cannot be scored, and its images count as unread.
+    It cannot if the train split lacks a class, or if nothing is left to test on.  Then each
+    generator is cross-validated on all of its images; a generator with fewer than ``FOLDS`` images
+    of a class cannot be scored, and its images count as unread.
 
     Args:
       model: ``facts_model()`` or ``spectrum_model()``.
       features: (N, F), as the model takes them.
-      labels: (N,) 0 nature, 1 AI.
-      generators: (N,) names.
-      valid: (N,) False for images that could not be read.
-      is_train: (N,) images to learn from.
-      bootstrap, confidence, seed, groups: as in ``metrics.evaluate``; images of one group are
-        never in two folds.
+      examples: the N images.
+      resampling: of the intervals; its seed also draws the folds.
     """
+    labels, valid, is_train = examples.labels, examples.valid, examples.is_train
     split = len(np.unique(labels[is_train & valid])) == 2 and bool((~is_train).any())
     learned = is_train & valid if split else valid
     tested = ~is_train if split else np.ones(len(labels), bool)
@@ -246,41 +228,27 @@ def solve(
         if (scored := tested & valid).any():
             logits[scored] = fitted.decision_function(features[scored])
     else:
-        logits = _cross_validated(model, features, labels, generators, valid, groups, seed)
-    rows = evaluate(
-        labels[tested],
-        logits[tested],
-        generators[tested],
-        valid[tested],
-        bootstrap=bootstrap,
-        confidence=confidence,
-        seed=seed,
-        groups=None if groups is None else groups[tested],
+        logits = _cross_validated(model, features, examples, resampling.seed)
+    scored_images = ScoredImages(
+        labels[tested], logits[tested], examples.generators[tested], valid[tested]
     )
+    rows = evaluate(scored_images, resampling)
     num_ai = int((labels[learned] == 1).sum())
     how: Learned = "train split" if split else "cross-validated"
     return ProbeResult(how, int(learned.sum()) - num_ai, num_ai, rows)
 
 
 def _cross_validated(
-    model: Pipeline,
-    features: np.ndarray,
-    labels: np.ndarray,
-    generators: np.ndarray,
-    valid: np.ndarray,
-    groups: np.ndarray | None,
-    seed: int,
-) -> np.ndarray:
-    """Out-of-fold logits, of each generator by itself; NaN where there are too few images."""
-    logits = np.full(len(labels), np.nan)
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    folds = kind(FOLDS, shuffle=True, random_state=seed)
-    for name in np.unique(generators):
-        own = np.flatnonzero((generators == name) & valid)
-        y, group = labels[own], None if groups is None else groups[own]
-        each = own if group is None else group
-        if min(len(np.unique(each[y == label])) for label in (0, 1)) >= FOLDS:
+    model: Pipeline, features: np.ndarray, examples: Examples, seed: int
+) -> Float[np.ndarray, " n"]:
+    """Out-of-fold logits within each generator; NaN where there are too few images."""
+    logits = np.full(len(examples.labels), np.nan)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    for name in np.unique(examples.generators):
+        own = np.flatnonzero((examples.generators == name) & examples.valid)
+        y = examples.labels[own]
+        if np.bincount(y, minlength=2).min() >= FOLDS:
             logits[own] = cross_val_predict(
-                model, features[own], y, groups=group, cv=folds, method="decision_function"
+                model, features[own], y, cv=folds, method="decision_function"
             )
     return logits

@@ -1,33 +1,20 @@
-"""A trained detector on changed images: through another transform, or under attack."""
+"""Scores changed images with a trained detector: through another transform, or under attack."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from cinemae_jax.audit.attacks import Attack, make_attack
-from cinemae_jax.audit.comparisons import Change, Scored
+from cinemae_jax.audit.conditions import Change, Scored
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch
-from cinemae_jax.data.transforms import Transform
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import scoring
 from cinemae_jax.detector.trained import TrainedDetector
-from cinemae_jax.features.extraction import Extractor, Featured, mask_key
+from cinemae_jax.features.extraction import Extractor
 from cinemae_jax.features.sources import FeatureSet, OnlineSet
 from cinemae_jax.runtime.devices import Replicas, merge
-
-
-@dataclasses.dataclass(frozen=True)
-class ChangedSet(OnlineSet):
-    """Images that are scored through a change of the detector's transform."""
-
-    change: Change
-
-    @property
-    def scored(self) -> Transform:
-        return self.change(super().scored)
 
 
 class Rescorer:
@@ -38,20 +25,41 @@ class Rescorer:
         Args:
           detector: whose ``settings`` say how images are read.
           replicas: devices that share every batch.
-          bad: takes note of the images that cannot be read.
+          bad: records images that cannot be read.
         """
-        config, self.detector, self.replicas = detector.settings, detector, replicas
-        self.extractor = Extractor(config, detector.backbone, replicas)
+        config, self.detector = detector.settings, detector
+        self._extractor = Extractor(config.detector, config.masks, detector.backbone, replicas)
         self._bad = bad
         num_patches = detector.backbone.config.num_patches
         self._scorer = scoring.Scorer(config.detector, num_patches, replicas)
 
     def __call__(self, images: Catalog, change: Change) -> Scored:
         """Scores of all images, through a changed transform."""
-        return self.of(ChangedSet(images, self.extractor, change))
+        return self.of(self._online(images, change=change))
+
+    def attacked(self, images: Catalog, attacker: "Attacker", epsilon: float) -> Scored:
+        """Scores of attacked centre crops, with the masks of every other score.
+
+        Args:
+          images: to be attacked.
+          attacker: changes the crops.
+          epsilon: grey levels; 0 leaves them as they are.
+        """
+
+        def edit(batch: Batch) -> Batch:
+            flat = batch | {"image": batch["image"].reshape(-1, *batch["image"].shape[-3:])}
+            return flat | {"image": attacker(flat, epsilon)}
+
+        centre = dataclasses.replace(self.detector.settings.data, eval_crops=1)
+        return self.of(dataclasses.replace(self._online(images), data=centre, edit=edit))
+
+    def _online(self, images: Catalog, change: Change | None = None) -> OnlineSet:
+        config = self.detector.settings
+        size = config.eval.batch_size
+        return OnlineSet(images, self._extractor, config.data, size, change=change)
 
     def of(self, images: FeatureSet) -> Scored:
-        """Scores of a set, whatever its features come from."""
+        """Scores of a set, whatever the source of its features."""
         logit = np.full(len(images.images), np.nan)
         uniform_share = np.full(len(images.images), np.nan)
         for batch, scores in self._scorer(self.detector.heads, images.scoring()):
@@ -76,7 +84,7 @@ class Attacker:
         self._replicas = replicas
         config = detector.settings
         placed = detector.backbone.in_dtype(config.detector.dtype)
-        self._known = replicas.replicate((placed, detector.first_head, mask_key(config)))
+        self._known = replicas.replicate((placed, detector.first_head, config.masks.key))
         push = make_attack(config.detector, attack)
 
         def on_device(known: Any, epsilon: Any, batch: Any) -> Any:
@@ -94,28 +102,3 @@ class Attacker:
         images, undefined = merge(self._push(self._known, level, sent))
         self.undefined |= {int(row) for row in batch["row"][undefined & batch["valid"]]}
         return images
-
-
-@dataclasses.dataclass(frozen=True)
-class AttackedSet(OnlineSet):
-    """Centre crops that are attacked and then scored, with the masks that any score rests on.
-
-    Attributes:
-      attacker: what changes them.
-      epsilon: grey levels; 0 leaves them as they are.
-    """
-
-    attacker: Attacker
-    epsilon: float
-
-    def scoring(self) -> Iterator[Featured]:
-        return self.extractor(self.extractor.scoring, self._attacked())
-
-    def _attacked(self) -> Iterator[Batch]:
-        config = self.extractor.config
-        centre = dataclasses.replace(config.data, eval_crops=1)
-        transform = centre.eval_transform(self.extractor.model.image_size)
-        rows = range(len(self.images))
-        for batch in self.views(transform, 1, rows, config.eval.batch_size):
-            flat = batch | {"image": batch["image"].reshape(-1, *batch["image"].shape[-3:])}
-            yield flat | {"image": self.attacker(flat, self.epsilon)}

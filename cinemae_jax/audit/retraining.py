@@ -1,88 +1,52 @@
-"""The controls of a detector: heads trained anew by its own recipe, on other features.
+"""Trains and scores the controls of a detector: heads by the same recipe, on other features.
 
 In: a detector, images to train on and images to score.  Out: scores of every control.  Features are
-computed once for each source and held in memory.
+computed once per source and held in memory.
 """
 
 import dataclasses
-import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Key
 
-from cinemae_jax.audit.comparisons import Change, Scored, corrupting, unchanged
+from cinemae_jax.audit.conditions import Change, Scored, corrupting, unchanged
 from cinemae_jax.audit.controls import SHRINK, Control, Source, gaussian_inpainting
 from cinemae_jax.audit.rescoring import Rescorer
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import resuming, trained
 from cinemae_jax.detector.trained import TrainedDetector
-from cinemae_jax.features import extraction, sources
+from cinemae_jax.features import sources
 from cinemae_jax.features.bank import Stored
-from cinemae_jax.features.extraction import DeviceBatch, Extractor, Featured
+from cinemae_jax.features.extraction import Extractor, Featured
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import BankedSet, OnlineSet, Sets
 from cinemae_jax.features.splits import Data
-from cinemae_jax.model import masking
 from cinemae_jax.model.cinemae import (
     Backbone,
-    Features,
     Reconstruct,
-    extract_features,
     random_backbone,
 )
+from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.runtime.checkpoints import Checkpoints
-from cinemae_jax.runtime.devices import Replicas, merge
-from cinemae_jax.settings import Settings
+from cinemae_jax.runtime.devices import merge
 from cinemae_jax.training import fitting
 
-# Masking runs stored of each image, where the recipe draws new ones in every step.
+# Masking runs stored per image, for recipes that draw new runs in every step.
 LEAST_RUNS = 4
-
-
-class ControlledExtractor(Extractor):
-    """An extractor in which something else may stand in for the MAE's reconstruction.
-
-    What it finds is whole: several heads share it.
-    """
-
-    def __init__(
-        self,
-        config: Settings,
-        backbone: Backbone,
-        replicas: Replicas,
-        reconstruct: Reconstruct | None,
-    ) -> None:
-        super().__init__(config, backbone, replicas)
-        self._reconstruct = reconstruct
-
-    def _compiled(self, runs: extraction.Runs, *, whole: bool = True) -> Any:
-        config, reconstruct = self.config.detector, self._reconstruct
-
-        def extract(backbone: Backbone, key: Key[Array, ""], batch: DeviceBatch) -> Features:
-            keys, images = masking.example_keys(key, batch["example_id"]), batch["image"]
-            wanted = runs(keys, batch["epoch"])
-            return extract_features(backbone, images, keys, wanted, config, reconstruct)
-
-        return self.replicas.pmap_map(extract, replicated=2)
 
 
 class Retrainer:
     """Trains and scores controls."""
 
-    def __init__(
-        self, detector: TrainedDetector, data: Data, replicas: Replicas, bad: BadImages
-    ) -> None:
+    def __init__(self, detector: TrainedDetector, data: Data, run: Run) -> None:
         """
         Args:
           detector: gives the recipe.
           data: images to train on, to choose the checkpoint by, and to score.
-          replicas: devices that share every batch.
-          bad: takes note of the images that cannot be read.
+          run: devices, and the list of unread images; its folder is not used.
         """
         config = detector.settings
         self._settings = dataclasses.replace(
@@ -90,16 +54,16 @@ class Retrainer:
             features=dataclasses.replace(
                 config.features,
                 source="bank",
-                num_runs=_stored_runs(config),
+                num_runs=_stored_runs(config.detector.num_runs, config.features.num_runs),
                 num_views=config.features.num_views or 1,
             ),
         )
         self._backbone, self._data = detector.backbone, data
-        self._replicas, self._bad = replicas, bad
+        self._run = run
         self._stored: dict[Source, dict[str, Stored]] = {}
 
     def __call__(self, control: Control) -> Scored:
-        """Scores of the test images by a control's head: that of its best checkpoint."""
+        """Trains a control, and scores the test images with its best checkpoint."""
         config = dataclasses.replace(self._settings, detector=control.detector)
         if control.source not in self._stored:
             self._stored[control.source] = self._extracted(control.source)
@@ -107,29 +71,31 @@ class Retrainer:
 
         def banked(name: str, stored: Stored) -> BankedSet:
             own = Stored({column: stored.columns[column] for column in columns}, stored.errors)
-            images = getattr(self._data, name)
-            return BankedSet(images, own, config, self._backbone.config, self._replicas)
+            return BankedSet(
+                getattr(self._data, name),
+                own,
+                config.detector,
+                config.masks,
+                self._backbone.config,
+                self._run.replicas,
+                batch_size=config.eval.batch_size,
+                num_views=config.features.num_views,
+            )
 
         sets = Sets(**{n: banked(n, one) for n, one in self._stored[control.source].items()})
         with tempfile.TemporaryDirectory(prefix="cinemae-audit-") as folder:
-            detector = self._trained(config, sets, Path(folder))
-        return Rescorer(detector, self._replicas, self._bad).of(sets.test)
+            run = dataclasses.replace(self._run, workdir=Path(folder))
+            detector = self._trained(control.detector, sets, run)
+        return Rescorer(detector, self._run.replicas, self._run.unread).of(sets.test)
 
-    def _trained(self, config: Settings, sets: Sets, workdir: Path) -> TrainedDetector:
+    def _trained(self, head: DetectorConfig, sets: Sets, run: Run) -> TrainedDetector:
+        config = dataclasses.replace(self._settings, detector=head)
         backbone, data = self._backbone, self._data
-        metadata = trained.metadata(config, backbone, data.train, data.validation)
+        metadata = trained.metadata(config, backbone, data)
         like = {"head": trained.head_template(config, backbone)}
-        with Checkpoints(workdir / "checkpoints", best=resuming.validation_score) as checkpoints:
-            fitting.fit(
-                config,
-                sets,
-                backbone,
-                workdir,
-                self._replicas,
-                self._bad,
-                checkpoints,
-                metadata,
-            )
+        folder = run.workdir / "checkpoints"
+        with Checkpoints(folder, best=resuming.validation_score) as checkpoints:
+            fitting.fit(config, sets, backbone, run, checkpoints, metadata)
             step = checkpoints.best or checkpoints.latest or 0
             heads = checkpoints.restore(step, like)["head"]
         unknown = trained.HeldOut.unknown(len(data.validation), config.num_seeds)
@@ -138,18 +104,25 @@ class Retrainer:
     def _extracted(self, source: Source) -> dict[str, Stored]:
         config, size = self._settings, self._backbone.config.image_size
         backbone, reconstruct, change = self._frozen(source)
-        extractor = ControlledExtractor(config, backbone, self._replicas, reconstruct)
+        extractor = Extractor(
+            config.detector,
+            config.masks,
+            backbone,
+            self._run.replicas,
+            reconstruct=reconstruct,
+            whole=True,  # several heads share these features
+        )
         needed = sources.needed_terms(config.detector)
 
         def stored(images: Catalog, *, learned: bool) -> Stored:
-            once = OnlineSet(images, extractor)
             data, features = config.data, config.features
             transform = change(data.train_transform(size) if learned else data.eval_transform(size))
             views = features.num_views if learned else 1
             batch_size = features.batch_size if learned else config.eval.batch_size
-            batches = once.views(transform, views, range(len(images)), batch_size)
+            once = OnlineSet(images, extractor, data, batch_size)
+            batches = once.views(transform, views, range(len(images)))
             extract = extractor.storing if learned else extractor.scoring
-            return collect(extractor(extract, batches), images, views, needed, self._bad)
+            return collect(extractor(extract, batches), images, views, needed, self._run.unread)
 
         return {
             "train": stored(self._data.train, learned=True),
@@ -180,11 +153,11 @@ def collect(
     """Features of all images, in memory.
 
     Args:
-      batches: all of ``images`` in order, ``num_calls`` examples an image.
-      images: what the rows count.
-      num_calls: times that the transform is applied to each image.
+      batches: all of ``images`` in order, ``num_calls`` examples per image.
+      images: the images that rows of a batch refer to.
+      num_calls: how often the transform is applied to each image.
       terms: names of the LCAS terms to keep.
-      bad: takes note of the images that cannot be read.
+      bad: records images that cannot be read.
     """
     names = ("f_global", "uniform_share", *terms)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -204,13 +177,5 @@ def collect(
     return Stored({name: column(name) for name in names}, np.array(errors)[: len(images)])
 
 
-def _stored_runs(config: Settings) -> int:
-    if not config.detector.num_runs:
-        return 0
-    return config.features.num_runs or max(LEAST_RUNS, config.detector.num_runs)
-
-
-def devices(config: Settings) -> Replicas:
-    """As many devices as divide every batch of a recipe, which may come from another machine."""
-    sizes = config.train.batch_size, config.eval.batch_size, config.features.batch_size
-    return Replicas(tuple(jax.devices()[: math.gcd(jax.device_count(), *sizes)]))
+def _stored_runs(num_runs: int, num_stored: int) -> int:
+    return (num_stored or max(LEAST_RUNS, num_runs)) if num_runs else 0

@@ -1,7 +1,7 @@
-"""How far verdicts hold when images change: accuracy, flips, stability of every image.
+"""Do verdicts survive changes of the images?  Accuracy, flips, and stability per image.
 
-In: scores of the same images, clean and changed.  Out: a table row a change, and the images whose
-verdict depends on it.
+In: scores of the same images, clean and changed.  Out: one ``Effect`` per change, and how stable
+the verdict on each image is.
 """
 
 import dataclasses
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from cinemae_jax.audit.comparisons import Resampling, Scored, compared
+from cinemae_jax.audit.conditions import Scored, compared
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import CLASS_NAMES
 from cinemae_jax.detector.calibration import Calibration
+from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.comparison import Comparison
 from cinemae_jax.evaluation.phrases import moves, percent, signed
 
@@ -24,13 +25,13 @@ SIDES = ("nature", "ai")
 
 
 @dataclasses.dataclass(frozen=True)
-class Named:
+class NamedChange:
     """One change of the images.
 
     Attributes:
       name: for tables.
-      family: of which kind; changes of one kind make a curve.
-      strength: where on that curve.
+      family: changes of one family form a curve.
+      strength: position on that curve.
     """
 
     name: str
@@ -40,17 +41,17 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What a change does.
+    """What one change does.
 
     Attributes:
-      change: which.
-      comparison: clean and changed, a row a generator.
-      flips: number of images by ``before → after``, where the calibrated verdict changes.
-      crossings: the same of the side of probability 0.5.
-      flipped: of each image whose verdict changes: path, label, verdict before and after.
+      change: which one.
+      comparison: clean and changed, one row per generator.
+      flips: number of images whose calibrated verdict changes, by ``before → after``.
+      crossings: the same for the side of probability 0.5.
+      flipped: images whose verdict changes: path, label, verdict before and after.
     """
 
-    change: Named
+    change: NamedChange
     comparison: Comparison
     flips: dict[str, int]
     crossings: dict[str, int]
@@ -63,9 +64,9 @@ class Robustness:
 
     Attributes:
       effects: in the order of the changes.
-      stability: (N,) of each image, the share of changes that leave its verdict as it was; NaN
-        where the image itself could not be read.
-      side_stability: the same of the side of probability 0.5.
+      stability: (N,) share of changes that keep the calibrated verdict; NaN where the image
+        itself could not be read.
+      side_stability: (N,) the same for the side of probability 0.5.
     """
 
     effects: list[Effect]
@@ -76,14 +77,14 @@ class Robustness:
 def measure(
     images: Catalog,
     clean: Scored,
-    changed: Mapping[Named, Scored],
+    changed: Mapping[NamedChange, Scored],
     calibration: Calibration,
     resampling: Resampling,
 ) -> Robustness:
     """Compares every change with the clean images.
 
-    An image that a change has made unreadable (too small, say) counts in none of its numbers, and
-    not in its own stability.
+    If a change makes an image unreadable (too small, say), the image does not count for this
+    change, neither in its numbers nor in the image's stability.
     """
     before = verdicts(clean, calibration), sides(clean)
     effects: list[Effect] = []
@@ -111,7 +112,7 @@ def verdicts(scored: Scored, calibration: Calibration) -> np.ndarray:
 
 
 def sides(scored: Scored) -> np.ndarray:
-    """(N,) the class at probability 0.5 of the head itself."""
+    """(N,) classes at probability 0.5, without calibration."""
     return np.where(scored.logit > 0, "ai", "nature")
 
 
@@ -136,7 +137,7 @@ def _flipped(
 
 
 def _share(kept: np.ndarray) -> np.ndarray:
-    """Mean over changes, of those that count; NaN where none does."""
+    """Mean over the changes that count; NaN where none does."""
     counted = ~np.isnan(kept)
     total = counted.sum(axis=0)
     return np.where(total > 0, np.nansum(kept, axis=0) / np.maximum(total, 1), np.nan)
@@ -150,7 +151,7 @@ def in_words(found: Robustness, kind: str) -> list[str]:
 
     Args:
       found: of ``measure``.
-      kind: what the changes are called: ``corruptions``.
+      kind: name of the changes, plural: ``corruptions``.
     """
     accuracies = [
         (effect.comparison.difference[-1].metrics["accuracy"], effect) for effect in found.effects
@@ -164,8 +165,8 @@ def in_words(found: Robustness, kind: str) -> list[str]:
             for rows in (effect.comparison.before, effect.comparison.after)
         )
         said.append(
-            f"of {len(found.effects)} {kind} {effect.change.name} costs most: the mean accuracy "
-            f"{moves(change)}, {percent(before)} to {percent(after)} ({signed(change)})"
+            f"the worst of {len(found.effects)} {kind} is {effect.change.name}: the mean accuracy "
+            f"{moves(change)}, {percent(before)} → {percent(after)} ({signed(change)})"
         )
     for stability, what in (
         (found.stability, "calibrated verdict"),
@@ -175,13 +176,13 @@ def in_words(found: Robustness, kind: str) -> list[str]:
         if len(known_of):
             said.append(
                 f"{(known_of == 1).sum():,} of {len(known_of):,} images keep their {what} under "
-                f"all {kind}; on average one keeps it under {known_of.mean():.0%} of them"
+                f"all {kind}; the average image keeps it under {known_of.mean():.0%} of them"
             )
     return said
 
 
 def stability_rows(images: Catalog, found: Robustness) -> list[dict[str, Any]]:
-    """One record an image, the least stable first."""
+    """One record per image, the least stable first."""
     paths = images.table["path"].to_pylist()
     rows: list[dict[str, Any]] = [
         {

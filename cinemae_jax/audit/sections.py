@@ -1,20 +1,34 @@
-"""The parts of ``cinemae audit`` that need a detector: scored, attacked, trained anew."""
+"""The sections of an audit: what each found, and what that means in sentences."""
 
-import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from cinemae_jax.audit import comparisons, controls, corruptions, retraining, robustness, sentences
-from cinemae_jax.audit.attacks import Attack
-from cinemae_jax.audit.comparisons import Resampling, Scored
-from cinemae_jax.audit.rescoring import AttackedSet, Attacker, Rescorer
-from cinemae_jax.audit.robustness import Named
+from cinemae_jax.audit import (
+    conditions,
+    controls,
+    corruptions,
+    probes,
+    retraining,
+    robustness,
+    sentences,
+)
+from cinemae_jax.audit.conditions import Scored
+from cinemae_jax.audit.options import AuditOptions
+from cinemae_jax.audit.rescoring import Attacker, Rescorer
+from cinemae_jax.audit.robustness import NamedChange, Robustness
 from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import Catalog, CatalogError
+from cinemae_jax.data.inspect import diagnosis, shortcuts
+from cinemae_jax.data.inspect.examination import Examination
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import trained
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import phrases
+from cinemae_jax.evaluation.bootstrap import Resampling
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.splits import Data
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.devices import Replicas
@@ -22,89 +36,148 @@ from cinemae_jax.runtime.devices import Replicas
 EPSILONS = (0.0, 1.0, 2.0, 4.0, 8.0)  # grey levels of 255
 
 
-class Sections:
-    """An audit of a detector, section by section; each adds sentences to ``said``."""
+@dataclasses.dataclass(frozen=True)
+class AuditSection:
+    """One part of an audit.
+
+    Attributes:
+      found: its entries of the JSON report.
+      sentences: what they mean; part of the verdict.
+    """
+
+    found: Mapping[str, Any]
+    sentences: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlData:
+    """Images to train controls on.
+
+    Attributes:
+      data: None if controls are left out.
+      why_not: why they are left out.
+    """
+
+    data: Data | None
+    why_not: str = ""
+
+
+def files_alone(
+    examined: Examination, train_generators: Sequence[str], resampling: Resampling
+) -> AuditSection:
+    """What the files give away without any detector.
+
+    Args:
+      examined: all files.
+      train_generators: generators whose train split the probes learn from.
+      resampling: of the probes' intervals.
+    """
+    probed = probes.probe(examined, train_generators=train_generators, resampling=resampling)
+    alone = diagnosis.find_shortcuts(examined)
+    return AuditSection(
+        {
+            "unreadable": examined.unreadable.select(["path", "reason", "error"]).to_pylist(),
+            "probes": probed,
+            "shortcuts": alone,
+        },
+        [*shortcuts.in_words(alone), *sentences.probes_in_words(probed)],
+    )
+
+
+class DetectorAudit:
+    """The sections that need a detector; it is compiled once for all of them."""
 
     def __init__(
         self,
-        options: argparse.Namespace,
+        options: AuditOptions,
         detector: TrainedDetector,
         images: Catalog,
         resampling: Resampling,
         bad: BadImages,
     ) -> None:
-        self.options, self.detector, self.resampling, self.bad = options, detector, resampling, bad
-        self.replicas: Replicas = retraining.devices(detector.settings)
-        self.score = Rescorer(detector, self.replicas, bad)
-        self.calibration = detector.calibration()
-        self.everything = images
-        self.test = images.select(split="val")
-        self.images = comparisons.sample(self.test, options.images)
-        self.said: list[str] = []
-        self.data = self._training_data()
+        """
+        Args:
+          options: of the audit.
+          detector: what is audited.
+          images: the whole data set; its val split is scored.
+          resampling: of every interval.
+          bad: records images that cannot be read.
+        """
+        self._options, self._detector, self._resampling = options, detector, resampling
+        self._calibration, self._bad = detector.calibration(), bad
+        self._replicas: Replicas = detector.devices()
+        self._score = Rescorer(detector, self._replicas, bad)
+        self._test = images.select(split="val")
+        self._images = conditions.sample(self._test, options.images)
+        self._control_data = self._find_control_data(images)
 
-    def run(self) -> dict[str, Any]:
-        """All sections; what they say is added to ``said``."""
-        self._announce("as they are")
-        clean = self.score(self.images, comparisons.unchanged)
-        found = {
-            "detector": {
-                "name": self.options.detector,
-                "step": self.detector.step,
-                "backbone_sha256": self.detector.backbone.sha256,
-                "head_sha256": trained.head_sha256(self.detector.heads),
-                "settings": self.detector.settings,
-                "calibration": self.calibration,
-            },
-            "test_images": self.test.fingerprint,
-            "scored": self.images.fingerprint,
-            "num_scored": len(self.images),
-            "equalised": self._equalised(clean),
-            "pushes": self._pushed(clean),
-            "controls": self._controls(),
-        }
-        return found | (self._robustness(clean) if self.options.robustness else {})
+    def sections(self) -> list[AuditSection]:
+        """All sections, in the order of the report."""
+        self._announce("unchanged")
+        clean = self._score(self._images, conditions.unchanged)
+        always = [self._facts(), self._equalised(clean), self._pushed(clean), self._controls()]
+        return [*always, *(self._robustness(clean) if self._options.robustness else [])]
 
     def _announce(self, how: str) -> None:
-        progress.say(f"scoring   {len(self.images)} images {how}")
+        progress.say(f"scoring   {len(self._images)} images {how}")
 
-    def _equalised(self, clean: Scored) -> dict[str, Any]:
-        how = {"side": self.options.side, "quality": self.options.quality}
-        self._announce(f"with a short side of {how['side']} and as JPEG {how['quality']}")
-        found = comparisons.equalised(
-            self.score,
-            self.images,
-            clean,
-            **how,
-            resampling=self.resampling,
-            calibration=self.calibration,
+    def _facts(self) -> AuditSection:
+        detector = self._detector
+        return AuditSection(
+            {
+                "detector": {
+                    "name": self._options.detector,
+                    "step": detector.step,
+                    "backbone_sha256": detector.backbone.sha256,
+                    "head_sha256": trained.head_sha256(detector.heads),
+                    "settings": detector.settings,
+                    "calibration": self._calibration,
+                },
+                "test_images": self._test.fingerprint,
+                "scored": self._images.fingerprint,
+                "num_scored": len(self._images),
+            }
         )
-        self.said += phrases.equalised_in_words(found, **how)
-        return how | {"comparison": found}
 
-    def _pushed(self, clean: Scored) -> dict[str, Any]:
-        self._announce("pushed, photographs alone")
-        found = comparisons.pushed(
-            self.score,
-            self.images,
+    def _equalised(self, clean: Scored) -> AuditSection:
+        side, quality = self._options.side, self._options.quality
+        self._announce(f"equalised to a short side of {side} and JPEG quality {quality}")
+        found = conditions.equalised(
+            self._score,
+            self._images,
             clean,
-            resampling=self.resampling,
-            calibration=self.calibration,
+            side=side,
+            quality=quality,
+            resampling=self._resampling,
+            calibration=self._calibration,
         )
-        self.said += sentences.pushes_in_words(found)
-        return found
+        return AuditSection(
+            {"equalised": {"side": side, "quality": quality, "comparison": found}},
+            phrases.equalised_in_words(found, side=side, quality=quality),
+        )
+
+    def _pushed(self, clean: Scored) -> AuditSection:
+        progress.say("scoring   photographs after changes unrelated to generation")
+        found = conditions.pushed(
+            self._score,
+            self._images,
+            clean,
+            resampling=self._resampling,
+            calibration=self._calibration,
+        )
+        return AuditSection({"pushes": found}, sentences.pushes_in_words(found))
 
     # --- controls -------------------------------------------------------------------------------
 
-    def _training_data(self) -> Data | str:
-        """What controls are trained on, or why they cannot be."""
-        options, config = self.options, self.detector.settings
-        if options.no_controls:
-            return "--no-controls was given"
+    def _find_control_data(self, images: Catalog) -> ControlData:
+        """Only data that the user named (``train_root``) must be usable."""
+        options, config = self._options, self._detector.settings
+        if not options.controls:
+            return ControlData(None, "--no-controls was given")
         try:
-            found = catalog.scan(options.train_root) if options.train_root else self.everything
+            found = catalog.scan(options.train_root) if options.train_root else images
             learned = found.select(generators=config.data.train_generators, split="train")
-            learned = comparisons.sample(learned, options.train_images)
+            learned = conditions.sample(learned, options.train_images)
             train, validation = learned.hold_out(config.data.holdout)
             train.require_both_classes("the training split")
             validation.require_both_classes("its held-out part")
@@ -112,76 +185,79 @@ class Sections:
         except (CatalogError, ValueError) as error:
             if options.train_root:
                 raise
-            return f"{error}; --train-root names other images to train on"
-        return Data(train, validation, self.images)
+            return ControlData(None, f"{error}; name other training images with --train-root")
+        return ControlData(Data(train, validation, self._images))
 
-    def _controls(self) -> dict[str, Any]:
-        if isinstance(self.data, str):
-            self.said.append(f"controls were left out: {self.data}")
-            return {"left_out": self.data}
-        retrained = retraining.Retrainer(self.detector, self.data, self.replicas, self.bad)
-        made = controls.controls(self.detector.settings.detector)
+    def _controls(self) -> AuditSection:
+        data, why_not = self._control_data.data, self._control_data.why_not
+        if data is None:
+            return AuditSection(
+                {"controls": {"left_out": why_not}}, [f"controls left out: {why_not}"]
+            )
+        run = Run(Path(), self._replicas, self._bad)
+        retrained = retraining.Retrainer(self._detector, data, run)
         scored = {}
-        for control in made:
+        for control in controls.controls(self._detector.settings.detector):
             progress.say(f"control   {control.name}")
             scored[control.name] = retrained(control)
+        recipe = scored[controls.RECIPE]
         found = {
-            name: comparisons.compared(self.images, scored[controls.RECIPE], other, self.resampling)
+            name: conditions.compared(self._images, recipe, other, self._resampling)
             for name, other in scored.items()
         }
-        self.said += sentences.controls_in_words(found)
-        return {
-            "train_images": self.data.train.fingerprint,
-            "num_train": len(self.data.train),
+        facts = {
+            "train_images": data.train.fingerprint,
+            "num_train": len(data.train),
             "inpainting_width_patches": controls.WIDTH,
             "content_side": controls.CONTENT_SIDE,
-            "comparisons": found,
         }
+        return AuditSection(
+            {"controls": facts | {"comparisons": found}}, sentences.controls_in_words(found)
+        )
 
     # --- robustness -----------------------------------------------------------------------------
 
-    def _robustness(self, clean: Scored) -> dict[str, Any]:
-        changed = {}
+    def _robustness(self, clean: Scored) -> list[AuditSection]:
+        scored = {}
         for one in corruptions.SUITE:
             self._announce(f"under {one!r}")
-            named = Named(repr(one), one.family, one.strength)
-            changed[named] = self.score(self.images, comparisons.corrupting(one))
-        known = self.calibration, self.resampling
-        corrupted = robustness.measure(self.images, clean, changed, *known)
-        self.said += robustness.in_words(corrupted, "corruptions")
-        attacked, undefined, victims = self._attacked()
-        self.said += robustness.in_words(attacked, "attacks")
-        if undefined:
-            self.said.append(
-                f"of {len(victims)} attacked images {undefined} had an undefined gradient in some "
-                "step, which then changed nothing: the attack on them may be too weak"
-            )
-        return {
-            "corruptions": corrupted.effects,
-            "stability": robustness.stability_rows(self.images, corrupted),
-            "attacks": {
-                "steps": self.options.attack_steps,
-                "draws": self.options.attack_draws,
-                "undefined_gradients": undefined,
-                "num_images": len(victims),
-                "effects": attacked.effects,
-                "stability": robustness.stability_rows(victims, attacked),
+            change = NamedChange(repr(one), one.family, one.strength)
+            scored[change] = self._score(self._images, conditions.corrupting(one))
+        found = self._measured(self._images, clean, scored)
+        corrupted = AuditSection(
+            {
+                "corruptions": found.effects,
+                "stability": robustness.stability_rows(self._images, found),
             },
-        }
+            robustness.in_words(found, "corruptions"),
+        )
+        return [corrupted, self._attacked()]
 
-    def _attacked(self) -> tuple[robustness.Robustness, int, Catalog]:
-        victims = comparisons.sample(self.images, self.options.attack_images)
-        strength = Attack(self.options.attack_steps, self.options.attack_draws)
-        attacker = Attacker(self.detector, self.replicas, strength)
+    def _attacked(self) -> AuditSection:
+        victims = conditions.sample(self._images, self._options.attack_images)
+        strength = self._options.attack
+        attacker = Attacker(self._detector, self._replicas, strength)
         scored = {}
         for epsilon in EPSILONS:
             progress.say(f"attacking {len(victims)} images, ε = {epsilon:g}/255")
-            attacked = AttackedSet(victims, self.score.extractor, attacker, epsilon)
-            scored[epsilon] = self.score.of(attacked)
-        changed = {
-            Named(f"PGD ε {epsilon:g}/255", "PGD", epsilon): one
-            for epsilon, one in scored.items()
-            if epsilon
+            scored[epsilon] = self._score.attacked(victims, attacker, epsilon)
+        clean = scored.pop(0.0)
+        changed = {NamedChange(f"PGD ε {e:g}/255", "PGD", e): one for e, one in scored.items()}
+        found = self._measured(victims, clean, changed)
+        undefined = len(attacker.undefined)
+        entries = {
+            "steps": strength.steps,
+            "draws": strength.draws,
+            "undefined_gradients": undefined,
+            "num_images": len(victims),
+            "effects": found.effects,
+            "stability": robustness.stability_rows(victims, found),
         }
-        found = robustness.measure(victims, scored[0.0], changed, self.calibration, self.resampling)
-        return found, len(attacker.undefined), victims
+        said = robustness.in_words(found, "attacks")
+        said += sentences.undefined_in_words(undefined, len(victims))
+        return AuditSection({"attacks": entries}, said)
+
+    def _measured(
+        self, images: Catalog, clean: Scored, changed: Mapping[NamedChange, Scored]
+    ) -> Robustness:
+        return robustness.measure(images, clean, changed, self._calibration, self._resampling)

@@ -4,15 +4,13 @@ Without a detector: how much of the task file facts and a coarse spectrum solve 
 Exit codes: 0 all done; 1 some images cannot be read, each named in the report; 2 usage.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cinemae_jax.audit import display, whole
-from cinemae_jax.audit.attacks import Attack
-from cinemae_jax.audit.equalise import require_possible
+from cinemae_jax.audit import display, findings
+from cinemae_jax.audit.options import AuditOptions
 from cinemae_jax.runtime.console import (
     OK,
     SOME_FAILED,
@@ -24,7 +22,17 @@ from cinemae_jax.runtime.console import (
 )
 from cinemae_jax.runtime.files import require_writable, write_json
 
-PIPE_WIDTH = 160  # characters a line, where there is no terminal to fit
+PIPE_WIDTH = 160  # characters per line if the output is not a terminal
+NUMBERS = {
+    "--images": "images to score, per class and generator; 0: all",
+    "--side": "short side of equalised files, pixels",
+    "--quality": "JPEG quality of equalised files",
+    "--train-images": "images to train controls on, per class and generator; 0: all",
+    "--attack-images": "images to attack, per class and generator; 0: all",
+    "--attack-steps": "gradient steps of an attack",
+    "--attack-draws": "mask draws per gradient step",
+    "--bootstrap": "resamples per interval",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,14 +41,16 @@ def main(argv: Sequence[str]) -> int:
     Args:
       argv: name of the command first.
     """
-    options = parser().parse_args(argv[1:])
+    arguments = vars(parser().parse_args(argv[1:]))
+    file = arguments.pop("json")
     accept_any_name()
     try:
-        _require_possible(options)
-        with contextlib.redirect_stdout(sys.stderr):  # progress is none of the report
-            report = whole.audited_report(options)
-        if options.json:
-            write_json(options.json, report)
+        require_writable(file)
+        options = AuditOptions(**arguments)
+        with contextlib.redirect_stdout(sys.stderr):  # progress is not part of the report
+            report = findings.report(options)
+        if file:
+            write_json(file, report)
     except (ValueError, OSError) as error:
         return fail(error)
     display.show(report, report_console(PIPE_WIDTH))
@@ -48,38 +58,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parser() -> Parser:
+    """Arguments: the fields of ``AuditOptions``, and ``--json``."""
     arguments = Parser(
         prog="cinemae audit",
-        description="Says what an accuracy on a data set is worth: what files alone give away, and "
-        "what of a detector's accuracy is left under other conditions.",
+        description="Shows what an accuracy on a data set is worth: what the files alone give "
+        "away, and how much of a detector's accuracy remains under other conditions.",
         epilog="exit codes: 0 all done, 1 some images cannot be read, 2 usage; see docs/audit.md",
     )
     add = arguments.add_argument
     add("root", help="folder of the data set, or a list of images")
-    add("--quarantine", metavar="F", help="list of images to leave out, of `cinemae doctor`")
-    add("--detector", metavar="D", help="run, file of `cinemae bundle`, or bundled name (tiny)")
-    add("--backbone", default="", metavar="F", help="its backbone's file, if it has moved")
-    add("--json", type=Path, metavar="F", help="write the whole report here")
-    add("--images", type=count, default=0, metavar="N", help="of each class and generator (all)")
-    add("--side", type=count, default=256, metavar="S", help="equalised short side (256)")
-    add("--quality", type=count, default=90, metavar="Q", help="equalised JPEG quality (90)")
-    add(
-        "--train-root", default="", metavar="ROOT", help="to train controls on (ROOT's train split)"
-    )
-    add("--train-images", type=count, default=0, metavar="N", help="of each class, for them (all)")
-    add("--no-controls", action="store_true", help="do not train controls")
-    add("--robustness", action="store_true", help="corruptions and white-box attacks, too")
-    add("--attack-images", type=count, default=16, metavar="N", help="of each cell (16; 0: all)")
-    add("--attack-steps", type=count, default=10, metavar="N", help="gradient steps (10)")
-    add("--attack-draws", type=count, default=4, metavar="N", help="mask draws a step (4)")
-    add("--bootstrap", type=count, default=1000, metavar="N", help="resamples (1000)")
+    add("--quarantine", default="", metavar="F", help="leave out what `cinemae doctor` listed in F")
+    add("--detector", default="", metavar="D", help="run, bundle file, or bundled name (tiny)")
+    add("--backbone", default="", metavar="F", help="file of its backbone, if that has moved")
+    add("--json", type=Path, metavar="F", help="write the whole report to this file")
+    add("--train-root", default="", metavar="F", help="data set to train controls on, if not root")
+    add("--no-controls", dest="controls", action="store_false", help="do not train controls")
+    add("--robustness", action="store_true", help="add corruptions and white-box attacks")
+    for flag, meaning in NUMBERS.items():
+        default = getattr(AuditOptions, flag.strip("-").replace("-", "_"))
+        add(flag, type=count, default=default, metavar="N", help=f"{meaning} ({default})")
     return arguments
-
-
-def _require_possible(options: argparse.Namespace) -> None:
-    """Fails before the hours of an audit, not after them."""
-    require_writable(options.json)
-    if not options.detector and (options.robustness or options.train_root):
-        raise ValueError("--robustness and --train-root need a --detector")
-    Attack(options.attack_steps, options.attack_draws)
-    require_possible(options.side, options.quality)

@@ -1,6 +1,6 @@
-"""cinemae doctor ROOT: examines a data set before a run does, and says what is wrong with it.
+"""cinemae doctor ROOT: opens every image of a data set and reports its problems.
 
-Exit codes: 0 every file can be read; 1 some cannot, each named in the report; 2 usage.
+Exit codes: 0 every file is readable; 1 some are not, each named in the report; 2 usage.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cinemae_jax.data.inspect import diagnosis, examination
 from cinemae_jax.data.inspect.shortcuts import ALL, FACTS, rounded
+from cinemae_jax.data.text import number, tally
 from cinemae_jax.runtime.console import (
     OK,
     SOME_FAILED,
@@ -27,19 +28,19 @@ from cinemae_jax.runtime.console import (
 )
 from cinemae_jax.runtime.files import replacing, require_writable, write_json
 
-LISTED = 10  # unreadable files and leaks named on the terminal
-FEW = 3  # files named of every other finding
-ROWS = 40  # of a table
-PIPE_WIDTH = 140  # characters a line, where there is no terminal to fit
+LISTED = 10  # unreadable files and leaks shown on the terminal
+FEW = 3  # files shown for every other finding
+ROWS = 40  # rows per table
+PIPE_WIDTH = 140  # characters per line when the output is not a terminal
 
 VERSIONED = ("cinemae_jax", "numpy", "pillow", "pyarrow", "scikit-learn")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Runs the command; returns its exit code.
 
     Args:
-      argv: name of the command first.
+      argv: the command's name, then its arguments.
     """
     options = parser().parse_args(argv[1:])
     accept_any_name()
@@ -61,20 +62,20 @@ def main(argv: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     arguments = Parser(
         prog="cinemae doctor",
-        description="Opens every image of a data set and says what is wrong with the set.",
-        epilog="exit codes: 0 every file can be read, 1 some cannot, 2 usage; see docs/data.md",
+        description="Open every image of a data set and report its problems.",
+        epilog="exit codes: 0 every file is readable, 1 some are not, 2 usage; see docs/data.md",
     )
-    arguments.add_argument("root", help="folder of the data set")
-    arguments.add_argument("--json", type=Path, metavar="F", help="write the whole report here")
+    arguments.add_argument("root", help="folder of the data set, a list, or nature=DIR,ai=DIR")
+    arguments.add_argument("--json", type=Path, metavar="F", help="write the full report to F")
     arguments.add_argument(
         "--quarantine",
         type=Path,
         metavar="F",
-        help="write a CSV (path, reason) here: unreadable files, and training copies of images "
-        "that are in another split too",
+        help="write a CSV (path, reason) to F: unreadable files, and training copies of images "
+        "that are also in another split",
     )
     arguments.add_argument(
-        "--workers", type=positive, metavar="N", help="processes (default: one a core)"
+        "--workers", type=positive, metavar="N", help="number of processes (default: one per core)"
     )
     return arguments
 
@@ -96,7 +97,7 @@ def _write_quarantine(path: Path, reported: dict[str, Any]) -> None:
 
 
 def show(reported: dict[str, Any], console: Console) -> None:
-    """The report on a screen or two; the whole of it is in the JSON file."""
+    """Prints a summary; the JSON file has the full report."""
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
@@ -106,36 +107,41 @@ def show(reported: dict[str, Any], console: Console) -> None:
     if reported["shortcuts"]:
         console.print(_shortcuts(reported["shortcuts"]))
     if counts["left_out"]:
-        reasons = ", ".join(f"{n:,} {why}" for why, n in counts["left_out_by_reason"].items())
-        say(f"left out: {counts['left_out']:,} ({reasons})")
+        say(f"left out: {counts['left_out']:,} ({tally(counts['left_out_by_reason'])})")
     for name, found in reported["findings"].items():
-        share = ", ".join(f"{n:,} {label}" for label, n in found["by_label"].items())
-        say(f"{name}: {_number(found['count'], 'file')} ({share}): {found['meaning']}")
+        classes = tally(found["by_label"])
+        say(f"{name}: {number(found['count'], 'file')} ({classes}): {found['meaning']}")
         _list(say, found["paths"], found["count"], FEW)
     for where in ("splits", "classes"):
         leaks = reported["duplicates"][f"across_{where}"]
         if leaks:
-            say(f"duplicates across {where}: {_number(len(leaks), 'set')}: a leak")
-            _list(say, [" = ".join(copy["path"] for copy in s) for s in leaks], len(leaks), LISTED)
+            say(f"duplicates across {where}: {number(len(leaks), 'set')} (a leak)")
+            _list(say, _in_lines(leaks), len(leaks), LISTED)
     if within := reported["duplicates"]["within"]:
-        number = reported["duplicates"]["num_within"]
-        say(f"duplicates within one split and class: {_number(number, 'set')}")
-        _list(say, [" = ".join(copy["path"] for copy in s) for s in within], number, FEW)
+        num_sets = reported["duplicates"]["num_within"]
+        say(f"duplicates within one split and class: {number(num_sets, 'set')}")
+        _list(say, _in_lines(within), num_sets, FEW)
     if bad := reported["unreadable"]:
-        say(f"unreadable: {_number(len(bad), 'file')}")
+        say(f"unreadable: {number(len(bad), 'file')}")
         _list(say, [f"{row['path']}: {row['error']}" for row in bad], len(bad), LISTED)
     say("")
     for sentence in reported["verdict"]:
         say(f"- {printable(sentence)}")
     rate = counts["scanned"] / max(reported["seconds"], 1e-3)
-    say(f"{counts['scanned']:,} files in {reported['seconds']:.1f} s ({rate:,.0f} a second)")
+    scanned = number(counts["scanned"], "file")
+    say(f"{scanned} in {reported['seconds']:.1f} s ({rate:,.0f} per second)")
 
 
 def _list(say: Callable[[str], None], lines: Sequence[str], count: int, most: int) -> None:
     for line in lines[:most]:
         say(f"    {printable(line)}")
     if count > most:
-        say(f"    and {count - most:,} more: --json F lists them")
+        say(f"    and {count - most:,} more (use --json F)")
+
+
+def _in_lines(sets: Sequence[Sequence[dict[str, str]]]) -> list[str]:
+    """One line per set of equal files."""
+    return [" = ".join(copy["path"] for copy in copies) for copies in sets]
 
 
 def _groups(groups: Sequence[dict[str, Any]]) -> Table:
@@ -154,7 +160,7 @@ def _groups(groups: Sequence[dict[str, Any]]) -> Table:
             _range(group["jpeg_quality"]),
         )
     if len(groups) > ROWS:
-        table.caption = f"and {len(groups) - ROWS} more rows: --json F lists them"
+        table.caption = f"and {len(groups) - ROWS} more rows (use --json F)"
     return table
 
 
@@ -172,15 +178,11 @@ def _sizes(group: dict[str, Any]) -> str:
 
 
 def _share(count: int, total: int) -> str:
-    """A percentage; what is not quite nothing or everything is not shown as such."""
+    """A percentage; small and large shares are not rounded to 0 % or 100 %."""
     share = count / total
     if 0 < share < 0.01 or 0.99 < share < 1:
         return "<1%" if share < 0.5 else ">99%"
     return f"{share:.0%}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _range(spread: dict[str, int] | None) -> str:
@@ -188,10 +190,8 @@ def _range(spread: dict[str, int] | None) -> str:
 
 
 def _shortcuts(found: Sequence[dict[str, Any]]) -> Table:
-    """One row a scope, one column a fact."""
-    table = Table(
-        title="AUC of one fact of the files alone (0.5: tells nothing)", title_justify="left"
-    )
+    """One row per scope, one column per fact."""
+    table = Table(title="AUC of a single file fact (0.5 is chance)", title_justify="left")
     table.add_column("generator", overflow="fold")
     table.add_column("nature + ai", justify="right")
     for fact in FACTS:
@@ -199,12 +199,12 @@ def _shortcuts(found: Sequence[dict[str, Any]]) -> Table:
     scopes = list(dict.fromkeys(one["scope"] for one in found))
     for scope in scopes[:ROWS]:
         row = {one["fact"]: one for one in found if one["scope"] == scope}
-        size = row["image size"]  # which every file has
+        size = row["image size"]  # every file has one
         table.add_row(
-            "all together" if scope == ALL else printable(scope),
+            "whole set" if scope == ALL else printable(scope),
             f"{size['num_nature']:,} + {size['num_ai']:,}",
             *("-" if row[f]["auc"] is None else rounded(row[f]["auc"]) for f in FACTS),
         )
     if len(scopes) > ROWS:
-        table.caption = f"and {len(scopes) - ROWS} more rows: --json F lists them"
+        table.caption = f"and {len(scopes) - ROWS} more rows (use --json F)"
     return table

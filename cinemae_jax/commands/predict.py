@@ -1,17 +1,19 @@
-"""cinemae predict PATH…: how likely each picture is AI-generated, and how sure one may be of that.
+"""cinemae predict PATH…: the calibrated probability that each image is AI-generated, and a verdict.
 
-Exit codes: 0 every picture was judged; 1 some could not be, each a row with its reason; 2 usage.
+Exit codes: 0 every image was scored; 1 some were not, each a row with its error; 2 usage.
 """
 
 import argparse
 import collections
+import contextlib
 import csv
 import glob
-import io
+import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,63 +21,71 @@ from rich.table import Table
 from tqdm import tqdm
 
 from cinemae_jax.data.decode import EXTENSIONS, DecodeError, open_header
+from cinemae_jax.data.text import number, tally
 from cinemae_jax.data.walk import walk
-from cinemae_jax.detector.api import Detector
+from cinemae_jax.detector.api import Detector, Prediction
 from cinemae_jax.detector.heatmap import SHOWN
 from cinemae_jax.detector.inputs import Source
 from cinemae_jax.runtime import compilation
-from cinemae_jax.runtime.console import OK, SOME_FAILED, Parser, fail, printable, report_console
+from cinemae_jax.runtime.console import (
+    OK,
+    SOME_FAILED,
+    Parser,
+    accept_any_name,
+    fail,
+    printable,
+    report_console,
+)
 
 STDIN = "-"
-PIPE_WIDTH = 140  # characters a line of the table, where there is no terminal to fit
-STEM = 60  # characters of a picture's name in that of its map: file systems end at 255 bytes
+PIPE_WIDTH = 140  # characters per line of the table when the output is not a terminal
+STEM = 60  # characters of the image's name in a heat map's name; file systems allow 255 bytes
 Row = dict[str, Any]
 
 
 def parser() -> argparse.ArgumentParser:
     arguments = Parser(
         prog="cinemae predict",
-        description="Says how likely each picture is AI-generated: a statistical opinion.",
-        epilog="exit codes: 0 every picture was judged, 1 some could not be, 2 usage; "
-        "docs/predict.md says what the numbers mean",
+        description="Estimate how likely each image is AI-generated.",
+        epilog="exit codes: 0 every image was scored, 1 some were not, 2 usage; "
+        "docs/predict.md explains the output",
     )
     add = arguments.add_argument
     add(
         "paths",
         nargs="+",
         metavar="PATH",
-        help="files, folders, quoted patterns, or - for a picture or a list of paths on stdin",
+        help="files, folders, quoted patterns, or - for an image or a list of paths on stdin",
     )
     add("--detector", default="tiny", metavar="D", help="folder of a run, file, or 'tiny'")
-    add("--backbone", default="", metavar="F", help="backbone of the detector, if it has moved")
-    add("--format", choices=WRITERS, default="table", help="of what is printed (table)")
-    add("--heatmaps", type=Path, metavar="DIR", help="write a map of every picture here")
-    add("--runs", type=int, metavar="K", help="masks a picture: a multiple of the detector's own")
+    add("--backbone", default="", metavar="F", help="the detector's backbone, if it has moved")
+    add("--format", choices=WRITERS, default="table", help="output format (default: table)")
+    add("--heatmaps", type=Path, metavar="DIR", help="write a heat map per image to DIR")
+    add("--runs", type=int, metavar="K", help="masks per image: a multiple of the detector's")
     add(
         "--threshold-fpr",
         type=float,
         metavar="X",
-        help="share of photographs that may be called AI, for example 0.01",
+        help="maximum share of photographs called AI, for example 0.01",
     )
-    add("--recursive", action="store_true", help="folders and all that lies in them")
-    add("--batch", type=int, metavar="N", help="pictures at a time")
-    add("--stability", action="store_true", help="judge again after mild JPEG and resize")
+    add("--recursive", action="store_true", help="include subfolders")
+    add("--batch", type=int, metavar="N", help="images per batch")
+    add("--stability", action="store_true", help="score again after mild JPEG and resize")
     return arguments
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Runs the command; returns its exit code.
 
     Args:
-      argv: name of the command first.
+      argv: the command's name, then its arguments.
     """
     options = parser().parse_args(argv[1:])
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what a terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
+    accept_any_name()
     try:
         with compilation.kept_compilations():
             return run(options)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
     except (ValueError, OSError) as error:
@@ -83,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Judges the pictures and prints the rows."""
+    """Scores the images and prints a row for each; returns the exit code."""
     named = list(expand(options.paths, recursive=options.recursive))
     detector = Detector.load(
         options.detector,
@@ -96,45 +106,44 @@ def run(options: argparse.Namespace) -> int:
         if not detector.trained.backbone.config.has_decoder:
             raise ValueError(f"--heatmaps: the backbone of {detector.name} has no decoder")
         options.heatmaps.mkdir(parents=True, exist_ok=True)
-    bad = []
-
-    def rows() -> Iterator[Row]:
-        sources = (source for _, source in named)
-        predictions = detector.stream(sources, stability=options.stability)
-        bar = tqdm(predictions, total=len(named), desc="predict", unit="image", disable=None)
+    predictions = detector.stream((source for _, source in named), stability=options.stability)
+    bar = tqdm(predictions, total=len(named), desc="predict", unit="image", disable=None)
+    all_scored = True
+    with WRITERS[options.format](detector) as write:
         for (name, _), prediction in zip(named, bar, strict=True):
             row = prediction.to_dict() | {"path": name}
             if not options.stability:
                 del row["stability"]
             if options.heatmaps:
-                row["heatmap"] = None
-                if prediction.example_id is not None:
-                    stem = "stdin" if name == STDIN else Path(name).stem[:STEM]
-                    path = options.heatmaps / f"{stem}-{prediction.example_id:08x}.png"
-                    try:
-                        prediction.lcas_map(score=SHOWN).save(path)
-                        row["heatmap"] = str(path)
-                    except (DecodeError, OSError) as error:  # of this picture: the others go on
-                        row["error"] = f"no heatmap: {error}"
-                        bad.append(name)
-            if prediction.error is not None:
-                bad.append(name)
-            yield row | {"note": detector.in_words()[0]}
-
-    WRITERS[options.format](rows(), detector)
-    return SOME_FAILED if bad else OK
+                row |= _heat_map(prediction, name, options.heatmaps)
+            write(row | {"note": detector.in_words()[0]})
+            all_scored &= row["error"] is None
+    return OK if all_scored else SOME_FAILED
 
 
-# --- which pictures -----------------------------------------------------------------------------
+def _heat_map(prediction: Prediction, name: str, folder: Path) -> Row:
+    """Writes the heat map of an image; fields of its row."""
+    if prediction.example_id is None:
+        return {"heatmap": None}
+    stem = "stdin" if name == STDIN else Path(name).stem[:STEM]
+    path = folder / f"{stem}-{prediction.example_id:08x}.png"
+    try:
+        prediction.lcas_map(score=SHOWN).save(path)
+    except (DecodeError, OSError) as error:  # only this image fails
+        return {"heatmap": None, "error": f"no heat map: {error}"}
+    return {"heatmap": str(path)}
+
+
+# --- which images -------------------------------------------------------------------------------
 
 
 def expand(paths: Iterable[str], *, recursive: bool) -> Iterator[tuple[str, Source]]:
-    """(name, source) of every picture that the arguments mean, in their order.
+    """(name, source) of every image that the arguments name, in their order.
 
-    A path that is not there stays: it becomes a row with a reason.
+    A missing file is kept, so that it becomes a row with an error.
 
     Raises:
-      ValueError: if a folder or a pattern holds no picture.
+      ValueError: if a folder or a pattern matches no image.
     """
     for path in paths:
         if path == STDIN:
@@ -142,16 +151,13 @@ def expand(paths: Iterable[str], *, recursive: bool) -> Iterator[tuple[str, Sour
         elif Path(path).is_dir():
             yield from ((name, name) for name in _in_folder(Path(path), recursive=recursive))
         elif glob.has_magic(path) and not os.path.lexists(path):
-            found = sorted(name for name in glob.glob(path, recursive=True) if _is_file(name))  # noqa: PTH207
+            matches = glob.glob(path, recursive=True)  # noqa: PTH207
+            found = sorted(name for name in matches if not Path(name).is_dir())
             if not found:
                 raise ValueError(f"no file matches {path}")
             yield from ((name, name) for name in found)
         else:
             yield path, path
-
-
-def _is_file(name: str) -> bool:
-    return not Path(name).is_dir()
 
 
 def _in_folder(folder: Path, *, recursive: bool) -> list[str]:
@@ -167,30 +173,30 @@ def _in_folder(folder: Path, *, recursive: bool) -> list[str]:
             f"extension {suffix or 'none'}" for suffix in suffixes if suffix not in EXTENSIONS
         )
     if not found:
-        below = "" if recursive else "; --recursive looks below it too"
+        hint = "" if recursive else "; use --recursive to include subfolders"
         raise ValueError(
-            f"folder {folder} holds no picture ({' '.join(sorted(EXTENSIONS))}){below}"
+            f"folder {folder} contains no image ({' '.join(sorted(EXTENSIONS))}){hint}"
         )
     if others:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(others.items()))
-        told = f"left out  {sum(others.values())} entries of {folder}: {reasons}"
+        total = number(sum(others.values()), "file")
+        told = f"left out  {total} of {folder}: {tally(dict(sorted(others.items())))}"
         print(printable(told), file=sys.stderr, flush=True)
     return found
 
 
 def _from_stdin(data: bytes, *, recursive: bool) -> Iterator[tuple[str, Source]]:
-    """One picture, or the paths of some, a line each."""
+    """One image, or a list of paths, one per line."""
     if not _is_list(data):
         yield STDIN, data
         return
     listed = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
     if not listed:
-        raise ValueError("nothing on stdin: give a picture, or a list of paths")
+        raise ValueError("stdin is empty: give an image, or a list of paths")
     yield from expand([path for path in listed if path != STDIN], recursive=recursive)
 
 
 def _is_list(data: bytes) -> bool:
-    """No picture, and no binary junk that should have been one."""
+    """Whether the data is text; a damaged image is not."""
     try:
         open_header(data)
     except DecodeError:
@@ -198,57 +204,63 @@ def _is_list(data: bytes) -> bool:
     return False
 
 
-# --- what is printed ----------------------------------------------------------------------------
+# --- output: a function that takes the rows one by one ------------------------------------------
+
+Write = Callable[[Row], None]
 
 
-def _table(rows: Iterable[Row], detector: Detector) -> None:
+@contextlib.contextmanager
+def _table(detector: Detector) -> Iterator[Write]:
     console = report_console(PIPE_WIDTH)
     table = Table()
-    for head in ("picture", "probability of AI", "verdict", "care", "seconds"):
+    for head in ("image", "probability of AI", "verdict", "care", "seconds"):
         numeric = head in ("probability of AI", "seconds")
         table.add_column(head, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+
+    def write(row: Row) -> None:
         spread = "" if row["uncertainty"] is None else f" ± {row['uncertainty']:.3f}"
         chance = "-" if row["probability"] is None else f"{row['probability']:.3f}{spread}"
         care = "\n".join(map(printable, row["flags"] or [row["error"] or ""]))
         verdict = row["verdict"] or "not scored"
         table.add_row(printable(row["path"]), chance, verdict, care, f"{row['seconds']:.2f}")
+
+    yield write
     console.print(table)
     for sentence in detector.in_words():
         console.print(f"- {printable(sentence)}", soft_wrap=True)
 
 
-def _json(rows: Iterable[Row], detector: Detector) -> None:
-    before = "[\n"
-    for row in rows:
-        print(before, _line(row), sep="", end="", flush=True)
-        before = ",\n"
+@contextlib.contextmanager
+def _json(detector: Detector) -> Iterator[Write]:
+    before = itertools.chain(["[\n"], itertools.repeat(",\n"))
+    yield lambda row: print(next(before), _line(row), sep="", end="", flush=True)
     print("\n]")
 
 
-def _jsonl(rows: Iterable[Row], detector: Detector) -> None:
-    for row in rows:
-        print(_line(row), flush=True)
+@contextlib.contextmanager
+def _jsonl(detector: Detector) -> Iterator[Write]:
+    yield lambda row: print(_line(row), flush=True)
 
 
-def _csv(rows: Iterable[Row], detector: Detector) -> None:
-    writer = None
-    for row in rows:
+@contextlib.contextmanager
+def _csv(detector: Detector) -> Iterator[Write]:
+    writer: csv.DictWriter | None = None
+
+    def write(row: Row) -> None:
+        nonlocal writer
         flat = row | {"flags": "; ".join(row["flags"])}
         if row.get("stability"):
             flat["stability"] = _line(row["stability"])
-        writer = writer or _csv_writer(flat)
+        if writer is None:
+            writer = csv.DictWriter(sys.stdout, list(flat), lineterminator="\n")
+            writer.writeheader()
         writer.writerow(flat)
         sys.stdout.flush()
 
-
-def _csv_writer(row: Row) -> csv.DictWriter:
-    writer = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
-    writer.writeheader()
-    return writer
+    yield write
 
 
-WRITERS: dict[str, Callable[[Iterable[Row], Detector], None]] = {
+WRITERS: dict[str, Callable[[Detector], AbstractContextManager[Write]]] = {
     "table": _table,
     "json": _json,
     "jsonl": _jsonl,

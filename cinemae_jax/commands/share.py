@@ -1,6 +1,6 @@
-"""cinemae bundle, cinemae export: a trained detector as one file, for other people and programs.
+"""cinemae bundle, cinemae export: write a trained detector to a file, to share or to deploy.
 
-Exit codes: 0 done; 2 usage, or a detector that cannot be read.
+Exit codes: 0 done; 2 usage, or an unreadable detector.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command.
 
     Args:
-      argv: its name first, ``bundle`` or ``export``.
+      argv: command name, ``bundle`` or ``export``, then its arguments.
     """
     options = (bundle_parser() if argv[0] == "bundle" else export_parser()).parse_args(argv[1:])
     try:
@@ -36,32 +36,36 @@ def main(argv: Sequence[str]) -> int:
 def bundle_parser() -> argparse.ArgumentParser:
     parser = console.Parser(
         prog="cinemae bundle",
-        description="Writes a trained detector into one file, to be passed on: heads, settings, "
-        "what verdicts are calibrated by; not the backbone, whose sha256 it holds.",
+        description="Writes a trained detector to one file: heads, settings, held-out scores, and "
+        "the sha256 of its backbone, which stays a separate file.",
     )
     parser.add_argument("source", metavar="WORKDIR", help="folder of the training run")
-    parser.add_argument("--card", type=Path, metavar="F", help="text file: what a user should know")
+    parser.add_argument(
+        "--card", type=Path, metavar="F", help="text file that describes the detector"
+    )
     return _common(parser, "file to write, for example mine.safetensors")
 
 
 def export_parser() -> argparse.ArgumentParser:
     parser = console.Parser(
         prog="cinemae export",
-        description="Writes a detector as a StableHLO program with its weights, and beside it "
-        "(F.json) what has to be done to a picture first.",
+        description="Writes a detector as a StableHLO program with all weights, and a description "
+        "of its preprocessing to F.json.",
     )
-    parser.add_argument("source", metavar="DETECTOR", help="folder, file or name of the detector")
+    parser.add_argument("source", metavar="DETECTOR", help="run folder, bundle file or 'tiny'")
     return _common(parser, "file to write, for example mine.stablehlo")
 
 
 def _common(parser: argparse.ArgumentParser, out: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="F", help=out)
-    parser.add_argument("--backbone", default="", metavar="F", help="its backbone, if it has moved")
+    parser.add_argument(
+        "--backbone", default="", metavar="F", help="file of its backbone, if moved"
+    )
     return parser
 
 
 def write_bundle(source: str, out: Path, backbone: str, card: Path | None) -> None:
-    """Copies a detector into one file; without a new card it keeps its own."""
+    """Writes a detector to one file; without a new card it keeps its own."""
     found = bundle.load(source, backbone=backbone)
     if card is not None:
         found = dataclasses.replace(found, card=card.read_text(encoding="utf-8"))
@@ -69,7 +73,7 @@ def write_bundle(source: str, out: Path, backbone: str, card: Path | None) -> No
     progress.say(f"detector  {bundle.identity(found.detector)}, step {found.detector.step}")
     name = Path(found.detector.settings.backbone).name
     progress.say(
-        f"backbone  {name}, {'bundled' if name in weights.BUNDLED else 'needed beside it'}"
+        f"backbone  {name}, {'bundled' if name in weights.BUNDLED else 'keep it next to the file'}"
     )
     progress.say(f"wrote     {out}, {out.stat().st_size / 1e6:,.1f} MB, sha256 {sha256}")
 

@@ -2,8 +2,8 @@
 
     python -m cinemae_jax.train --config configs/demo.py --workdir runs/demo
 
-Shows that everything works, and what it looks like.  It proves nothing about GenImage: the images
-are a few hundred, the backbone is 240 times smaller than ViT-L.
+It shows that everything works.  It proves nothing about GenImage: there are only a few hundred
+images, and the backbone is 240 times smaller than ViT-L.
 """
 
 from pathlib import Path

@@ -3,9 +3,9 @@
     python -m cinemae_jax.pretrain --config configs/pretrain_tiny.py --workdir runs/pretrain_tiny \
         "--config.data.photos=('photos/a','photos/b')"
 
-Needs folders of real photographs (any format, no labels).  An encoder of 3.6 million parameters
-with 8-pixel patches on 112-pixel crops, so that it has the 196 patches that ViT-L/16 has at 224.
-On a CPU it is fastest with a device a core: XLA_FLAGS=--xla_force_host_platform_device_count=CORES.
+Needs folders of real photographs (any format, no labels).  The encoder has 3.6 million parameters.
+With 8-pixel patches on 112-pixel crops it sees 196 patches, as ViT-L/16 does at 224.  On a CPU, one
+device per core is fastest: XLA_FLAGS=--xla_force_host_platform_device_count=CORES.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.init = ""  # backbone file to go on from; '' for random parameters
+    config.init = ""  # backbone file to start from; '' for random parameters
 
     config.model = ConfigDict()
     config.model.image_size = 112  # pixels, side
@@ -30,16 +30,16 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.photos = ()  # folders
-    config.data.scale = (0.2, 1.0)  # share of the area that a random crop takes
-    config.data.native = 0.7  # share of the samples that are unresampled pixels instead
-    config.data.holdout = 0.03  # share of the photographs kept for the validation loss
+    config.data.scale = (0.2, 1.0)  # random crop, share of the area
+    config.data.native = 0.7  # share of samples cropped at native pixels instead
+    config.data.holdout = 0.03  # share of photographs held out for the validation loss
     config.data.num_threads = 4
 
     config.mask_ratio = 0.75
-    config.batch_size = 64  # images, over all devices
+    config.batch_size = 64  # images over all devices
     config.epochs = 30
-    config.learning_rate = 1e-3  # at the peak
-    config.warmup = 0.05  # share of the steps
+    config.learning_rate = 1e-3  # peak
+    config.warmup = 0.05  # share of steps
     config.weight_decay = 0.05
     config.b2 = 0.95
     config.dtype = "float32"  # of activations

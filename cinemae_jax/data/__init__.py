@@ -1,1 +1,1 @@
-"""Files to arrays: catalogs, decoding, loading.  Imports no JAX."""
+"""Files to arrays: catalogs, decoding, batches.  Imports no JAX."""

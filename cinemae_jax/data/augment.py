@@ -1,7 +1,7 @@
-"""What pictures meet on their way: changes of an RGB image, and their random use in training.
+"""Changes to RGB images (resize, brightness, noise, JPEG), and training augmentation with them.
 
-Nothing here knows a label or a file's format; all chance comes from the generator, which the loader
-seeds by (seed, epoch, example id).
+Nothing here sees a label or a file format.  All randomness comes from the generator passed in,
+which the loader seeds with (seed, view, example id).
 """
 
 import dataclasses
@@ -14,31 +14,32 @@ from PIL import Image, ImageEnhance
 from cinemae_jax.data.decode import MAX_PIXELS
 
 BICUBIC = Image.Resampling.BICUBIC
-# Of every JPEG made here, at every quality: what phones and web services write.
+# Of every JPEG written here, whatever its quality; phones and web services use it too.
 CHROMA_SUBSAMPLING = "4:2:0"
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Changes training images of both classes alike, each change with a probability.
+    """Random changes of training images, drawn alike for both classes.
 
-    So that a detector can learn neither one class's file format and size, nor that a little noise
-    or another exposure makes a picture the other class.  In the order of the attributes, JPEG last.
-    The defaults change nothing.
+    They keep a detector from learning the file format or size of one class, and from treating mild
+    noise or a different exposure as a sign of either class.  Order of application: resize, shorter
+    side, brightness, noise, JPEG.  Ranges are (minimum, maximum), drawn uniformly.  The defaults
+    change nothing.
 
     Attributes:
       jpeg_probability: of a round trip through JPEG.
-      jpeg_quality: least and greatest quality, 1 to 100, drawn uniformly.
-      resize_probability: of a bicubic resize of the whole image, its aspect kept.
-      resize_scale: least and greatest factor of its sides, drawn uniformly.
-      short_probability: of a bicubic resize to a shorter side, after the other one.
-      short_side: least and greatest, pixels, drawn uniformly.
-      together: one draw decides on the three above, so that an image without the most probable step
-        has gone through none; else each has its own.
-      brightness_probability: of another brightness.
-      brightness: least and greatest factor of all values, drawn uniformly.
-      noise_probability: of independent Gaussian noise of all values.
-      noise: least and greatest standard deviation, grey levels of 255, drawn uniformly.
+      jpeg_quality: range within 1 to 100.
+      resize_probability: of a bicubic resize that keeps the aspect ratio.
+      resize_scale: range of the scale factor.
+      short_probability: of a bicubic resize to a given shorter side.
+      short_side: range of the shorter side, pixels.
+      together: use one draw for the three steps above: an image that skips the most probable step
+        skips all three.  Otherwise each step has its own draw.
+      brightness_probability: of a change of brightness.
+      brightness: range of the factor applied to all values.
+      noise_probability: of independent Gaussian noise on every value.
+      noise: range of its standard deviation, in grey levels (0 to 255).
     """
 
     jpeg_probability: float = 0.0
@@ -61,18 +62,27 @@ class Augment:
                     f"augment.{change}_probability must be between 0 and 1, is {value}"
                 )
         if not 1 <= self.jpeg_quality[0] <= self.jpeg_quality[1] <= 100:
-            raise ValueError(f"augment.jpeg_quality must rise in [1, 100], is {self.jpeg_quality}")
+            self._refuse("jpeg_quality", "between 1 and 100")
         if not 0 < self.resize_scale[0] <= self.resize_scale[1] < math.inf:
-            raise ValueError(f"augment.resize_scale must rise above 0, is {self.resize_scale}")
+            self._refuse("resize_scale", "above 0")
         if not 1 <= self.short_side[0] <= self.short_side[1]:
-            raise ValueError(f"augment.short_side must rise from 1, is {self.short_side}")
+            self._refuse("short_side", "of 1 or more")
         if not 0 < self.brightness[0] <= self.brightness[1] < math.inf:
-            raise ValueError(f"augment.brightness must rise above 0, is {self.brightness}")
+            self._refuse("brightness", "above 0")
         if not 0 <= self.noise[0] <= self.noise[1] < math.inf:
-            raise ValueError(f"augment.noise must rise from 0, is {self.noise}")
+            self._refuse("noise", "of 0 or more")
+
+    def _refuse(self, field: str, allowed: str) -> None:
+        raise ValueError(
+            f"augment.{field} must be (minimum, maximum) {allowed}, is {getattr(self, field)}"
+        )
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Draws the same numbers whatever the outcome; none where all probabilities are 0."""
+        """Returns the changed image.
+
+        The number of random draws does not depend on their outcome; it is 0 if all probabilities
+        are 0.
+        """
         on_the_web = self.resize_probability, self.jpeg_probability, self.short_probability
         in_the_camera = self.brightness_probability, self.noise_probability
         if not any((*on_the_web, *in_the_camera)):
@@ -97,7 +107,7 @@ class Augment:
 
 
 def resize_short(image: Image.Image, side: int) -> Image.Image:
-    """Bicubic, so that the shorter side is ``side``; the longer one is rounded down."""
+    """Bicubic resize to a shorter side of ``side`` pixels; the longer side is rounded down."""
     width, height = image.size
     short = min(width, height)
     if short == side:
@@ -106,29 +116,29 @@ def resize_short(image: Image.Image, side: int) -> Image.Image:
 
 
 def rescale(image: Image.Image, scale: float) -> Image.Image:
-    """Bicubic, by a factor of the sides; never to more pixels than ``decode`` admits."""
+    """Bicubic resize by a factor, limited to the number of pixels that ``decode`` accepts."""
     width, height = image.size
     scale = min(scale, math.sqrt(MAX_PIXELS / (width * height)))
     return image.resize((max(1, round(width * scale)), max(1, round(height * scale))), BICUBIC)
 
 
 def brighten(image: Image.Image, factor: float) -> Image.Image:
-    """All values times ``factor``, clipped."""
+    """Multiplies all values by ``factor`` and clips them."""
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
 def add_noise(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
-    """Independent Gaussian noise of every value; ``sigma`` in grey levels of 255."""
+    """Adds independent Gaussian noise to every value; ``sigma`` in grey levels (0 to 255)."""
     values = np.asarray(image, np.float32)
     noisy = np.round(values + np.float32(sigma) * rng.standard_normal(values.shape, np.float32))
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
 def recompress(image: Image.Image, quality: int) -> Image.Image:
-    """What is left after a round trip through JPEG with ``CHROMA_SUBSAMPLING``."""
+    """The image after a round trip through JPEG with ``CHROMA_SUBSAMPLING``."""
     buffer = io.BytesIO()
-    # comment: else Pillow passes on that of the source file, and fails where it is long
+    # comment: otherwise Pillow copies the source file's, and fails if it is long
     image.save(buffer, "JPEG", quality=quality, subsampling=CHROMA_SUBSAMPLING, comment=b"")
-    again = Image.open(buffer, formats=("JPEG",))  # no `decode`: a rescaled image may be tiny
+    again = Image.open(buffer, formats=("JPEG",))  # `decode` would refuse a tiny rescaled image
     again.load()
     return again

@@ -1,10 +1,9 @@
-"""Data sets to one table of records, without opening a single image.
+"""Lists the images of a data set in one table, without opening any of them.
 
-A data set is a folder in one of the layouts of ``layouts``, a CSV or Parquet list, a folder for
-each class, or folders of photographs.  ``Catalog.explain`` says what was taken for what.
+A data set is a folder in a known layout (``layouts``), a CSV or Parquet list, one folder per class,
+or folders of photographs.  ``Catalog.explain`` says how each image got its class.
 """
 
-import collections
 import dataclasses
 import hashlib
 import itertools
@@ -17,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int8
 
 from cinemae_jax.data import index, layouts, lists, records
-from cinemae_jax.data.layouts import EXPECTED, PAIR, Group
+from cinemae_jax.data.layouts import EXPECTED, PAIR
 from cinemae_jax.data.lists import read_quarantine
-from cinemae_jax.data.records import AI, CLASS_NAMES, NATURE, CatalogError
+from cinemae_jax.data.records import AI, CLASS_NAMES, NATURE, CatalogError, Group
+from cinemae_jax.data.text import as_text, number, tally
 
 QUARANTINED = "quarantined"
 
@@ -37,9 +38,9 @@ class Catalog:
 
     Attributes:
       root: folder that the paths are relative to.
-      table: one row an image, of ``SCHEMA``; ``scan`` sorts it by path.
+      table: one row per image, of ``records.SCHEMA``; ``scan`` sorts it by path.
       skipped: number of files left out, by reason.
-      sources: what the images of a generator, split and label were known by.
+      sources: where the label comes from, by generator, split and label.
     """
 
     root: Path
@@ -56,17 +57,17 @@ class Catalog:
         return sorted(pc.unique(self.table["generator"]).to_pylist())
 
     @property
-    def labels(self) -> np.ndarray:
-        """(N,) int8."""
+    def labels(self) -> Int8[np.ndarray, " n"]:
+        """0 nature, 1 AI-generated, in the order of the table."""
         return self.table["label"].to_numpy()
 
     def select(
         self, *, generators: Sequence[str] | None = None, split: str | None = None
     ) -> "Catalog":
-        """The rows of some generators and one split.
+        """The images of some generators and one split; None means all.
 
         Raises:
-          CatalogError: if a generator is not there, or nothing is left; lists what exists.
+          CatalogError: if a generator is unknown or nothing is left; lists what exists.
         """
         table = self.table
         if generators is not None:
@@ -74,20 +75,20 @@ class Catalog:
             if unknown:
                 raise CatalogError(
                     f"generator {', '.join(unknown)} not found in {self.root}; "
-                    f"there are: {', '.join(self.generators)}"
+                    f"available: {', '.join(self.generators)}"
                 )
             table = table.filter(pc.is_in(table["generator"], pa.array(list(generators))))
         if split is not None:
             table = table.filter(pc.equal(table["split"], split))
         if not len(table):
             raise CatalogError(
-                f"no images in {self.root} with generator in {list(generators or self.generators)} "
-                f"and split {split!r}; there are: {self.describe()}"
+                f"no images in {self.root} for generators {list(generators or self.generators)} "
+                f"and split {split!r}; available: {self.describe()}"
             )
         return dataclasses.replace(self, table=table)
 
     def hold_out(self, fraction: float) -> tuple["Catalog", "Catalog"]:
-        """Splits off about ``fraction`` of each class, by the order of the example ids.
+        """Splits off ``fraction`` of each class (rounded), in the order of the example ids.
 
         The same images are held out on every machine, whatever the order of the table.
 
@@ -106,7 +107,7 @@ class Catalog:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the paths and labels: equal for the same images under another root."""
+        """sha256 of paths and labels; it does not depend on the root."""
         ids, labels = (self.table[name].cast(pa.string()) for name in ("example_id", "label"))
         digest = hashlib.sha256()
         for chunk in pc.binary_join_element_wise(ids, labels, ",").chunks:
@@ -123,24 +124,26 @@ class Catalog:
             )
 
     def without(self, paths: Iterable[str]) -> "Catalog":
-        """All but some images, counted in ``skipped`` as quarantined.
+        """Leaves out some images and counts them in ``skipped`` as quarantined.
 
         Args:
-          paths: as in the table; those that it does not hold are ignored.
+          paths: as in the table; unknown ones are ignored.
         """
         listed = pc.is_in(self.table["path"], value_set=pa.array(list(paths), pa.string()))
         kept = self.table.filter(pc.invert(listed))
-        skipped = collections.Counter(self.skipped)
-        skipped.update({QUARANTINED: len(self.table) - len(kept)})
-        return dataclasses.replace(self, table=kept, skipped=dict(+skipped))
+        gone = {QUARANTINED: len(self.table) - len(kept)}
+        return dataclasses.replace(
+            self, table=kept, skipped=records.add_counts([self.skipped, gone])
+        )
 
     def without_listed(self, file: str | os.PathLike[str]) -> "Catalog":
-        """All but the images of a quarantine list (``read_quarantine``).
+        """Leaves out the images of a quarantine list (``lists.read_quarantine``).
 
-        Listed images that are not there, for example since they were deleted, are warned of.
+        Warns about listed images that are not in the catalog; they may have been deleted.
 
         Raises:
-          CatalogError: if the file is no such list, or names images of which none is there.
+          CatalogError: if the file is not a quarantine list, or none of its images is in the
+            catalog.
         """
         paths = read_quarantine(file)
         table = self.table["path"]
@@ -148,20 +151,20 @@ class Catalog:
         lost = sorted(set(paths) - set(there.to_pylist()))
         if lost and len(lost) == len(set(paths)):
             raise CatalogError(
-                f"{file} lists {len(lost)} images to leave out, and none is in {self.root}, for "
-                f"example {lost[0]}: its paths must be relative to that root; if all of them have "
-                "been deleted, name no list"
+                f"none of the {len(lost):,} images in {file} is in {self.root}, for example "
+                f"{lost[0]}: make the paths relative to that root; if all images were deleted, "
+                "drop the list"
             )
         if lost:
             _LOG.warning(
-                "%d of %d images of %s are not in %s, for example %s",
+                "%d of %d images in %s are not in %s, for example %s",
                 *(len(lost), len(set(paths)), file, self.root, lost[0]),
             )
         return self.without(paths)
 
     def describe(self) -> str:
-        """One phrase a generator and split: what is there."""
-        counts = self._counts()
+        """Number of images per generator, split and class, in one line."""
+        counts = records.count_groups(self.table)
         places = sorted({key[:2] for key in counts})
         return "; ".join(
             f"{g}/{s} {counts.get((g, s, NATURE), 0)} nature + {counts.get((g, s, AI), 0)} ai"
@@ -169,31 +172,25 @@ class Catalog:
         )
 
     def explain(self) -> str:
-        """One line a generator, split and class: how many images, and how they were known."""
+        """One line per generator, split and class: the number of images and their source."""
         return "\n".join(
-            f"{g}/{s} {CLASS_NAMES[label]}: {count} images from "
+            f"{g}/{s} {CLASS_NAMES[label]}: {number(count, 'image')} from "
             + self.sources.get((g, s, label), "an unnamed source")
-            for (g, s, label), count in sorted(self._counts().items())
+            for (g, s, label), count in sorted(records.count_groups(self.table).items())
         )
-
-    def _counts(self) -> dict[Group, int]:
-        groups = self.table.group_by(["generator", "split", "label"]).aggregate([([], "count_all")])
-        return {
-            (r["generator"], r["split"], r["label"]): r["count_all"] for r in groups.to_pylist()
-        }
 
 
 def scan(root: str | os.PathLike[str], *, cache: bool = True) -> Catalog:
-    """Reads a labelled data set: a folder, or a list of images.
+    """Lists a labelled data set: a folder or a list of images.
 
     Args:
-      root: folder in a known layout (``layouts``), a .csv or .parquet list (``lists``), or two
-        folders of any name: ``nature=DIR,ai=DIR`` (``class_folders``), to which ``,generator=NAME``
-        may be added.
-      cache: keep the listing of a folder, and use one whose folders have not changed (``index``).
+      root: folder in a known layout (``layouts``), .csv or .parquet list (``lists``), or two
+        folders of any name as ``nature=DIR,ai=DIR`` (``class_folders``), optionally with
+        ``,generator=NAME``.
+      cache: reuse the cached listing of an unchanged folder (``index``).
 
     Raises:
-      CatalogError: if the root is missing, holds no images, or is not laid out in a known way.
+      CatalogError: if the root is missing, holds no images, or has an unknown layout.
     """
     if _PAIR.match(os.fspath(root)) and not os.path.exists(root):  # noqa: PTH110
         return class_folders(**_pair(os.fspath(root)), cache=cache)
@@ -203,24 +200,24 @@ def scan(root: str | os.PathLike[str], *, cache: bool = True) -> Catalog:
         return Catalog(root.parent, table, {}, sources)
     if not root.is_dir():
         raise CatalogError(
-            f"data root {root} is not a folder, nor a list ({' or '.join(lists.SUFFIXES)}), nor "
-            f"two folders as {PAIR}"
+            f"data root {root} is not a folder: name a folder, a list "
+            f"({' or '.join(lists.SUFFIXES)}), or two folders as {PAIR}"
         )
     listing = index.listing(root, cache=cache)
     if not len(listing):
         raise CatalogError(
-            f"no images under {root} (files left out: {listing.skipped or 'none'}); {EXPECTED}"
+            f"no images under {root} (left out: {tally(listing.skipped) or 'nothing'}); {EXPECTED}"
         )
     table, sources = layouts.label(listing, root)
     return Catalog(root, table, listing.skipped, sources)
 
 
 def _pair(root: str) -> dict[str, str]:
-    """Arguments of ``class_folders``; names of folders may hold commas."""
+    """Arguments of ``class_folders``; folder names may contain commas."""
     named = [field.split("=", 1) for field in _COMMA.split(root)]
     fields = {name: value for name, value in named if value}
     if not {"nature", "ai"} <= fields.keys() or len(fields) < len(named):
-        raise CatalogError(f"data root {root}: name one folder a class, as in {PAIR}")
+        raise CatalogError(f"data root {root}: name one folder per class, as in {PAIR}")
     return fields
 
 
@@ -231,25 +228,24 @@ def class_folders(
     generator: str = "",
     cache: bool = True,
 ) -> Catalog:
-    """Two folders of any name, each with the images of one class, at any depth.
+    """Lists two folders of any name, each with the images of one class at any depth.
 
-    Folders ``train``, ``val`` or ``test`` directly in them name the split; without such, all
-    images are ``val``.  Paths are whole ones.  The example id is that of
-    ``nature/<path in the folder>`` or ``ai/<path in the folder>``, the same wherever the folders
-    lie.
+    Folders ``train``, ``val`` or ``test`` directly inside them name the split; without any, all
+    images are ``val``.  Paths are absolute.  The example id is that of
+    ``nature/<path in the folder>`` or ``ai/<path in the folder>``, wherever the folders lie.
 
     Args:
       nature, ai: folders.
-      generator: name of what made the images; '' takes the name of the ``ai`` folder.
+      generator: of the AI images; '' takes the name of the ``ai`` folder.
       cache: as in ``scan``.
 
     Raises:
-      CatalogError: if a folder is missing, holds no images or class folders, lies in the other, or
-        has images inside and outside of split folders.
+      CatalogError: if a folder is missing, has no images, contains class folders, lies in the
+        other one, or has images inside and outside split folders.
     """
     folders = [Path(os.path.abspath(folder)) for folder in (nature, ai)]  # noqa: PTH100
-    _refuse_nested(folders, "give one folder a class")
-    generator = generator or records.printable(folders[AI].name)
+    _refuse_nested(folders, "name one folder per class")
+    generator = generator or as_text(folders[AI].name)
     parts = [
         _one_class(folder, label, generator, "", name=CLASS_NAMES[label], cache=cache)
         for label, folder in enumerate(folders)
@@ -260,24 +256,24 @@ def class_folders(
 
 
 def _refuse_nested(folders: Sequence[Path], way_out: str) -> None:
-    """Raises CatalogError if an image would be in two of the folders."""
+    """Raises CatalogError if an image lies in two of the folders."""
     real = [Path(os.path.realpath(folder)) for folder in folders]
     for i, j in itertools.permutations(range(len(folders)), 2):
         if real[i].is_relative_to(real[j]):
-            raise CatalogError(f"{folders[i]} and {folders[j]} lie in each other: {way_out}")
+            raise CatalogError(f"{folders[i]} and {folders[j]} overlap: {way_out}")
 
 
 def photographs(roots: Sequence[str | os.PathLike[str]], *, cache: bool = True) -> Catalog:
-    """All images below some folders as photographs to pre-train on: nature, split train.
+    """Lists all images below some folders as photographs: class nature, split train.
 
-    Paths are whole ones; the generator column names the folder.
+    Paths are absolute; the generator column holds the name of the folder.
 
     Raises:
-      CatalogError: if no folder is named, or one is missing, holds no images, or lies in another.
+      CatalogError: if no folder is given, or one is missing, has no images, or lies in another.
     """
     if not roots:
         raise CatalogError("no folder of photographs is named")
-    _refuse_nested([Path(root) for root in roots], "name the outer one alone")
+    _refuse_nested([Path(root) for root in roots], "name only the outer folder")
     return _joined(
         [
             _one_class(root, NATURE, root.name, "train", name=root.name, cache=cache)
@@ -289,15 +285,15 @@ def photographs(roots: Sequence[str | os.PathLike[str]], *, cache: bool = True) 
 def _one_class(
     folder: Path, label: int, generator: str, split: str, *, name: str, cache: bool
 ) -> Catalog:
-    """All images below a folder; ids are those of their paths in a folder called ``name``.
+    """Lists all images below a folder, with the ids of ``<name>/<path in the folder>``.
 
     Args:
-      split: '' for what the folders say.
+      split: of all images; '' derives it from the folders.
     """
     if not folder.is_dir():
         raise CatalogError(f"{folder} is not a folder")
-    if records.printable(str(folder)) != str(folder):
-        raise CatalogError(f"{records.printable(str(folder))} has a name that is not UTF-8")
+    if as_text(str(folder)) != str(folder):
+        raise CatalogError(f"the name of {as_text(str(folder))} is not UTF-8: rename the folder")
     listing = index.listing(folder, cache=cache)
     count, paths = len(listing), listing.images["path"]
     if not count:
@@ -316,10 +312,9 @@ def _one_class(
 
 def _joined(parts: Sequence[Catalog]) -> Catalog:
     table = pa.concat_tables([part.table for part in parts]).combine_chunks()
-    skipped: collections.Counter[str] = collections.Counter()
+    skipped = records.add_counts(part.skipped for part in parts)
     sources: dict[Group, str] = {}
     for part in parts:
-        skipped.update(part.skipped)
         for group, source in part.sources.items():
             sources[group] = f"{sources[group]} and {source}" if group in sources else source
-    return Catalog(parts[0].root, table, dict(skipped), sources)
+    return Catalog(parts[0].root, table, skipped, sources)

@@ -1,7 +1,7 @@
-"""Bytes of an image file to an 8-bit RGB image; what becomes of it is for ``transforms``.
+"""Decodes the bytes of an image file to an 8-bit RGB image.
 
-Files are decoded here and nowhere else.  Every failure is a ``DecodeError`` with a reason fit to
-be shown beside the file's name.
+All decoding happens here.  Every failure is a ``DecodeError`` whose message can be shown next to
+the file name.  Messages are stored in score files, banks and quarantine lists: keep their wording.
 """
 
 import io
@@ -12,36 +12,37 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-# A larger file is not even read: no picture within the other limits needs as much.
+# Larger files are not read: no image within the other limits needs that many bytes.
 MAX_BYTES = 1 << 30
-# Above this an image is refused before it is decoded; Pillow's own bomb limit is at 89 million.
+# Images with more pixels are refused before decoding; Pillow's own limit is 89 million.
 MAX_PIXELS = 80_000_000
-# Longest side over shortest: a resize of a longer strip would need gigabytes.
+# Longest side over shortest; resizing a narrower strip would need gigabytes.
 MAX_ASPECT = 32
-# Shortest side, pixels, of an image worth a score: one patch of the official models.
+# Shortest side in pixels: one patch of the official models.
 MIN_SIDE = 16
-# Transparent pixels are laid over white.
+# Colour behind transparent pixels.
 BACKGROUND = (255, 255, 255)
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif"}
 )
-# What a file may hold, whatever its name says: Pillow's rarer parsers (one of which starts
-# Ghostscript) are no place for strangers' files. JPEG includes MPO, with more pictures behind.
+# Accepted content, whatever the file name says. Pillow's rarer parsers (one starts Ghostscript) are
+# a risk with untrusted files. JPEG includes MPO, which holds further images after the first.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
 
-TILE_TAGS = (322, 323)  # of TIFF: width and height
+TILE_TAGS = (322, 323)  # TIFF: width and height of a tile
+MAX_ERROR = 200  # characters of an error message that are stored
 
 RGB = UInt8[np.ndarray, "h w 3"]
 
-
+# Reasons of a ``DecodeError``.
 EMPTY, TRUNCATED, DAMAGED, NO_IMAGE = "empty", "truncated", "damaged", "not an image"
 TOO_LARGE, TOO_SMALL, TOO_NARROW = "too large", "too small", "too narrow"
 UNSUPPORTED = "unsupported pixels"
 
 
 class DecodeError(ValueError):
-    """An image that cannot be scored; the message is fit to be shown beside the file's name.
+    """An image that cannot be scored; the message can be shown next to the file name.
 
     Attributes:
       reason: one of the constants above, EMPTY to UNSUPPORTED.
@@ -56,7 +57,7 @@ def read_file(path: Path) -> bytes:
     """The content of a file.
 
     Raises:
-      OSError: if it cannot be read, or is no regular file (a pipe would be waited for for ever).
+      OSError: if it cannot be read or is not a regular file (reading a pipe might never end).
       DecodeError: if it is larger than ``MAX_BYTES``.
     """
     status = path.stat()
@@ -67,22 +68,23 @@ def read_file(path: Path) -> bytes:
 
 
 def decode(data: bytes) -> Image.Image:
-    """An RGB image with its EXIF orientation applied; the first frame of an animation.
+    """Decodes to RGB with the EXIF orientation applied; takes the first frame of an animation.
 
-    Alpha of any kind is laid over ``BACKGROUND``; 16 bits a channel become 8; colour profiles are
-    not applied.  EXIF that cannot be read counts as none.
+    Transparency of any kind is laid over ``BACKGROUND``; 16 bits per channel become 8; colour
+    profiles are not applied.  Unreadable EXIF is ignored.
 
     Raises:
-      DecodeError: if the bytes are empty, no image, damaged, too large or too small.
+      DecodeError: if the bytes are empty, not an image, damaged, too large, too small or too
+        narrow, or have pixels without a stated range.
     """
     return to_pixels(open_header(data))
 
 
 def open_header(data: bytes) -> Image.Image:
-    """The first half of ``decode``: what the head of a file says, before any pixel is decoded.
+    """The first half of ``decode``: parses the header without decoding any pixel.
 
     Raises:
-      DecodeError: if there is no head that can be understood.
+      DecodeError: if the header is missing or not understood.
     """
     if not data:
         raise DecodeError("empty file", EMPTY)
@@ -97,18 +99,18 @@ def to_pixels(image: Image.Image) -> Image.Image:
     """The second half of ``decode``.
 
     Args:
-      image: of ``open_header``; is used up.
+      image: result of ``open_header``; not usable afterwards.
 
     Raises:
-      DecodeError: if the image is too large, too small or damaged.
+      DecodeError: as for ``decode``.
     """
     try:
         _check_size(image.size)
         _check_tiles(image)
-        # No JPEG `draft` here: shrinking in the DCT and then resizing is not what the crop policies
-        # state.  Against a full decode and bicubic to 256, over 726 JPEGs of 512 pixels and more:
-        # never equal, off by 1.4 levels on average at scale 1/2 and by up to 98; over the 15 where
-        # draft can leave twice the size asked for, still by 0.3 and up to 24.
+        # JPEG `draft` (shrinking in the DCT) is not used: after a bicubic resize to 256 its pixels
+        # never equal those of a full decode.  On 726 JPEGs of 512 pixels and more the difference
+        # at scale 1/2 is 1.4 grey levels on average, at most 98; on the 15 files where draft can
+        # keep twice the target size it is still 0.3, at most 24.
         image.load()
         return _upright(_to_rgb(image), _orientation(image))
     except DecodeError:
@@ -118,7 +120,7 @@ def to_pixels(image: Image.Image) -> Image.Image:
 
 
 def _failure(error: Exception) -> DecodeError:
-    """What Pillow meant: its codecs raise almost anything on damaged input."""
+    """Maps Pillow's exceptions, which can be almost any type on damaged input, to reasons."""
     match error:
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             return DecodeError(f"too large: above {MAX_PIXELS:,} pixels", TOO_LARGE)
@@ -131,7 +133,7 @@ def _failure(error: Exception) -> DecodeError:
 
 
 def encode_png(array: RGB) -> bytes:
-    """An array as a PNG file."""
+    """The bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
@@ -156,7 +158,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _check_tiles(image: Image.Image) -> None:
-    """A TIFF's tiles may be larger than the image itself, and are decoded whole."""
+    """TIFF tiles may be larger than the image, and each is decoded whole."""
     tags = getattr(image, "tag_v2", {})
     width, height = (tags.get(tag, 0) for tag in TILE_TAGS)
     if width * height > MAX_PIXELS:
@@ -177,7 +179,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-# (65536,): round(v / 257), by which 16-bit grey becomes 8-bit; Pillow would clip it to white.
+# (65536,): round(v / 257) maps 16-bit to 8-bit grey; Pillow would clip most values to white.
 EIGHT_BITS = ((np.arange(1 << 16, dtype=np.uint32) * 255 + 32895) >> 16).astype(np.uint8)
 
 
@@ -190,7 +192,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.dstack([grey, alpha]))
 
 
-BAND = 1024  # rows laid over the background at a time: a large image is not held four times
+BAND = 1024  # rows composited at a time, which limits the memory for large images
 
 
 def _over_background(image: Image.Image) -> Image.Image:
@@ -207,8 +209,8 @@ def _over_background(image: Image.Image) -> Image.Image:
 # --- orientation --------------------------------------------------------------------------------
 
 ORIENTATION_TAG = 0x0112
-# Value of the tag to what brings the image upright. ``ImageOps.exif_transpose`` would copy images
-# that are upright and write the other tags anew, which fails on some that cameras produce.
+# By the tag's value. ``ImageOps.exif_transpose`` would copy upright images and rewrite their other
+# tags, which fails on some that cameras write.
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -223,7 +225,7 @@ TRANSPOSITIONS = {
 def _orientation(image: Image.Image) -> object:
     try:
         return image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # the pixels are whole: shown as they are stored, as browsers do
+    except Exception:  # the pixels are intact: keep them as stored, as browsers do
         return None
 
 

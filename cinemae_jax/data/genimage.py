@@ -1,10 +1,10 @@
-"""GenImage as a TFDS data set of original files, built and read without TensorFlow.
+"""Builds GenImage as a TFDS data set of the original files, without TensorFlow.
 
     python -m cinemae_jax.data.genimage --manual-dir /data/GenImage --data-dir /data/tfds
 
-Comes in: a folder that ``catalog.scan`` understands.  Goes out: one TFDS config a generator, with
-ArrayRecord shards in the order of the paths and an index beside them, from which ``open_tfds``
-makes the catalog that a scan of the folder makes.
+In: a folder that ``catalog.scan`` understands.  Out: one TFDS config per generator, with
+ArrayRecord shards in the order of the paths, and an index from which ``open_tfds`` restores the
+catalog of the folder.
 """
 
 import argparse
@@ -45,8 +45,8 @@ from cinemae_jax.data.tfds_records import (
     open_sources,
     read_catalog,
 )
+from cinemae_jax.runtime.console import OK, fail
 
-OK, USAGE = 0, 2  # exit codes
 _LOG = logging.getLogger(__name__)
 
 # fmt: off
@@ -56,25 +56,25 @@ GENERATORS = (
 )
 # fmt: on
 HOMEPAGE = "https://github.com/GenImage-Dataset/GenImage"
-# Aimed at. A reader keeps each shard that it met open: 600 files for all of GenImage, where
-# TFDS's own rule (up to 1,024 shards a split) passes the usual limit of 1,024 open files.
+# Target size. A reader keeps every shard that it has used open: 600 files for all of GenImage.
+# TFDS's own rule (up to 1,024 shards per split) would exceed the usual limit of 1,024 open files.
 SHARD_BYTES = 1 << 30
 
-if __name__ == "__main__":  # before the class: TFDS writes down which module a builder is from
+if __name__ == "__main__":  # before the class: TFDS records the module that defines a builder
     sys.exit(importlib.import_module("cinemae_jax.data.genimage").main())
 
 
 class GenImage(tfds.core.ShardBasedBuilder):
-    """Images of one generator and the photographs that go with them, as the files hold them.
+    """The original files of one generator and its photographs.
 
-    ``ShardBasedBuilder`` and not ``GeneratorBasedBuilder``: that one shuffles through temporary
-    files above 1 GB a split, which needs TensorFlow.
+    A ``ShardBasedBuilder``, because ``GeneratorBasedBuilder`` needs TensorFlow to shuffle splits
+    above 1 GB.
 
     Args:
-      data_dir: where TFDS data sets lie.
+      data_dir: folder of TFDS data sets.
       config: one of ``GENERATORS``, or ``tfds.core.BuilderConfig(name=<generator>)``.
-      version: as TFDS takes it.
-      file_format: only ``array_record`` can be written and read without TensorFlow.
+      version: as in TFDS.
+      file_format: only ``array_record`` works without TensorFlow.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -134,10 +134,10 @@ class GenImage(tfds.core.ShardBasedBuilder):
 
 
 class _ShardWriter(ExampleWriter):
-    """Writes a shard on this machine, the same bytes every time, and copies it if need be."""
+    """Writes reproducible shards on this machine, and copies them to object stores."""
 
     def write(self, path: PathLike, examples: Iterable[tuple[Any, bytes]]) -> None:
-        same = (  # TFDS leaves the features in an order that changes from process to process
+        same = (  # TFDS orders the features differently in every process
             (key, tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True))
             for key, data in examples
         )
@@ -145,10 +145,10 @@ class _ShardWriter(ExampleWriter):
             if "://" not in os.fspath(path):
                 super().write(path, same)
                 return
-            with tempfile.TemporaryDirectory() as folder:  # array_record writes no gs://
+            with tempfile.TemporaryDirectory() as folder:  # array_record cannot write gs://
                 super().write(epath.Path(folder) / "shard", same)
                 (epath.Path(folder) / "shard").copy(path)
-        except RuntimeError as error:  # array_record's word for a full disk
+        except RuntimeError as error:  # array_record raises it on a full disk
             raise OSError(f"shard cannot be written: {error}") from error
 
 
@@ -171,7 +171,7 @@ def _examples(root: Path, table: pa.Table, bar: tqdm) -> Iterator[tuple[int, dic
         yield (
             row,
             {
-                "image": os.fspath(path),  # read when it is written: TFDS holds a shard's examples
+                "image": os.fspath(path),  # TFDS holds a shard's examples, so it reads files late
                 "label": int(record["label"]),
                 "generator": record["generator"],
                 "file_name": record["path"],
@@ -186,14 +186,14 @@ def _examples(root: Path, table: pa.Table, bar: tqdm) -> Iterator[tuple[int, dic
 
 
 def _header(path: Path) -> tuple[int, int, str]:
-    """(width, height, format) as the head of a file says; (0, 0, '') if it says nothing."""
+    """(width, height, format) from the header of a file; (0, 0, '') if it is damaged."""
     with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's on size and metadata: the decoder judges those
+        warnings.simplefilter("ignore")  # the decoder checks size and metadata later
         try:
             with Image.open(file, formats=FORMATS) as image:
                 return (*image.size, image.format or "")
-        except Exception as error:  # Pillow's plugins raise almost anything on damaged heads
-            _LOG.warning("%s is kept, with a head that is damaged: %s", path, error)
+        except Exception as error:  # Pillow can raise almost any type on damaged headers
+            _LOG.warning("%s is kept although its header is damaged: %s", path, error)
             return 0, 0, ""
 
 
@@ -209,13 +209,13 @@ def _write_index(path: epath.Path, images: Catalog) -> None:
 
 
 def build(manual_dir: PathLike, data_dir: PathLike, generator: str) -> epath.Path:
-    """Builds one generator, unless it is there already.
+    """Builds one generator unless it is already built.
 
     Returns:
       The folder of its shards.
 
     Raises:
-      CatalogError: if ``manual_dir`` does not hold the generator, or what is built is not of it.
+      CatalogError: if the generator is not in ``manual_dir``, or was built from other files.
       OSError: if a file cannot be read or written.
     """
     images = catalog.scan(manual_dir).select(generators=[generator])
@@ -228,28 +228,28 @@ def build(manual_dir: PathLike, data_dir: PathLike, generator: str) -> epath.Pat
     built = read_catalog(data_dir, [generator])
     if built.fingerprint != images.fingerprint:
         raise CatalogError(
-            f"{builder.data_dir} was built from other images ({built.describe()}) than "
-            f"{manual_dir} holds now ({images.describe()}): delete it, or use another --data-dir"
+            f"{builder.data_dir} was built from other images ({built.describe()}) than those now "
+            f"in {manual_dir} ({images.describe()}): delete it, or use another --data-dir"
         )
     with (builder.data_path / INDEX).open("rb") as file:
         before = json.loads(pq.read_schema(file).metadata[INDEX_FACTS])["num_bytes"]
     if before != (now := sum(_sizes(images.root, images.table))):
         raise CatalogError(
-            f"{builder.data_dir} was built from files of {before:,} bytes, and those in "
-            f"{manual_dir} have {now:,}: some were replaced; delete it, or use another --data-dir"
+            f"{builder.data_dir} was built from files of {before:,} bytes, but those now in "
+            f"{manual_dir} have {now:,} bytes: delete it, or use another --data-dir"
         )
     open_sources(builder.data_path, built.table)
     return builder.data_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0: all is there; 2: the reason is on stderr."""
+    """Runs the command; exit code 0 if all is built, 2 with the reason on stderr."""
     parser = argparse.ArgumentParser(
         "python -m cinemae_jax.data.genimage", description="Builds GenImage as a TFDS data set."
     )
     parser.add_argument("--manual-dir", required=True, help="GenImage, unpacked")
-    parser.add_argument("--data-dir", required=True, help="where TFDS data sets lie")
-    parser.add_argument("--generator", action="extend", nargs="+", help="default: all found")
+    parser.add_argument("--data-dir", required=True, help="folder of TFDS data sets")
+    parser.add_argument("--generator", action="extend", nargs="+", help="default: all")
     args = parser.parse_args(argv)
     try:
         found = catalog.scan(args.manual_dir)
@@ -258,6 +258,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = build(args.manual_dir, args.data_dir, name)
             print(f"{images.select(generators=[name]).describe()}: {folder}", flush=True)
     except (ValueError, OSError) as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        return USAGE
+        return fail(error)
     return OK

@@ -1,8 +1,8 @@
-"""The listing of a data set, kept from one run to the next in the user's cache folder.
+"""Caches the listing of a data set between runs.
 
-A warm start looks at the time stamps of the folders and lists none of them.  The file lies in
-``$XDG_CACHE_HOME/cinemae_jax/index``, or below ``~/.cache``; never inside the data set.  The
-listings that were used last are kept.
+With a valid cache file, only the time stamps of the folders are read.  Cache files lie in
+``$XDG_CACHE_HOME/cinemae_jax/index`` (default ``~/.cache``), never inside the data set; the most
+recently used ones are kept.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from cinemae_jax.data.decode import EXTENSIONS
 from cinemae_jax.data.walk import Listing
 from cinemae_jax.runtime import files
 
-# Of the file's format, and of what counts as an image.
+# Version of the file format, and the extensions that count as images.
 VERSION = [1, sorted(EXTENSIONS)]
 
+# Longest step of a file system's clock; the coarse one where time stamps are whole seconds.
 TICK_NS = 100_000_000
-# Longest step of a file system's clock; coarse where its stamps are whole seconds.
 COARSE_TICK_NS = 2_500_000_000
 
-# Files that the cache holds: those that were used last.
+# Number of cache files that are kept.
 KEPT = 64
 
 _FACTS = b"cinemae_jax"
@@ -37,14 +37,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def listing(root: Path, *, cache: bool = True) -> Listing:
-    """Every image below ``root``, from the cache if no folder has changed since.
+    """All images below ``root``, from the cache if no folder has changed.
 
-    A change is seen by the modification and status times of folders: images that come, go or are
-    renamed.  Contents of files do not matter here.
+    Changes show in the modification and status times of folders: images added, removed or renamed.
+    The contents of files do not matter here.
 
     Args:
       root: folder.
-      cache: False lists anew, and neither reads nor writes a cache file.
+      cache: False lists the folder, and neither reads nor writes a cache file.
 
     Raises:
       CatalogError: if a folder cannot be read.
@@ -63,7 +63,7 @@ def listing(root: Path, *, cache: bool = True) -> Listing:
 
 
 def cache_file(root: Path) -> Path | None:
-    """Where the listing of a folder is kept; None if that would be inside the folder itself."""
+    """Cache file for a folder; None if it would lie inside that folder."""
     if (base := files.cache_folder()) is None:
         return None
     real = os.path.realpath(root)
@@ -74,7 +74,7 @@ def cache_file(root: Path) -> Path | None:
 
 
 def _settled(found: Listing, start: int) -> bool:
-    """Whether any later change must show in a stamp: none is as new as the listing itself."""
+    """Whether every later change must alter a time stamp: all are older than the listing."""
     for times in found.stamps.values():
         for t in times or ():
             if t > start - (TICK_NS if t % 1_000_000_000 else COARSE_TICK_NS):
@@ -83,7 +83,7 @@ def _settled(found: Listing, start: int) -> bool:
 
 
 def _read(file: Path, root: Path) -> Listing | None:
-    """A kept listing that still holds; a file that is damaged is as good as none."""
+    """The cached listing, or None if it is missing, damaged or out of date."""
     if not file.is_file():
         return None
     try:
@@ -97,18 +97,18 @@ def _read(file: Path, root: Path) -> Listing | None:
             return None
         found = Listing(images, facts["skipped"], stamps)
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError) as e:
-        _LOG.warning("%s is damaged and will be made anew (%s)", file, e)
+        _LOG.warning("%s is damaged and will be rebuilt (%s)", file, e)
         return None
     fresh = all(walk.stamp(os.path.join(root, p)) == s for p, s in stamps.items())  # noqa: PTH118
     if not fresh:
         return None
-    with contextlib.suppress(OSError):  # the cache may be another's
-        os.utime(file)  # used last: _prune
+    with contextlib.suppress(OSError):  # the cache may belong to another user
+        os.utime(file)  # marks it as recently used, for _prune
     return found
 
 
 def _write(file: Path, root: Path, found: Listing) -> None:
-    """Keeps a listing; where that fails, the next start is slower and nothing else."""
+    """Writes a listing; if that fails, only the next start is slower."""
     facts = {
         "version": VERSION,
         "root": os.path.realpath(root),
@@ -119,7 +119,7 @@ def _write(file: Path, root: Path, found: Listing) -> None:
     partial = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")  # ours alone
+        handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
         os.close(handle)
         pq.write_table(
             table, partial, compression="zstd", use_dictionary=False, write_page_checksum=True
@@ -127,15 +127,15 @@ def _write(file: Path, root: Path, found: Listing) -> None:
         os.replace(partial, file)
         _prune(file.parent)
     except OSError as error:
-        _LOG.warning("the listing of %s is not kept: %s", root, error)
+        _LOG.warning("the listing of %s cannot be cached: %s", root, error)
         if partial:
             Path(partial).unlink(missing_ok=True)
 
 
 def _prune(folder: Path) -> None:
-    """Drops all but ``KEPT`` files, and so what killed processes have left too.
+    """Deletes all but the ``KEPT`` newest files, including partial files of killed processes.
 
-    Others may do so at the same time, or have a file open: it stays theirs.
+    Safe while other processes prune too or have a file open.
     """
     with os.scandir(folder) as entries:
         ages = []

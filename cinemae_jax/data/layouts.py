@@ -1,9 +1,9 @@
-"""Names of folders to class, generator and split; refuses what can be read in two ways.
+"""Derives class, generator and split from folder names; refuses ambiguous layouts.
 
-A class folder (``ai`` or ``nature``, ``1_fake`` or ``0_real``) holds the images; a folder
-``train``, ``val`` or ``test`` somewhere above it names the split (``test`` counts as ``val``, as
-does the lack of one), the topmost other folder the generator.  That covers GenImage's
-``<generator>/<inner>/{train,val}/{ai,nature}`` and the plainer layouts.
+A class folder (``ai`` or ``nature``, ``1_fake`` or ``0_real``) holds the images.  A folder
+``train``, ``val`` or ``test`` above it names the split; ``test`` counts as ``val``, and so does no
+split folder at all.  The topmost other folder names the generator.  This covers GenImage's
+``<generator>/<inner>/{train,val}/{ai,nature}`` and simpler layouts.
 """
 
 import collections
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cinemae_jax.data import records
-from cinemae_jax.data.records import AI, NATURE, CatalogError
+from cinemae_jax.data.records import AI, NATURE, CatalogError, Group
+from cinemae_jax.data.text import as_text, number
 from cinemae_jax.data.walk import Listing
 
 CONVENTIONS = ({"nature", "ai"}, {"0_real", "1_fake"})
@@ -25,29 +26,26 @@ CLASS_FOLDERS = {"nature": NATURE, "0_real": NATURE, "ai": AI, "1_fake": AI}
 SPLIT_FOLDERS = {"train": "train", "val": "val", "test": "val"}
 DEFAULT_SPLIT = "val"
 
-# Generator, split and label.
-Group = tuple[str, str, int]
-
-# How two folders of any name are given as one root.
+# A root that names two folders of any name.
 PAIR = "nature=DIR,ai=DIR"
 
 EXPECTED = (
-    "expected <generator>/<inner>/{train,val}/{ai,nature}/ (GenImage; generator, inner and split "
-    "may lack), the same with 0_real and 1_fake, a CSV or Parquet list with columns path and "
-    f"label, or two folders of any name as {PAIR}"
+    "expected <generator>/<inner>/{train,val}/{ai,nature}/ as in GenImage (generator, inner and "
+    "split are optional), the same with 1_fake and 0_real, a CSV or Parquet list with columns path "
+    f"and label, or two folders of any name as {PAIR}"
 )
 SHOWN = 3  # folders named in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """What the folder of an image says of it.
+    """What the folder of an image says about it.
 
     Attributes:
       label, generator, split: as in the catalog.
-      class_folder: name that gave the label.
-      split_folder: name that gave the split, '' if none did.
-      pattern: the folder with '*' for the parts that said nothing.
+      class_folder: name of the folder that gives the label.
+      split_folder: name of the folder that gives the split, or ''.
+      pattern: the folder, with '*' for the parts that are not used.
     """
 
     label: int
@@ -63,24 +61,24 @@ def label(listing: Listing, root: Path) -> tuple[pa.Table, dict[Group, str]]:
 
     Args:
       listing: of ``root``, not empty.
-      root: its name is the generator where no folder below it names one.
+      root: its name is the generator if no folder below it names one.
 
     Returns:
-      (table of ``records.SCHEMA``, the pattern that each generator, split and label matched).
+      (table of ``records.SCHEMA``, the folder pattern of each generator, split and label).
 
     Raises:
-      CatalogError: if images are in no class folder, or folders contradict each other; says what
-        was seen and what is expected.
+      CatalogError: if an image is outside every class folder, or folders contradict each other;
+        says what was found and what is expected.
     """
     owners, folders = listing.images["folder"].to_numpy(), listing.folders
     counts = np.bincount(owners, minlength=len(folders))
     used = np.flatnonzero(counts)
     held = {folders[i]: int(counts[i]) for i in used}
     _refuse_misplaced(listing, held, root)
-    name = records.printable(os.path.basename(os.path.abspath(root)))  # noqa: PTH100, PTH119
+    name = as_text(os.path.basename(os.path.abspath(root)))  # noqa: PTH100, PTH119
     places = [_place(folder, name) for folder in held]
     _refuse_contradictions(places, list(held.values()), root)
-    row = np.zeros(len(folders), np.int32)  # of a folder, in places
+    row = np.zeros(len(folders), np.int32)  # folder to its index in places
     row[used] = np.arange(len(used))
     image = row[owners]
     table = records.build(
@@ -94,37 +92,37 @@ def label(listing: Listing, root: Path) -> tuple[pa.Table, dict[Group, str]]:
 
 
 def refuse_class_folders(paths: pa.ChunkedArray, folder: Path) -> None:
-    """Raises CatalogError if images said to be of one class lie in class folders below it."""
+    """Raises CatalogError if a folder that is given as one class contains class folders."""
     names = "|".join(CLASS_FOLDERS)
     below = pc.utf8_slice_codeunits(paths, len(str(folder)))
     inside = pc.match_substring_regex(below, f"/({names})/")
     if pc.any(inside).as_py():
         raise CatalogError(
-            f"{folder} is given as the folder of one class, and holds class folders, for example "
-            f"in {paths.filter(inside)[0]}: give the folder of one class, or scan the whole"
+            f"{folder} must hold one class but contains class folders, for example in "
+            f"{paths.filter(inside)[0]}: name the folder of one class, or scan the whole data set"
         )
 
 
 def splits(listing: Listing, folder: Path) -> pa.DictionaryArray:
-    """The split of every image by the topmost folder that it is in; ``val`` if none names one.
+    """The split of every image from the topmost folder; ``val`` if that names no split.
 
     Raises:
-      CatalogError: if only some images are in split folders, or in ``val`` and ``test``.
+      CatalogError: if only some images are in split folders, or both ``val`` and ``test`` occur.
     """
     owners = listing.images["folder"].to_numpy()
     tops = [path.partition("/")[0] for path in listing.folders]
     used = {tops[i] if tops[i] in SPLIT_FOLDERS else "" for i in np.unique(owners)}
     if fault := _split_fault(used):
-        raise CatalogError(f"{folder} {fault}: move them into folders train and val, or into none")
+        raise CatalogError(f"{folder} {fault}: put all images into train and val, or none")
     return _taken([SPLIT_FOLDERS.get(top, DEFAULT_SPLIT) for top in tops], owners)
 
 
 def _split_fault(used: Collection[str]) -> str:
-    """What is wrong with names of split folders that occur together; '' stands for none."""
+    """Why these split folders cannot occur together, or ''; in ``used``, '' means no folder."""
     if {"val", "test"} <= set(used):
-        return "has folders val and test, and test would count as val"
+        return "has both val and test folders, and test counts as val"
     if "" in used and len(used) > 1:
-        return f"has images inside and outside of {' and '.join(sorted({*used} - {''}))}"
+        return f"has images inside and outside {' and '.join(sorted({*used} - {''}))}"
     return ""
 
 
@@ -135,7 +133,7 @@ def _taken(values: Sequence[str], rows: np.ndarray) -> pa.DictionaryArray:
 
 
 def _refuse_misplaced(listing: Listing, held: Mapping[str, int], root: Path) -> None:
-    """Raises CatalogError for folders that have no place by themselves."""
+    """Raises CatalogError for folders that cannot be placed, each taken alone."""
     faults: dict[str, list[str]] = collections.defaultdict(list)
     for folder in held:
         faults[_fault(folder)].append(folder)
@@ -147,7 +145,7 @@ def _refuse_misplaced(listing: Listing, held: Mapping[str, int], root: Path) -> 
         raise CatalogError(
             f"{sum(held[f] for f in where)} of {len(listing)} images under {root} are {fault}, "
             f"for example {listing.images['path'][first]}; "
-            f"seen: {_show({f: held[f] for f in where})}; {EXPECTED}"
+            f"found: {_show({f: held[f] for f in where})}; {EXPECTED}"
         )
 
 
@@ -162,18 +160,18 @@ def _patterns(places: Iterable[tuple[Place, int]]) -> dict[Group, str]:
 
 
 def _fault(folder: str) -> str:
-    """Why a folder has no place by itself; '' if it has one."""
+    """Why a folder cannot be placed; '' if it can."""
     parts = folder.split("/")
     classes = [part for part in parts if part in CLASS_FOLDERS]
     splits = [i for i, part in enumerate(parts) if part in SPLIT_FOLDERS]
     if not classes:
-        return f"in no class folder ({', '.join(CLASS_FOLDERS)})"
+        return f"outside the class folders ({', '.join(CLASS_FOLDERS)})"
     if len(set(classes)) > 1:
         return f"in two class folders at once ({' and '.join(sorted(set(classes)))})"
     if len(splits) > 1:
         return f"in two split folders at once ({' and '.join(parts[i] for i in splits)})"
     if splits and splits[0] > parts.index(classes[0]):
-        return f"in a split folder ({parts[splits[0]]}) below the class folder, not above it"
+        return f"in a split folder ({parts[splits[0]]}) below the class folder instead of above it"
     return ""
 
 
@@ -202,7 +200,7 @@ def _default_split(root_name: str) -> str:
 
 
 def _refuse_contradictions(places: Sequence[Place], counts: Sequence[int], root: Path) -> None:
-    """Raises CatalogError for folders of one generator that are each fine, but not together."""
+    """Raises CatalogError for folders of one generator that are valid alone but not together."""
     by_generator: dict[str, dict[Place, int]] = collections.defaultdict(dict)
     for place, count in zip(places, counts, strict=True):
         met = by_generator[place.generator]
@@ -218,14 +216,12 @@ def _refuse_contradictions(places: Sequence[Place], counts: Sequence[int], root:
         for place, count in met.items():
             seen[place.pattern] += count
         raise CatalogError(
-            f"generator {generator} in {root} {fault}; seen: {_show(seen, limit=9)}; {EXPECTED}"
+            f"generator {generator} in {root} {fault}; found: {_show(seen, limit=9)}; {EXPECTED}"
         )
 
 
 def _show(counts: Mapping[str, int], *, limit: int = SHOWN) -> str:
-    """The folders with most images."""
+    """The folders with the most images."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = [
-        f"{records.printable(folder) or '.'} ({count} images)" for folder, count in ranked[:limit]
-    ]
+    shown = [f"{as_text(folder) or '.'} ({number(n, 'image')})" for folder, n in ranked[:limit]]
     return ", ".join(shown) + f" and {len(ranked) - limit} more" * (len(ranked) > limit)

@@ -1,7 +1,7 @@
-"""Lists written by others, CSV or Parquet, to tables: labelled images, and images to leave out.
+"""Reads CSV and Parquet lists: labelled images, and images to leave out (quarantine).
 
-Every complaint names file, row and column.  Rows are counted as a spreadsheet would: the header of
-a CSV file is row 1; a Parquet file has none, and its first row is 1.
+Errors name file, row and column.  Rows count as in a spreadsheet: the header of a CSV file is row
+1; the first row of a Parquet file is row 1.
 """
 
 import os
@@ -15,31 +15,33 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from cinemae_jax.data import records
-from cinemae_jax.data.layouts import DEFAULT_SPLIT, SPLIT_FOLDERS, Group
-from cinemae_jax.data.records import AI, NATURE, CatalogError
+from cinemae_jax.data.layouts import DEFAULT_SPLIT, SPLIT_FOLDERS
+from cinemae_jax.data.records import AI, NATURE, CatalogError, Group
 
 LABELS = {"0": NATURE, "nature": NATURE, "real": NATURE, "1": AI, "ai": AI, "fake": AI}
 SUFFIXES = (".csv", ".parquet")
-CHECKED = 100  # paths of a list that are looked for
+CHECKED = 100  # paths of a list whose existence is checked
 
-_UNTIDY = r"(^|/)\.{0,2}(/|$)"  # absolute, or with empty, '.' or '..' parts
+_UNTIDY = r"(^|/)\.{0,2}(/|$)"  # absolute paths, and empty, '.' or '..' parts
 
 
 def read_list(file: Path) -> tuple[pa.Table, dict[Group, str]]:
-    """Labelled images.
+    """Reads a list of labelled images.
 
     Args:
-      file: columns ``path`` (relative to the list's folder, or absolute) and ``label`` (0, nature
-        or real; 1, ai or fake); optional are ``generator`` (else the name of the list without its
-        suffix) and ``split`` (train, val or test, which counts as val; else val).  Others are
-        ignored.
+      file: with columns ``path`` (relative to the list's folder, or absolute) and ``label`` (0,
+        nature or real; 1, ai or fake).  Optional columns: ``generator`` (default: the file name
+        without suffix) and ``split`` (train, val or test, which counts as val; default: val).
+        Other columns are ignored.
 
     Returns:
-      (table of ``records.SCHEMA``, sorted by path; what each generator, split and label was known
-      by).  Paths inside the list's folder are made relative to it, and lose parts like ``./``.
+      (table of ``records.SCHEMA``, sorted by path; a description of the source of each generator,
+      split and label).  Paths inside the list's folder become relative to it, without ``./`` and
+      the like.
 
     Raises:
-      CatalogError: if a column is missing, a value is unknown or a path occurs twice.
+      CatalogError: if a column is missing, a value is unknown, a path occurs twice or no image
+        exists.
     """
     table = _read(file, ("path", "label"), ("generator", "split"))
     if not len(table):
@@ -54,12 +56,12 @@ def read_list(file: Path) -> tuple[pa.Table, dict[Group, str]]:
         _refuse(file, "generator", generators, pc.equal(generators, ""), "is empty")
     else:
         generators = records.repeated(file.stem, len(paths))
-        notes.append("no column generator: name of the list")
+        notes.append("no generator column: name of the list")
     if "split" in table.column_names:
         splits = pa.array(_translate(file, table, "split", SPLIT_FOLDERS))
     else:
         splits = records.repeated(DEFAULT_SPLIT, len(paths))
-        notes.append(f"no column split: {DEFAULT_SPLIT}")
+        notes.append(f"no split column: {DEFAULT_SPLIT}")
     ids = records.example_ids(paths.to_pylist())
     built = records.build(paths, labels, generators, splits, ids)
     built = built.take(pc.sort_indices(built["path"])).combine_chunks()
@@ -68,13 +70,13 @@ def read_list(file: Path) -> tuple[pa.Table, dict[Group, str]]:
 
 
 def read_quarantine(file: str | os.PathLike[str]) -> list[str]:
-    """Images to leave out: what ``Catalog.without`` takes, and ``cinemae doctor`` writes.
+    """Reads the paths to leave out, as ``cinemae doctor`` writes them.
 
     Args:
       file: CSV with columns ``path`` (relative to the data root, with '/') and ``reason``.
 
     Raises:
-      CatalogError: if the file is no such list.
+      CatalogError: if the file is not such a list.
     """
     table = _read(Path(file), ("path", "reason"), ())
     paths = table["path"].combine_chunks()
@@ -85,22 +87,19 @@ def read_quarantine(file: str | os.PathLike[str]) -> list[str]:
 def _sources(
     file: Path, words: pa.ChunkedArray, labels: np.ndarray, built: pa.Table, notes: Sequence[str]
 ) -> dict[Group, str]:
-    """Which words of the list were taken for which class."""
+    """The words of the list that stand for each class."""
     meant = {
         label: sorted(pc.unique(words.filter(pa.array(labels == label))).to_pylist())
         for label in (NATURE, AI)
     }
-    groups = built.select(["generator", "split", "label"]).group_by(["generator", "split", "label"])
     return {
-        (row["generator"], row["split"], row["label"]): "; ".join(
-            [f"{file.name}, label {' or '.join(meant[row['label']])}", *notes]
-        )
-        for row in groups.aggregate([]).to_pylist()
+        group: "; ".join([f"{file.name}, label {' or '.join(meant[group[2]])}", *notes])
+        for group in records.count_groups(built)
     }
 
 
 def _read(file: Path, required: Sequence[str], optional: Sequence[str]) -> pa.Table:
-    """The columns asked for, as strings without nulls."""
+    """The given columns, as strings without nulls."""
     columns = (*required, *optional)
     try:
         table = _read_any(file)
@@ -108,15 +107,15 @@ def _read(file: Path, required: Sequence[str], optional: Sequence[str]) -> pa.Ta
         twice = [name for name in names if table.column_names.count(name) > 1]
         if not twice:
             chosen = {n: pc.fill_null(table[n].cast(pa.string()), "") for n in names}
-    except (pa.ArrowException, OSError) as error:  # Arrow's also name the row that is torn
+    except (pa.ArrowException, OSError) as error:  # Arrow's errors name the broken row
         raise CatalogError(f"{file} cannot be read as a list: {error}") from error
     missing = [name for name in required if name not in names]
     for fault, which in (("no column", missing), ("more than one column", twice)):
         if which:
             raise CatalogError(
                 f"{file} has {fault} {', '.join(which)} (its columns: "
-                f"{', '.join(table.column_names)}): {' and '.join(required)} are needed"
-                + f", {' and '.join(optional)} may be given"
+                f"{', '.join(table.column_names)}): {' and '.join(required)} are required"
+                + f", {' and '.join(optional)} are optional"
                 * bool(optional)
             )
     return pa.table(chosen)
@@ -125,7 +124,7 @@ def _read(file: Path, required: Sequence[str], optional: Sequence[str]) -> pa.Ta
 def _read_any(file: Path) -> pa.Table:
     if file.suffix.lower() == ".parquet":
         return pq.read_table(file)
-    read = pyarrow.csv.ReadOptions(use_threads=False)  # then errors know their row
+    read = pyarrow.csv.ReadOptions(use_threads=False)  # with threads, errors name no row
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
     with pyarrow.csv.open_csv(file, read_options=read, parse_options=parse) as reader:
         strings = {name: pa.string() for name in reader.schema.names}
@@ -134,7 +133,7 @@ def _read_any(file: Path) -> pa.Table:
 
 
 def _tidy(paths: pa.ChunkedArray, file: Path) -> pa.Array:
-    """Paths relative to the list's folder where they lie in it."""
+    """Makes paths inside the list's folder relative to it."""
     paths = paths.combine_chunks()
     folder = os.path.abspath(file.parent)  # noqa: PTH100
     odd = pc.match_substring_regex(paths, _UNTIDY)
@@ -151,31 +150,30 @@ def _tidy(paths: pa.ChunkedArray, file: Path) -> pa.Array:
 
 
 def _translate(file: Path, table: pa.Table, column: str, known: dict) -> np.ndarray:
-    """Words of a column to what they mean."""
+    """Maps the words of a column to their meanings."""
     words = table[column].combine_chunks()
     codes = pc.index_in(words, value_set=pa.array(list(known)))
-    _refuse(file, column, words, codes.is_null(), f"is none of {', '.join(known)}")
+    _refuse(file, column, words, codes.is_null(), f"is not one of {', '.join(known)}")
     return np.array(list(known.values()))[codes.to_numpy()]
 
 
 def _refuse_duplicates(file: Path, paths: pa.Array) -> None:
-    codes = paths.dictionary_encode().indices.to_numpy()  # numbered in order of appearance
+    codes = paths.dictionary_encode().indices.to_numpy()  # in order of first appearance
     again = np.zeros(len(codes), bool)
     again[1:] = codes[1:] <= np.maximum.accumulate(codes)[:-1]
     if again.any():
         first = int(np.argmax(codes == codes[np.argmax(again)]))
-        place = f"occurs before, in row {_row(file, first)}"
-        _refuse(file, "path", paths, pa.array(again), place)
+        _refuse(file, "path", paths, pa.array(again), f"repeats row {_row(file, first)}")
 
 
 def _refuse(file: Path, column: str, values: pa.Array, bad: pa.Array, fault: str) -> None:
-    """Raises CatalogError if there are bad values; shows the first."""
+    """Raises CatalogError for the first bad value, if any."""
     rows = np.flatnonzero(bad.to_numpy(zero_copy_only=False))
     if len(rows):
         value = values[int(rows[0])].as_py()
         raise CatalogError(
             f"{file}, row {_row(file, int(rows[0]))}, column {column}: {value!r} {fault}"
-            + f" ({len(rows)} rows are like that)" * (len(rows) > 1)
+            + f" ({len(rows):,} such rows)" * (len(rows) > 1)
         )
 
 
@@ -184,10 +182,10 @@ def _row(file: Path, index: int) -> int:
 
 
 def _require_some(file: Path, paths: pa.ChunkedArray) -> None:
-    """Refuses a list of which no path leads anywhere: its folder must be the wrong one."""
+    """Refuses a list if none of its images is found: it probably lies in the wrong folder."""
     checked = [paths[int(i)].as_py() for i in np.linspace(0, len(paths) - 1, CHECKED)]
     if not any(os.path.exists(os.path.join(file.parent, path)) for path in checked):  # noqa: PTH110, PTH118
         raise CatalogError(
-            f"{file} lists images that are not there, for example {file.parent / checked[0]}: "
-            "paths must be absolute or relative to the folder of the list"
+            f"{file}: images not found, for example {file.parent / checked[0]}: paths must be "
+            "absolute, or relative to the folder of the list"
         )

@@ -1,33 +1,32 @@
-"""Records to batches with Grain: deterministic, per host, resumable at any step.
+"""Decodes images into batches with Grain: deterministic, split over hosts, resumable at any step.
 
-Position p of the global stream belongs to host p mod H, so that the global batch of a step holds
-the same images for any number of hosts.  A file that cannot be decoded becomes an example that is
-not ``valid`` and says why; nothing is dropped.
+Position p of the global stream belongs to host p mod H, so the global batch of a step holds the
+same images for any number of hosts.  A file that cannot be decoded becomes an example that is not
+``valid`` and carries the reason; nothing is dropped.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import grain
 import numpy as np
+from jaxtyping import Int32, UInt64
 
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.decode import DecodeError, open_header, read_file
+from cinemae_jax.data.decode import MAX_ERROR, DecodeError, open_header, read_file
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.runtime.shard import WHOLE, Shard
 
-# Leading axis B (of this host), in every entry:
+# Every entry has the leading axis B, the part of the batch on this host:
 #
-# image (B, *transform.shape) uint8; label int32; example_id uint32 (the low half of the
-# catalog's, for keys); epoch int32; row int64 (of the catalog, -1 for padding); valid bool; error
-# str; and of the file: num_bytes int64, and as its head has them: format str, width and height
-# int32, pixels; 0 if unknown.
+# image (B, *transform.shape) uint8; label int32; example_id uint32 (low half of the catalog's, for
+# keys); epoch int32; row int64 (of the catalog, -1 for padding); valid bool; error str; and about
+# the file: num_bytes int64, and from its header format str, width and height int32 in pixels; 0 or
+# '' if unknown.
 Batch = dict[str, np.ndarray]
-
-MAX_ERROR = 200  # characters kept of a reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +34,15 @@ class Images:
     """Random access to the undecoded images of a data set.
 
     Attributes:
-      read: row to the bytes of its file; raises OSError if there are none, and DecodeError if
-        they are too many.
-      labels: (N,) int32.
-      example_ids: (N,) uint64.
+      read: returns the bytes of a row's file; raises OSError if it cannot be read, DecodeError if
+        it is too large.
+      labels: 0 nature, 1 AI-generated.
+      example_ids: as in the catalog.
     """
 
     read: Callable[[int], bytes]
-    labels: np.ndarray
-    example_ids: np.ndarray
+    labels: Int32[np.ndarray, " n"]
+    example_ids: UInt64[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,109 +59,111 @@ def from_catalog(catalog: Catalog) -> Images:
     return Images(read, catalog.labels.astype(np.int32), ids)
 
 
-def train_batches(
-    images: Images,
-    transform: Transform,
-    order: Order,
-    *,
-    seed: int,
-    start_step: int = 0,
-    host: Shard = WHOLE,
-    num_threads: int = 4,
-    num_views: int = 0,
-) -> Iterator[Batch]:
-    """The shuffled batches of all epochs of a run, from ``start_step`` on.
+class Position(NamedTuple):
+    """What one position of the stream shows; row -1 is padding."""
 
-    Args:
+    row: int
+    epoch: int
+    view: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loader:
+    """Reads images in batches; each host reads its part of every batch.
+
+    Attributes:
       images: what to read.
-      transform: decodes; its random generator is seeded by (seed, view, example id).
-      order: which image comes when, and how many a batch has.
+      transform: file bytes to pixels; its generator is seeded with (seed, view, example id).
       seed: of augmentation.
-      start_step: number of steps already taken; the stream is a function of it alone.
-      host: which part of each batch to read.
+      host: the part of every batch to read.
       num_threads: decoding threads.
-      num_views: V, augmented views an image; epoch e shows view e mod V.  0: every epoch another.
-
-    Raises:
-      ValueError: if the hosts cannot share a batch.
     """
-    _check_divides(order.batch_size, host)
 
-    def record(position: int) -> dict[str, int]:
-        row, epoch = order[position]
-        return {"row": row, "epoch": epoch, "view": epoch % num_views if num_views else epoch}
+    images: Images
+    transform: Transform
+    seed: int = 0
+    host: Shard = WHOLE
+    num_threads: int = 4
 
-    examples = order.num_steps * order.batch_size
-    stream = grain.MapDataset.range(examples)[host.index :: host.count]
-    stream = stream.map(record).map(_reader(images, transform, seed))
-    return _iterate(stream.batch(order.batch_size // host.count)[start_step:], num_threads)
+    def train_batches(
+        self, order: Order, *, start_step: int = 0, num_views: int = 0
+    ) -> Iterator[Batch]:
+        """The shuffled batches of all epochs of a run.
 
+        Args:
+          order: which image comes when, and the batch size.
+          start_step: number of steps already taken; the stream continues after them.
+          num_views: V, augmented views per image; epoch e shows view e mod V.  0 means a new view
+            in every epoch.
 
-def eval_batches(
-    images: Images,
-    transform: Transform,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    host: Shard = WHOLE,
-    num_threads: int = 4,
-    num_views: int = 1,
-    rows: range | None = None,
-) -> Iterator[Batch]:
-    """Every view of every image once, in order; examples that pad the last batch are not valid.
+        Raises:
+          ValueError: if the batch size is not divisible by the number of hosts.
+        """
 
-    Args:
-      images, transform, batch_size, host, num_threads: as in ``train_batches``.
-      seed: of augmentation, if the transform has any.
-      num_views: V; the views of an image follow each other.
-      rows: of the images to read; None means all.
-    """
-    _check_divides(batch_size, host)
-    rows = range(len(images)) if rows is None else rows
-    wanted = len(rows) * num_views
+        def at(index: int) -> Position:
+            row, epoch = order[index]
+            return Position(row, epoch, epoch % num_views if num_views else epoch)
 
-    def record(position: int) -> dict[str, int]:
-        row = rows[position // num_views] if position < wanted else -1
-        return {"row": row, "epoch": 0, "view": position % num_views}
+        num_examples = order.num_steps * order.batch_size
+        return self._batches(at, num_examples, order.batch_size, start_step)
 
-    padded = -(-wanted // batch_size) * batch_size
-    stream = grain.MapDataset.range(padded)[host.index :: host.count]
-    stream = stream.map(record).map(_reader(images, transform, seed))
-    return _iterate(stream.batch(batch_size // host.count), num_threads)
+    def eval_batches(
+        self, *, batch_size: int, num_views: int = 1, rows: range | None = None
+    ) -> Iterator[Batch]:
+        """Every view of every image once, in order; padding of the last batch is not ``valid``.
 
+        Args:
+          batch_size: over all hosts.
+          num_views: V; the views of an image follow each other.
+          rows: of the images to read; None means all.
 
-def _iterate(stream: Any, num_threads: int) -> Iterator[Batch]:
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    return iter(stream.to_iter_dataset(options))
+        Raises:
+          ValueError: if the batch size is not divisible by the number of hosts.
+        """
+        rows = range(len(self.images)) if rows is None else rows
+        wanted = len(rows) * num_views
 
+        def at(index: int) -> Position:
+            row = rows[index // num_views] if index < wanted else -1
+            return Position(row, 0, index % num_views)
 
-def _check_divides(batch_size: int, host: Shard) -> None:
-    if batch_size % host.count:
-        raise ValueError(f"batch_size {batch_size} is not divisible by {host.count} hosts")
+        padded = -(-wanted // batch_size) * batch_size
+        return self._batches(at, padded, batch_size)
 
+    def _batches(
+        self, at: Callable[[int], Position], count: int, batch_size: int, start_step: int = 0
+    ) -> Iterator[Batch]:
+        """Batches of the first ``count`` positions of the stream."""
+        host = self.host
+        if batch_size % host.count:
+            raise ValueError(f"batch_size {batch_size} is not divisible by {host.count} hosts")
+        stream = grain.MapDataset.range(count)[host.index :: host.count].map(at)
+        batches = stream.map(self._example).batch(batch_size // host.count)[start_step:]
+        threads = self.num_threads
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        return iter(batches.to_iter_dataset(options))
 
-def _reader(
-    images: Images, transform: Transform, seed: int
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def read(record: dict[str, Any]) -> dict[str, Any]:
-        row, view = record["row"], record["view"]
-        pixels, error, label, example_id = np.zeros(transform.shape, np.uint8), "", 0, 0
+    def _example(self, position: Position) -> dict[str, np.ndarray | np.generic]:
+        """One row of a ``Batch``."""
+        row = position.row
+        pixels, error, label, example_id = np.zeros(self.transform.shape, np.uint8), "", 0, 0
         kind, width, height, num_bytes = "", 0, 0, 0
         if row >= 0:
-            label, example_id = int(images.labels[row]), int(images.example_ids[row])
+            label, example_id = int(self.images.labels[row]), int(self.images.example_ids[row])
+            rng = np.random.default_rng([self.seed, position.view, example_id])
             try:
-                data = images.read(row)
+                data = self.images.read(row)
                 num_bytes = len(data)
                 header = open_header(data)
                 kind, (width, height) = header.format or "", header.size
-                pixels = transform(data, np.random.default_rng([seed, view, example_id]))
+                pixels = self.transform(data, rng)
             except (DecodeError, OSError) as failure:
                 error = str(failure)[:MAX_ERROR] or type(failure).__name__
         return {
             "image": pixels,
             "label": np.int32(label),
             "example_id": np.uint32(example_id & 0xFFFFFFFF),
-            "epoch": np.int32(record["epoch"]),
+            "epoch": np.int32(position.epoch),
             "row": np.int64(row),
             "num_bytes": np.int64(num_bytes),
             "format": np.str_(kind),
@@ -171,5 +172,3 @@ def _reader(
             "valid": np.bool_(row >= 0 and not error),
             "error": np.str_(error),
         }
-
-    return read

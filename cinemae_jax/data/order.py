@@ -1,27 +1,27 @@
-"""Which training image comes when: the same order from files and from a bank of their features."""
+"""The order of training images, the same for files and for a bank of their features."""
 
 import dataclasses
 import functools
 
 import numpy as np
+from jaxtyping import Int64
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """All examples of a training run, shuffled anew every epoch.
+    """All examples of a training run, reshuffled every epoch.
 
-    Epochs follow each other without a gap, so that no image is ever dropped; only the last
-    incomplete batch of the whole run is.  A function of its fields alone, so that a run can go on
-    anywhere.
+    A batch may span two epochs, so only the last incomplete batch of the whole run is dropped.  The
+    order depends on the fields alone, so a run can resume at any step.
 
     Attributes:
       num_images: N.
-      batch_size: global, over all hosts.
+      batch_size: over all hosts.
       epochs: passes over the images.
       seed: of the shuffling.
 
     Raises:
-      ValueError: if there is not one full batch.
+      ValueError: if the run has less than one full batch.
     """
 
     num_images: int
@@ -32,22 +32,22 @@ class Order:
     def __post_init__(self) -> None:
         if not self.num_steps:
             raise ValueError(
-                f"batch_size {self.batch_size} is above {self.num_images} images x {self.epochs} "
+                f"batch_size {self.batch_size} exceeds {self.num_images} images x {self.epochs} "
                 "epochs: no step would be taken"
             )
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps of the run."""
+        """Number of optimiser steps."""
         return self.num_images * self.epochs // self.batch_size
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        """(row, epoch) of one example of the run."""
+        """(row, epoch) of one example."""
         epoch, place = divmod(int(position), self.num_images)
         return int(_permutation(self.seed, epoch, self.num_images)[place]), epoch
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, epochs), each (batch_size,) int64, of the global batch after ``step`` steps."""
+    def batch(self, step: int) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]:
+        """(rows, epochs) of the global batch after ``step`` steps."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(positions, self.num_images)
         rows = np.empty_like(places)
@@ -57,11 +57,11 @@ class Order:
         return rows, epochs
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether the last full batch of an epoch was that of step ``step``, counted from 1."""
+        """Whether step ``step``, counted from 1, takes the last full batch of an epoch."""
         done, before = (s * self.epochs // self.num_steps for s in (step, step - 1))
         return done > before
 
 
-@functools.lru_cache(maxsize=4)  # a batch meets two epochs at their border, or more if tiny
+@functools.lru_cache(maxsize=4)  # a batch may span two epochs, or more of a tiny set
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)

@@ -1,9 +1,10 @@
-"""Decoded images to squares of a fixed size.
+"""Turns images into square crops of a fixed size.
 
-Three policies: ``resize_crop`` (shorter side, then crop: MAE's own), ``crop`` (native pixels) and
-``multi_crop`` (several native crops an image).  ``Crop``, ``MultiCrop`` and ``RandomResizedCrop``
-go from the bytes of a file to pixels by them.  Nothing here knows a label or a file's format: all
-chance comes from the generator, which the loader seeds by (seed, epoch, example id).
+Three policies work on a decoded image: ``resize_crop`` (resize the shorter side, then crop, as MAE
+does), ``crop`` (native pixels) and ``multi_crop`` (several native crops per image).  The transforms
+``Crop``, ``MultiCrop`` and ``RandomResizedCrop`` go from the bytes of a file to pixels.  Nothing
+here sees a label or a file format.  All randomness comes from the generator passed in, which the
+loader seeds with (seed, view, example id).
 """
 
 import dataclasses
@@ -17,26 +18,26 @@ from PIL import Image
 from cinemae_jax.data.augment import BICUBIC, Augment, resize_short
 from cinemae_jax.data.decode import RGB, decode
 
-# --- policies: an RGB image to arrays -----------------------------------------------------------
+# --- policies: RGB image to array ---------------------------------------------------------------
 
 
 def resize_crop(
     image: Image.Image, size: int, *, resize: int = 256, rng: np.random.Generator | None = None
 ) -> RGB:
-    """A square crop after a bicubic resize of the shorter side; ``crop`` has the arguments.
+    """``crop`` after a bicubic resize of the shorter side to ``resize`` pixels.
 
-    MAE's own evaluation is ``size=224, resize=256``.
+    MAE evaluates with ``size=224, resize=256``.
     """
     return crop(resize_short(image, resize), size, rng=rng)
 
 
 def crop(image: Image.Image, size: int, *, rng: np.random.Generator | None = None) -> RGB:
-    """A square of native pixels; sides that are too short are reflected at both ends.
+    """A square of native pixels; sides shorter than ``size`` are padded by reflection.
 
     Args:
       image: RGB, any size.
       size: side of the result, pixels.
-      rng: places the crop; None takes the centre.
+      rng: draws the position; None means the centre.
 
     Returns:
       (size, size, 3), C-contiguous.
@@ -54,13 +55,13 @@ def multi_crop(
 
     Args:
       image: RGB, any size.
-      size: side of the results, pixels.
-      num_crops: n; without a generator a square number.
-      rng: places the crops one by one; None sets them on a grid, evenly from corner to corner and
-        row by row (a grid of one is the centre crop).
+      size: side of each crop, pixels.
+      num_crops: n; must be a square number if ``rng`` is None.
+      rng: draws each position; None means an even grid from corner to corner, row by row (a grid
+        of one is the centre crop).
 
     Raises:
-      ValueError: if a grid is asked for whose number of crops is no square.
+      ValueError: if ``rng`` is None and ``num_crops`` is not a square number.
     """
     if rng is not None:
         return np.stack([crop(image, size, rng=rng) for _ in range(num_crops)])
@@ -69,7 +70,7 @@ def multi_crop(
 
 
 def reflect_to(array: RGB, size: int) -> RGB:
-    """Pads an array by reflection, evenly on both sides, until no side is below ``size``."""
+    """Pads by reflection, evenly at both ends, until each side has at least ``size`` pixels."""
     height, width = array.shape[:2]
     rows, columns = max(0, size - height), max(0, size - width)
     if not rows and not columns:
@@ -79,14 +80,16 @@ def reflect_to(array: RGB, size: int) -> RGB:
 
 
 def _room(image: Image.Image, size: int) -> tuple[int, int]:
-    """Rows and columns by which a crop can move."""
+    """Number of rows and columns by which a crop can move."""
     return max(0, image.height - size), max(0, image.width - size)
 
 
 def _grid(room: int, num_crops: int) -> list[int]:
     count = math.isqrt(num_crops)
     if count < 1 or count * count != num_crops:
-        raise ValueError(f"a grid of {num_crops} crops: use a square number (1, 4, 9, ...)")
+        raise ValueError(
+            f"{num_crops} crops do not form a grid: use a square number (1, 4, 9, ...)"
+        )
     if count == 1:
         return [round(room / 2)]
     return [round(i * room / (count - 1)) for i in range(count)]
@@ -97,7 +100,7 @@ def _cut(image: Image.Image, size: int, top: int, left: int) -> RGB:
     return reflect_to(np.asarray(image.crop(box)), size)
 
 
-# --- transforms: bytes to arrays ----------------------------------------------------------------
+# --- transforms: bytes to array -----------------------------------------------------------------
 
 
 class Transform(Protocol):
@@ -105,10 +108,10 @@ class Transform(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of every result."""
+        """Shape of every result."""
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:
-        """uint8 of that shape; all chance comes from the generator.
+        """Pixels of that shape; ``rng`` is the only source of randomness.
 
         Raises:
           DecodeError: if the image cannot be scored.
@@ -117,15 +120,15 @@ class Transform(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A square crop, after an optional resize; small images are reflected at the border.
+    """A square crop after an optional resize; small images are padded by reflection.
 
     Attributes:
       size: side of the result, pixels.
-      resize: shorter side to bring the image to first (bicubic); 0 keeps native pixels.  MAE's
-        own evaluation is ``resize=256, size=224``.
-      random: place the crop at random instead of in the centre.
+      resize: resize the shorter side to this first (bicubic); 0 keeps native pixels.  MAE evaluates
+        with ``resize=256, size=224``.
+      random: draw the position of the crop; otherwise take the centre.
       flip: mirror half of the images.
-      augment: what is done to the image before all this.
+      augment: applied to the image before everything else.
     """
 
     size: int
@@ -139,7 +142,7 @@ class Crop:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of every result."""
+        """Shape of every result."""
         return (self.size, self.size, 3)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> RGB:
@@ -155,15 +158,15 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class MultiCrop:
-    """Several square crops of one image, for scores that are averaged.
+    """Several square crops per image, whose scores are averaged.
 
     Attributes:
-      size: side of the results, pixels.
-      num_crops: n; a square number unless random.
-      resize: shorter side to bring the image to first (bicubic); 0 keeps native pixels.
-      random: place the crops at random instead of on a grid from corner to corner.
-      flip: mirror half of the images, all crops of one alike.
-      augment: what is done to the image before all this.
+      size: side of each crop, pixels.
+      num_crops: n; must be a square number unless ``random`` is set.
+      resize: resize the shorter side to this first (bicubic); 0 keeps native pixels.
+      random: draw the positions; otherwise use a grid from corner to corner.
+      flip: mirror half of the images, with all their crops.
+      augment: applied to the image before everything else.
     """
 
     size: int
@@ -182,7 +185,7 @@ class MultiCrop:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of every result."""
+        """Shape of every result."""
         return (self.num_crops, self.size, self.size, 3)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "n s s 3"]:
@@ -199,13 +202,13 @@ class MultiCrop:
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random part of the image, brought to a square, and mirrored half of the time (MAE).
+    """MAE's training crop: a random box, resized to a square, mirrored half of the time.
 
     Attributes:
       size: side of the result, pixels.
-      scale: least and largest share of the image's area.
-      ratio: least and largest aspect ratio (width / height) of the part, drawn log-uniformly.
-      native: share of the samples that are a random square of unresampled pixels instead.
+      scale: (minimum, maximum) share of the image's area, drawn uniformly.
+      ratio: (minimum, maximum) aspect ratio (width / height) of the box, drawn log-uniformly.
+      native: share of samples that are a random square of native pixels instead.
     """
 
     size: int
@@ -215,7 +218,7 @@ class RandomResizedCrop:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of every result."""
+        """Shape of every result."""
         return (self.size, self.size, 3)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> RGB:
@@ -234,7 +237,7 @@ class RandomResizedCrop:
         area = width * height * rng.uniform(*self.scale)
         aspect = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
         w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
-        shrink = min(1.0, width / w, height / h)  # keeps the aspect where the part does not fit
+        shrink = min(1.0, width / w, height / h)  # keeps the aspect ratio if the box does not fit
         w, h = min(w * shrink, width), min(h * shrink, height)
         left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
         return left, top, left + w, top + h

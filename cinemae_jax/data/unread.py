@@ -1,6 +1,6 @@
-"""Images that could not be read: named and counted in a file that outlives a killed run.
+"""Records unread images in a CSV file, which survives a killed run.
 
-Every host of a run has a file of its own, until the first one takes them all over.
+Each host writes its own file until the first host merges them.
 """
 
 import collections
@@ -16,12 +16,12 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.records import CLASS_NAMES
 from cinemae_jax.runtime.files import replacing
-from cinemae_jax.runtime.shard import Shard
+from cinemae_jax.runtime.shard import WHOLE, Shard
 
 
 @dataclasses.dataclass(frozen=True)
 class BadImage:
-    """One image that could not be read."""
+    """An unread image."""
 
     path: str
     label: str  # nature or ai
@@ -31,18 +31,18 @@ class BadImage:
 
 
 class BadImages:
-    """bad_images.csv: one line an image, written as soon as the image is met.
+    """The list of unread images, bad_images.csv: one row per image, written immediately.
 
-    A resumed run goes on with the list that it finds, so nothing is forgotten in between.
+    A resumed run continues the list that it finds.
     """
 
-    def __init__(self, path: Path, host: Shard | None = None) -> None:
+    def __init__(self, path: Path, host: Shard = WHOLE) -> None:
         """
         Args:
-          path: of the list; that of host h > 0 lies beside it, as bad_images.h.csv.
-          host: which of several writes here; None if there is one.
+          path: of the list; host h > 0 writes next to it, to bad_images.h.csv.
+          host: the host that writes.
         """
-        self._path, self._host = path, host or Shard()
+        self._path, self._host = path, host
         self._found: dict[str, BadImage] = {}
         strings = pyarrow.csv.ConvertOptions(
             column_types={f.name: pa.string() for f in dataclasses.fields(BadImage)},
@@ -54,7 +54,7 @@ class BadImages:
                     self._found[row["path"]] = BadImage(**row)
 
     def _of_others(self) -> list[Path]:
-        """Files of the hosts after the first, of however many there were."""
+        """Files of all hosts but the first, for any number of hosts."""
         return sorted(self._path.parent.glob(f"{self._path.stem}.[0-9]*{self._path.suffix}"))
 
     def _own(self) -> Path:
@@ -62,36 +62,27 @@ class BadImages:
         return self._path.with_name(f"{self._path.stem}{number}{self._path.suffix}")
 
     def add(self, images: Iterable[BadImage]) -> None:
-        """Takes over what other hosts have met."""
+        """Adds unread images, for example those of other hosts."""
         self._found |= {image.path: image for image in images}
         self._write()
 
     def tidy(self) -> None:
-        """Removes the files of other hosts; called on the first, which has taken them over."""
+        """Deletes the files of other hosts, on the first host once it has merged them."""
         for file in self._of_others():
             file.unlink(missing_ok=True)
 
     def note(self, images: Catalog, batch: Batch) -> None:
-        """Remembers the examples of a batch of ``images`` that have an error."""
-        new = {
-            os.path.join(images.root, row["path"]): (row, error)  # noqa: PTH118
-            for row, error in self._rows_with_error(images, batch)
-        }
-        if new.keys() <= self._found.keys():
-            return
-        for path, (row, error) in new.items():
-            label = CLASS_NAMES[row["label"]]
-            self._found[path] = BadImage(path, label, row["generator"], row["split"], error)
-        self._write()
-
-    @staticmethod
-    def _rows_with_error(images: Catalog, batch: Batch) -> Iterable[tuple[dict, str]]:
-        for row, error in zip(batch["row"], batch["error"], strict=True):
-            if error:
-                yield images.table.slice(int(row), 1).to_pylist()[0], str(error)
+        """Adds the examples of a batch of ``images`` that have an error."""
+        unread = [
+            _unread(images, int(row), str(error))
+            for row, error in zip(batch["row"], batch["error"], strict=True)
+            if error
+        ]
+        if any(image.path not in self._found for image in unread):
+            self.add(unread)
 
     def forget(self, images: Catalog | None = None) -> None:
-        """Drops what is known of some images, or of all: they will be met again."""
+        """Drops some images, or all, before they are read again."""
         if images is None:
             self._found = {}
         else:
@@ -99,18 +90,18 @@ class BadImages:
                 del self._found[image.path]
         self._write()
         if self._host.count == 1:
-            self.tidy()  # after an earlier run on more hosts
+            self.tidy()  # an earlier run may have used more hosts
 
     def of(self, images: Catalog) -> list[BadImage]:
-        """The bad ones among some images, sorted by path."""
+        """The unread ones among some images, sorted by path."""
         if not self._found:
             return []
-        paths = {os.path.join(images.root, p) for p in images.table["path"].to_pylist()}  # noqa: PTH118
+        paths = {_path(images, path) for path in images.table["path"].to_pylist()}
         return [image for image in self.listed if image.path in paths]
 
     @property
     def listed(self) -> list[BadImage]:
-        """All of them, sorted by path."""
+        """All unread images, sorted by path."""
         return [self._found[path] for path in sorted(self._found)]
 
     def _write(self) -> None:
@@ -124,7 +115,18 @@ class BadImages:
             pyarrow.csv.write_csv(pa.Table.from_pylist(rows), partial)
 
 
+def _path(images: Catalog, relative: str) -> str:
+    return os.path.join(images.root, relative)  # noqa: PTH118  faster than a Path
+
+
+def _unread(images: Catalog, row: int, error: str) -> BadImage:
+    (facts,) = images.table.slice(row, 1).to_pylist()
+    label = CLASS_NAMES[facts["label"]]
+    path = _path(images, facts["path"])
+    return BadImage(path, label, facts["generator"], facts["split"], error)
+
+
 def count_by_class(bad: Iterable[BadImage]) -> dict[str, int]:
-    """Number of bad images of each class."""
+    """Number of unread images per class."""
     counts = collections.Counter(image.label for image in bad)
     return {name: counts[name] for name in CLASS_NAMES}

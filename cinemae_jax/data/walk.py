@@ -1,7 +1,7 @@
-"""Every image file below a folder, by name alone: ``os.scandir``, links followed, loops not.
+"""Lists the image files below a folder by their names; follows symbolic links, but not loops.
 
-What is no image is counted by reason; a folder that cannot be read is an error, since half a data
-set would go missing with it.
+Other entries are counted by reason.  An unreadable folder is an error: skipping it could lose half
+a data set.
 """
 
 import collections
@@ -15,30 +15,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cinemae_jax.data.decode import EXTENSIONS
-from cinemae_jax.data.records import CatalogError, example_ids, printable
+from cinemae_jax.data.records import CatalogError, example_ids
+from cinemae_jax.data.text import as_text
 
 SCHEMA = pa.schema([("path", pa.string()), ("folder", pa.int32()), ("example_id", pa.uint64())])
 
-# Ways by which one folder may be reached; links among k folders would make k! paths.
+# Paths by which one folder may be reached; links between k folders could make k! of them.
 MAX_VISITS = 1000
-# Different extensions that are counted apart.
+# Number of different extensions that are counted separately.
 MAX_REASONS = 20
-BATCH = 65536  # paths that are Python strings at a time
+BATCH = 65536  # paths held as Python strings at a time
 
-# (mtime, ctime) of a folder in ns, or None of a link that leads nowhere.
+# (mtime, ctime) of a folder in ns; None for a broken link.
 Stamp = tuple[int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What lies below a folder.
+    """Contents of a folder.
 
     Attributes:
-      images: of ``SCHEMA``, sorted by path; paths are relative, with '/', and ``folder`` is an
+      images: table of ``SCHEMA``, sorted by path; paths are relative, with '/'; ``folder`` is an
         index into ``folders``.
       skipped: number of entries left out, by reason.
-      stamps: of everything that would change if an image came or went, by relative path ('' is
-        the root).
+      stamps: time stamps of everything that changes when an image is added or removed, by relative
+        path ('' is the root).
     """
 
     images: pa.Table
@@ -47,7 +48,7 @@ class Listing:
 
     @property
     def folders(self) -> list[str]:
-        """Relative paths, '' for the root itself."""
+        """Relative paths; '' is the root."""
         return [path for path, times in self.stamps.items() if times]
 
     def __len__(self) -> int:
@@ -69,11 +70,14 @@ def walk(root: Path) -> Listing:
 
 
 def stamp(path: str) -> Stamp:
-    """What changes when an entry of a folder comes, goes or is renamed."""
+    """Times of a folder, which change when an entry is added, removed or renamed."""
     try:
-        status = os.stat(path)  # noqa: PTH116
+        return _times(os.stat(path))  # noqa: PTH116
     except OSError:
         return None
+
+
+def _times(status: os.stat_result) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -94,20 +98,20 @@ class _Walk:
 
         Args:
           folder: relative path.
-          above: device and inode of the folders that it lies in.
+          above: (device, inode) of the folders that contain it.
         """
         try:
             self._visit(folder, above)
         except OSError as error:
-            name = printable(error.filename or os.path.join(self.root, folder))  # noqa: PTH118
+            name = as_text(error.filename or os.path.join(self.root, folder))  # noqa: PTH118
             raise CatalogError(
                 f"{name} cannot be read ({error.strerror}): make it readable, or move it out of "
-                f"{printable(self.root)}"
+                f"{as_text(self.root)}"
             ) from error
 
     def _visit(self, folder: str, above: frozenset) -> None:
         place = os.path.join(self.root, folder)  # noqa: PTH118
-        status = os.stat(place)  # noqa: PTH116  before listing, so that a change meanwhile shows
+        status = os.stat(place)  # noqa: PTH116  before listing, so that later changes show
         identity = status.st_dev, status.st_ino
         if identity in above:
             self.skipped["symlink loop"] += 1
@@ -115,10 +119,10 @@ class _Walk:
         self._visits[identity] += 1
         if self._visits[identity] > MAX_VISITS:
             raise CatalogError(
-                f"{printable(place)} is reached in more than {MAX_VISITS} ways through symbolic "
-                f"links: remove some below {printable(self.root)}"
+                f"{as_text(place)} can be reached in more than {MAX_VISITS} ways through symbolic "
+                f"links: remove some of the links below {as_text(self.root)}"
             )
-        self.stamps[folder] = status.st_mtime_ns, status.st_ctime_ns
+        self.stamps[folder] = _times(status)
         self._num_folders += 1
         prefix, inside = f"{folder}/" if folder else "", above | {identity}
         with os.scandir(place) as entries:
@@ -133,8 +137,8 @@ class _Walk:
         kind = _kind(entry)
         if kind == "folder":
             self.pending.append((path, inside))
-        elif not path.isascii() and not _is_utf8(path):
-            self.skipped["name is not UTF-8"] += 1  # Arrow and JSON could not hold it
+        elif not path.isascii() and as_text(path) != path:
+            self.skipped["name is not UTF-8"] += 1  # Arrow and JSON cannot hold it
         elif kind in ("file", "broken link") and _extension(name).lower() in EXTENSIONS:
             self._paths.append(path)
             self._owners.append(self._num_folders - 1)
@@ -144,11 +148,11 @@ class _Walk:
             self.skipped[f"extension {_extension(name) or 'none'}"] += 1
         else:
             self.skipped[kind] += 1
-            if kind == "broken link":  # that may lead to a folder another day
+            if kind == "broken link":  # its target may be a folder later
                 self.stamps[path] = None
 
     def batch(self) -> pa.Table:
-        """The paths met since the last call, hashed."""
+        """The paths found since the last call, with their ids."""
         ids = example_ids(self._paths)
         columns = (self._paths, np.array(self._owners, np.int32), ids)
         arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
@@ -157,12 +161,12 @@ class _Walk:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """'folder', 'file', or the reason why it is neither; links are followed."""
+    """'folder', 'file', or the reason why it is neither; follows links."""
     if entry.is_symlink():
         try:
             entry.stat()
         except (FileNotFoundError, NotADirectoryError):
-            return "broken link"  # named like an image it stays one, which cannot be read
+            return "broken link"  # listed as an unreadable image if its name says so
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return "symlink loop"
@@ -173,19 +177,11 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _extension(name: str) -> str:
-    return os.path.splitext(name)[1]  # noqa: PTH122  a Path costs ten times as much
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return os.path.splitext(name)[1]  # noqa: PTH122  ten times faster than a Path
 
 
 def _tally(skipped: collections.Counter[str]) -> dict[str, int]:
-    """Counts by reason; the rarest extensions become one."""
+    """Counts by reason; rare extensions share one entry."""
     extensions = [reason for reason, _ in skipped.most_common() if reason.startswith("extension ")]
     rare = set(extensions[MAX_REASONS:])
     counts = {reason: n for reason, n in skipped.items() if reason not in rare}

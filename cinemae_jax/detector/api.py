@@ -1,10 +1,10 @@
-"""The detector for people and programs: pictures in, calibrated probabilities and verdicts out.
+"""The public detector: images in, calibrated probabilities and verdicts out.
 
     from cinemae_jax import Detector
     Detector.load("tiny").predict("photo.jpg")
 
-A picture gets the same number whatever it is called, whatever it is batched with, and from however
-many threads: its masks follow from its pixels, and every batch has one shape.
+The score of an image does not depend on its name, its batch or the calling thread: the masks are
+drawn by a hash of the pixels, and all batches have the same shape.
 """
 
 import dataclasses
@@ -17,40 +17,42 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8, UInt32
 
 from cinemae_jax.data.decode import DecodeError
 from cinemae_jax.detector import bundle, heatmap, inference, inputs, prediction
 from cinemae_jax.detector.bundle import Bundle
 from cinemae_jax.detector.heatmap import LcasMap
-from cinemae_jax.detector.inference import Judged
+from cinemae_jax.detector.inference import ImageScores
 from cinemae_jax.detector.inputs import Source
 from cinemae_jax.detector.prediction import ALTERATIONS, PictureFacts, Prediction
-from cinemae_jax.features.extraction import mask_key
 from cinemae_jax.model.config import SCORES, Score
 from cinemae_jax.runtime.devices import Replicas, merge
 
 __all__ = ["Detector", "Prediction"]
 
 OPINION = (
-    "A statistical opinion, not a proof: it can be wrong about any one picture, and where a "
-    "picture comes from it does not know."
+    "A statistical opinion, not a proof: it can be wrong about any image and does not know where "
+    "an image comes from."
 )
-# Pictures a device and step; 1 on a CPU, where more were not faster and one would wait longer.
+# Images per accelerator and step.  On a CPU it is 1: larger batches were not faster, and the first
+# answer would come later.
 ACCELERATOR_BATCH = 32
-MAX_THREADS = 8  # that decode
+MAX_THREADS = 8  # decoding threads
 
 
 class Detector:
-    """A trained detector, ready to judge pictures; may be used from several threads.
+    """A trained detector that scores images; thread-safe.
 
     Attributes:
-      trained: backbone, heads and settings; the first head is used.
-      name: what it was loaded as, and the first digits of its hash.
-      card: what its makers say of it.
-      calibration: of logits to probabilities and verdicts.
-      transform: which squares of a picture are looked at.
-      runs: masks a picture.
-      batch_size: pictures a step, over all devices.
+      trained: backbone, heads and settings; scores come from the first head.
+      name: name it was loaded by, and the first digits of its hash.
+      card: description by its authors; empty if there is none.
+      seen: what is known of its training files, or None.
+      calibration: from logits to probabilities and verdicts.
+      transform: cuts the crops that are scored.
+      runs: masking runs per image.
+      batch_size: images per step, over all devices.
     """
 
     def __init__(
@@ -62,12 +64,13 @@ class Detector:
         batch_size: int | None = None,
         replicas: Replicas | None = None,
     ) -> None:
-        """``load`` has the arguments."""
+        """See ``load`` for the arguments."""
         trained, config = loaded.detector, loaded.detector.settings
         if fpr is not None:
             if not 0 < fpr < 1:
                 raise ValueError(
-                    f"the share of photographs called ai must lie between 0 and 1, is {fpr}"
+                    f"fpr is {fpr}: give the share of photographs that may be called ai, between "
+                    "0 and 1"
                 )
             config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, fpr=fpr))
             trained = dataclasses.replace(trained, settings=config)
@@ -81,12 +84,11 @@ class Detector:
         if batch_size is None:
             per_device = 1 if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
             batch_size = per_device * self._replicas.count
-        self._replicas.check_batch_size(batch_size, "the batch of pictures")
+        self._replicas.check_batch_size(batch_size, "batch_size")
         self.batch_size = batch_size
         placed = trained.backbone.in_dtype(config.detector.dtype)
-        self._frozen = self._replicas.replicate((placed, trained.first_head, mask_key(config)))
-        self._lock = threading.Lock()  # one batch at a time: memory stays flat under load
-        self._programs: dict[Any, Any] = {}
+        self._frozen = self._replicas.replicate((placed, trained.first_head, trained.mask_key))
+        self._lock = threading.Lock()  # one batch at a time: bounded memory under load
 
     @classmethod
     def load(
@@ -99,21 +101,22 @@ class Detector:
         batch_size: int | None = None,
         replicas: Replicas | None = None,
     ) -> "Detector":
-        """Reads a detector.
+        """Loads a detector.
 
         Args:
-          source: name of a bundled one, file of ``cinemae bundle``, or folder of a training run.
-          backbone: file of its backbone, where it is not found by itself.
-          runs: masks a picture, a multiple of what it was trained with (the default): more of them
-            steady the number, and tell how much it depends on them.
-          fpr: share of photographs, at most, that may be called AI; None takes the detector's.
-          batch_size: pictures a step; None suits the devices.
-          replicas: devices; None takes all.
+          source: name of a bundled detector, file of ``cinemae bundle``, or folder of a training
+            run.
+          backbone: file of its backbone; empty uses the one that the detector names.
+          runs: masking runs per image, a multiple of those in training (the default).  More runs
+            give a steadier score and an estimate of its uncertainty.
+          fpr: largest share of photographs that may be called AI; None uses the detector's.
+          batch_size: images per step; None chooses by device.
+          replicas: devices; None uses all.
 
         Raises:
-          CheckpointError: if there is no such detector, it is damaged, or its backbone is another.
+          CheckpointError: if the detector is missing, damaged, or trained on another backbone.
           weights.BackboneError: if the backbone cannot be read.
-          ValueError: if runs, fpr or batch_size make no sense for it.
+          ValueError: if runs, fpr or batch_size is invalid for this detector.
         """
         loaded = bundle.load(source, backbone=backbone)
         return cls(loaded, runs=runs, fpr=fpr, batch_size=batch_size, replicas=replicas)
@@ -121,31 +124,33 @@ class Detector:
     def predict(
         self, images: Source | Iterable[Source], *, stability: bool = False
     ) -> list[Prediction]:
-        """Judges pictures; one that cannot be read is a prediction with an ``error``.
+        """Scores images; an unread file gives a prediction with an ``error``.
 
         Args:
-          images: one or several of: path, bytes of a file, Pillow image, (H, W, 3) uint8 RGB.
-          stability: also judge each after mild changes (``ALTERATIONS``), at four times the cost.
+          images: one or several paths, file contents (bytes), Pillow images, or (H, W, 3) uint8
+            RGB arrays.
+          stability: also score each image after mild changes (``ALTERATIONS``): four times the
+            cost.
 
         Returns:
-          In the order of the images.
+          Predictions in the order of the images.
 
         Raises:
-          TypeError, ValueError: if something is no picture at all, such as an array of floats.
+          TypeError, ValueError: if an object cannot be an image, such as an array of floats.
         """
         return list(self.stream(inputs.listed(images), stability=stability))
 
     def stream(self, images: Iterable[Source], *, stability: bool = False) -> Iterator[Prediction]:
-        """``predict`` one by one, for more pictures than fit into memory."""
+        """Like ``predict``, but yields one by one: for more images than fit into memory."""
         prepare = functools.partial(self._prepare, stability=stability)
         waiting: list[_Prepared] = []
         for prepared in inputs.ahead(prepare, images, min(MAX_THREADS, os.cpu_count() or 1)):
             waiting.append(prepared)
             slots = sum(len(one.crops) for one in waiting)
             if slots >= self.batch_size or not slots:
-                yield from self._judge(waiting)
+                yield from self._predict_batch(waiting)
                 waiting = []
-        yield from self._judge(waiting)
+        yield from self._predict_batch(waiting)
 
     def lcas_map(
         self, image: Source, runs: int = heatmap.RUNS, score: Score | None = None
@@ -153,14 +158,14 @@ class Detector:
         """Mean LCAS of every patch that the detector looks at.
 
         Args:
-          image: one picture.
-          runs: masks; the first are those that the score rests on.
-          score: LCAS variant; None takes the detector's.  ``mismatch`` is the reconstruction error
+          image: one image, as in ``predict``.
+          runs: masking runs; the first ones are those of the score.
+          score: LCAS variant; None uses the detector's.  ``mismatch`` is the reconstruction error
             alone.
 
         Raises:
-          DecodeError, OSError: if the picture cannot be read.
-          ValueError: if runs or score are impossible, or the backbone has no decoder.
+          DecodeError, OSError: if the image cannot be read.
+          ValueError: if runs or score is invalid, or the backbone has no decoder.
         """
         config = self.trained.settings.detector
         variant: Score = config.score if score is None else score
@@ -169,40 +174,42 @@ class Detector:
         if runs < 1:
             raise ValueError(f"runs must be 1 or more, is {runs}")
         if not self.trained.backbone.config.has_decoder:
-            raise ValueError(f"the backbone of {self.name} has no decoder: nothing to map")
-        picture = inputs.read(image)
-        crops = inputs.crops(picture.image, self.transform)
-        with self._lock:
-            if (runs, variant) not in self._programs:
-                self._programs[runs, variant] = jax.jit(inference.make_maps(config, runs, variant))
-            maps = self._programs[runs, variant]
-            values, shown = jax.device_get(
-                maps(*self._on_one_device, crops, np.uint32(picture.example_id))
+            raise ValueError(
+                f"the backbone of {self.name} has no decoder, which heat maps need: use another "
+                "detector"
             )
-        return heatmap.assemble(
-            picture.image, self.transform, values, shown, runs=runs, score=variant
-        )
+        picture = inputs.read(image)
+        with self._lock:
+            return heatmap.compute(
+                self._on_one_device,
+                picture.image,
+                picture.example_id,
+                self.transform,
+                config,
+                runs=runs,
+                score=variant,
+            )
 
     def in_words(self) -> list[str]:
-        """What a reader of its numbers should know, in sentences."""
-        said = [f"{OPINION} Given by detector {self.name}.", *self.calibration.in_words()]
+        """What to tell a reader of the numbers: the opinion, the promises, the masking runs."""
+        said = [f"{OPINION} Detector: {self.name}.", *self.calibration.in_words()]
         if self._num_groups > 1:
             said.append(
-                f"{self.runs} masks a picture, more than the "
-                f"{self.trained.settings.detector.num_runs} of training and calibration: the mean "
-                f"logit of {self._num_groups} groups of as many"
+                f"{self.runs} masking runs per image: the logit is the mean over "
+                f"{self._num_groups} groups of {self.trained.settings.detector.num_runs} runs, the "
+                "number used in training and calibration"
             )
         return said
 
     def warm_up(self) -> None:
-        """Compiles now, and not at the first picture."""
+        """Compiles the scoring program now instead of with the first image."""
         with self._lock:
             self._scorer  # noqa: B018
 
     # --- one batch ------------------------------------------------------------------------------
 
     def _prepare(self, source: Source, *, stability: bool) -> "_Prepared":
-        """Decodes; runs in a thread of its own."""
+        """Decodes an image and cuts its crops, in a decoding thread."""
         start = time.perf_counter()
         try:
             picture = inputs.read(source)
@@ -215,8 +222,8 @@ class Detector:
             facts, error = PictureFacts.of(picture, source), ""
         return _Prepared(source, crops, facts, error, time.perf_counter() - start)
 
-    def _judge(self, prepared: "list[_Prepared]") -> Iterator[Prediction]:
-        """Predictions of some pictures, in order."""
+    def _predict_batch(self, prepared: "list[_Prepared]") -> Iterator[Prediction]:
+        """Predictions in the order of the images."""
         readable = [one for one in prepared if one.facts]
         if not readable:
             yield from map(self._refused, prepared)
@@ -233,12 +240,14 @@ class Detector:
                 yield self._refused(one)
                 continue
             rows = slice(at, at + len(one.crops))
-            its = Judged(scored.logit[rows], scored.uniform_share[rows])
+            its = ImageScores(scored.logit[rows], scored.uniform_share[rows])
             at += len(one.crops)
             yield self._predicted(one, one.facts, its, share)
 
-    def _score(self, crops: np.ndarray, ids: np.ndarray) -> Judged:
-        """Scores of N pictures, in batches of one shape."""
+    def _score(
+        self, crops: UInt8[np.ndarray, "b n s s 3"], ids: UInt32[np.ndarray, " b"]
+    ) -> ImageScores:
+        """Scores in batches of the compiled shape; the last batch is padded."""
         count, size = len(ids), self.batch_size
         missing = -count % size
         crops = np.concatenate([crops, np.zeros((missing, *crops.shape[1:]), np.uint8)])
@@ -252,10 +261,10 @@ class Detector:
 
     @functools.cached_property
     def _scorer(self) -> Any:
-        """The compiled program of every batch."""
+        """The scoring program, compiled for the one batch shape."""
         logits = inference.make_logits(self.trained.settings.detector, self._num_groups)
 
-        def of_batch(backbone: Any, head: Any, key: Any, batch: tuple) -> Judged:
+        def of_batch(backbone: Any, head: Any, key: Any, batch: tuple) -> ImageScores:
             return logits(backbone, head, key, *batch)
 
         shapes = (
@@ -270,9 +279,9 @@ class Detector:
         return jax.device_put(self._frozen, self._replicas.mesh.local_devices[0])
 
     def _predicted(
-        self, one: "_Prepared", facts: PictureFacts, scored: Judged, seconds: float
+        self, one: "_Prepared", facts: PictureFacts, scored: ImageScores, seconds: float
     ) -> Prediction:
-        """Of a picture and its alterations, (1 + alterations, G) logits."""
+        """The prediction from the (1 + alterations, G) logits of an image."""
         config = self.trained.settings.detector
         logit = scored.logit.astype(np.float64).mean(axis=1)
         by_group = self.calibration.probability(scored.logit[0])
@@ -307,10 +316,18 @@ class Detector:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A picture that waits for its turn; (slots, n, S, S, 3), its alterations after itself."""
+    """A decoded image, or the error of an unread one.
+
+    Attributes:
+      source: as given by the caller.
+      crops: of the image, then of its alterations; no rows for an unread image.
+      facts: None for an unread image.
+      error: empty for a decoded image.
+      seconds: spent on decoding.
+    """
 
     source: Source
-    crops: np.ndarray
+    crops: UInt8[np.ndarray, "slots n s s 3"]
     facts: PictureFacts | None
     error: str
     seconds: float
@@ -320,10 +337,12 @@ def _num_groups(runs: int, trained: int) -> int:
     if runs == trained:
         return 1
     if not trained:
-        raise ValueError(f"runs is {runs}, but this detector was trained without masks")
+        raise ValueError(
+            f"runs is {runs}, but this detector uses no masking runs: leave runs at its default"
+        )
     if runs < trained or runs % trained:
         raise ValueError(
-            f"runs is {runs}, but the head was trained on {trained} masks a picture: use a "
+            f"runs is {runs}, but the head was trained on {trained} masking runs per image: use a "
             f"multiple of {trained}"
         )
     return runs // trained

@@ -1,8 +1,8 @@
-"""A trained detector in one portable file: safetensors, with everything but its backbone.
+"""A trained detector in one portable safetensors file, with everything except its backbone.
 
-The file holds heads, normalizers and held-out scores; its header says under which settings they
-were made, on which backbone (by sha256), and what a reader should know (the card).  It names no
-folder of the machine that it was made on.
+The file holds heads, normalizers and held-out scores.  Its header holds the settings, the sha256 of
+the backbone and the card, a description for readers.  It names no folder of the machine that wrote
+it.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ from cinemae_jax.settings import Settings
 FORMAT = "cinemae-detector-1"
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = {"tiny": "tiny_detector.safetensors"}
-# In place of the folder of the training images.
+# Replaces the folder of the training images in the header.
 NOT_KEPT = "not kept"
 
 
 class BundleError(CheckpointError):
-    """A file that holds no usable detector; the message names file, fault and way out."""
+    """A file without a usable detector."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class TrainingView:
     """What is known of the files that a head was trained on.
 
     Attributes:
-      formats: of their content, in Pillow's words.
-      shorter_sides: least and greatest, pixels.
+      formats: file formats by content, as Pillow names them.
+      shorter_sides: smallest and largest shorter side, pixels.
     """
 
     formats: tuple[str, ...]
@@ -55,13 +55,13 @@ class TrainingView:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """What a file, or a training run, holds.
+    """A detector, loaded from a file or a training run, with what people should know of it.
 
     Attributes:
       detector: with its backbone.
-      name: for people: that of the file or folder, or of the bundled detector.
-      card: what it was trained on, what it is good for; empty if nobody said.
-      seen: None if it is not known.
+      name: of the file, the folder or the bundled detector.
+      card: what it was trained on and what it is good for; may be empty.
+      seen: None if unknown.
     """
 
     detector: TrainedDetector
@@ -71,18 +71,20 @@ class Bundle:
 
 
 def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
-    """Writes a detector and returns the file's sha256.
+    """Writes a detector and returns the sha256 of the file.
 
     Args:
-      path: of the file, replaced at once when it is complete.
-      bundle: to write; its name is not kept, as that of the file counts.
+      path: of the file, replaced atomically.
+      bundle: to write; its name is not stored, the file's name is used instead.
     """
     detector = bundle.detector
     tree = {"heads": detector.heads, "held_out": detector.held_out}
     header = {
         "format": FORMAT,
         "version": __version__,
-        "settings": json.dumps(dataclasses.asdict(_portable(detector.settings)), sort_keys=True),
+        "settings": json.dumps(
+            dataclasses.asdict(detector.settings.portable(NOT_KEPT)), sort_keys=True
+        ),
         "backbone_sha256": detector.backbone.sha256,
         "step": str(detector.step),
         "held_out_images": detector.held_out_images,
@@ -93,20 +95,20 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
     path = Path(path)
     with replacing(path) as partial:
         save_file(_flatten(tree), partial, metadata=header)
-        partial.chmod(0o644)  # safetensors writes for its owner alone
+        partial.chmod(0o644)  # safetensors makes the file readable for its owner only
     return weights.file_sha256(path)
 
 
 def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
-    """Reads a trained detector, wherever it is.
+    """Loads a trained detector.
 
     Args:
       source: name of a bundled detector (``tiny``), file of ``save``, or folder of a training run.
-      backbone: file of its backbone; empty takes the one that the detector names, or one of that
-        name beside it.
+      backbone: file of its backbone; empty takes the one that the detector names, looking next to
+        the file first.
 
     Raises:
-      CheckpointError: if there is no detector, it is damaged, or the backbone is another one.
+      CheckpointError: if the detector is missing, damaged, or trained on another backbone.
       weights.BackboneError: if the backbone cannot be read.
     """
     name = os.fspath(source)
@@ -116,24 +118,25 @@ def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
         path = ASSETS / BUNDLED[name]
         if not path.is_file():
             raise BundleError(
-                f"the bundled detector {name!r} is not part of this installation ({path.name} is "
-                "missing): name the folder of a training run, or a file of `cinemae bundle`"
+                f"this installation lacks the bundled detector {name!r} ({path.name}): use the "
+                "folder of a training run or a file of `cinemae bundle`"
             )
         return dataclasses.replace(_read(path, backbone), name=name)
     path = Path(source)
     if path.is_dir():
         detector = loading.load(path, backbone=backbone)
-        return Bundle(detector, path.resolve().name, seen=_seen_by(path, detector.settings))
+        bank = filling.bank_folder(detector.settings.features, path)
+        return Bundle(detector, path.resolve().name, seen=_seen_by(bank))
     if not path.is_file():
         raise BundleError(
-            f"no detector {name}: name the folder of a training run, a file of "
-            f"`cinemae bundle`, or a bundled one ({', '.join(BUNDLED)})"
+            f"no detector {name}: use the folder of a training run, a file of `cinemae bundle`, "
+            f"or the name of a bundled detector ({', '.join(BUNDLED)})"
         )
     return _read(path, backbone)
 
 
 def identity(detector: TrainedDetector) -> str:
-    """12 hex digits that differ wherever scores could; the same in a run's folder and in a file."""
+    """12 hex digits of everything that determines the scores; equal for a run and its bundle."""
     data = detector.settings.data
     choices = {
         "backbone": detector.backbone.sha256,
@@ -157,8 +160,8 @@ def _read(path: Path, backbone: str) -> Bundle:
         raise BundleError(f"{path} is not a readable safetensors file ({error})") from error
     if header.get("format") != FORMAT:
         raise BundleError(
-            f"{path} is no detector (format {header.get('format')!r}, expected {FORMAT!r}): "
-            "make one with `cinemae bundle`"
+            f"{path} is not a detector (format {header.get('format')!r}, expected {FORMAT!r}): "
+            "write one with `cinemae bundle`"
         )
     try:
         config = typed.read(json.loads(header["settings"]), Settings, saved=True)
@@ -166,16 +169,19 @@ def _read(path: Path, backbone: str) -> Bundle:
         seen = _seen_of(json.loads(header["seen"]))
         images, sha256, card = (header[k] for k in ("held_out_images", "backbone_sha256", "card"))
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path}: its header is not that of a detector: {error}") from error
+        raise BundleError(
+            f"{path} has a damaged header ({type(error).__name__}: {error}): write the file again "
+            "with `cinemae bundle`"
+        ) from error
     beside = path.parent / config.backbone
     named = backbone or (str(beside) if beside.is_file() else config.backbone)
     if not weights.resolve(named).is_file():
         raise weights.BackboneError(
-            f"{path} needs the backbone {config.backbone} (sha256 {sha256[:12]}…), which is not "
-            "beside it: name its file as the backbone"
+            f"{path} needs the backbone {config.backbone} (sha256 {sha256[:12]}…): put it next to "
+            "the detector, or name its file as the backbone"
         )
     config = dataclasses.replace(config, backbone=named)
-    frozen = loading.load_backbone(config)
+    frozen = loading.load_backbone(config.backbone, config.runs)
     resuming.require_backbone({"backbone_sha256": sha256}, frozen, path)
     like = {
         "heads": trained.head_template(config, frozen),
@@ -187,7 +193,7 @@ def _read(path: Path, backbone: str) -> Bundle:
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Every array under a name; float32 and int32, as they are trained and saved."""
+    """All arrays by path, with their dtypes (float32, int32)."""
     flat = traverse_util.flatten_dict(serialization.to_state_dict(dict(tree)), sep="/")
     return {name: np.ascontiguousarray(values) for name, values in flat.items()}
 
@@ -197,9 +203,11 @@ def _unflatten(path: Path, flat: Mapping[str, np.ndarray], like: Mapping[str, An
     found = {name: (a.shape, a.dtype) for name, a in flat.items()}
     wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     if wrong:
-        raise BundleError(f"{path} does not fit its own settings: see {', '.join(wrong[:5])}")
+        raise BundleError(
+            f"{path} is damaged: arrays do not fit its settings: {', '.join(wrong[:5])}"
+        )
     if infinite := [n for n, a in flat.items() if n.startswith("heads") and not _finite(a)]:
-        raise BundleError(f"{path}: values that are not finite in {', '.join(infinite[:5])}")
+        raise BundleError(f"{path} is damaged: non-finite values in {', '.join(infinite[:5])}")
     nested = traverse_util.unflatten_dict(dict(flat), sep="/")
     return serialization.from_state_dict(dict(like), nested)
 
@@ -208,25 +216,16 @@ def _finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _portable(config: Settings) -> Settings:
-    """Settings without the paths of this machine."""
-    data = dataclasses.replace(config.data, root=NOT_KEPT, quarantine="")
-    features = dataclasses.replace(config.features, bank="")
-    backbone = Path(config.backbone).name
-    return dataclasses.replace(config, data=data, features=features, backbone=backbone)
-
-
 # --- what the head was trained on ---------------------------------------------------------------
 
 
-def _seen_by(workdir: Path, config: Settings) -> TrainingView | None:
-    """From the bank of a run, if there is one: nothing else knows the files."""
-    bank = Path(config.features.bank) if config.features.bank else workdir / filling.BANK
+def _seen_by(bank: Path) -> TrainingView | None:
+    """Facts of the training files from the run's bank; None without one."""
     parts = sorted((bank / "train").glob("*.parquet"))
     if not parts:
         return None
     facts = pq.read_table(parts, columns=["format", "width", "height"])
-    facts = facts.filter(pc.greater(facts["width"], 0))  # of files whose head could be read
+    facts = facts.filter(pc.greater(facts["width"], 0))  # 0: unreadable header
     if not len(facts):
         return None
     sides = pc.min_max(pc.min_element_wise(facts["width"], facts["height"])).as_py()

@@ -1,7 +1,7 @@
-"""A detector as a StableHLO artefact that runs wherever XLA does, without this package.
+"""A detector as a StableHLO artefact that runs on any XLA runtime, without this package.
 
-Two files: the program with all weights inside (``jax.export``), and beside it a JSON record of what
-has to be done to a picture first, and of what the logit means.
+Two files: the program with all weights (``jax.export``), and a JSON record of the preprocessing it
+expects and the calibration of its logits.
 """
 
 import dataclasses
@@ -20,16 +20,15 @@ from cinemae_jax import __version__, weights
 from cinemae_jax.data.decode import BACKGROUND
 from cinemae_jax.detector import inference
 from cinemae_jax.detector.api import OPINION, Detector
-from cinemae_jax.features.extraction import mask_key
 from cinemae_jax.runtime.files import replacing
 
 FORMAT = "cinemae-export-1"
-# What the artefact is lowered for.
+# Default platforms of an artefact.
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class ExportError(ValueError):
-    """An artefact that cannot be used; the message names file, fault and way out."""
+    """An artefact that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Artefact:
     """An exported detector.
 
     Attributes:
-      program: of ``jax.export``; its ``call`` takes images and example ids.
-      record: what stands in the JSON file.
+      program: of ``jax.export``; its ``call`` takes crops and example ids.
+      record: content of the JSON file.
     """
 
     program: jax_export.Exported
@@ -47,39 +46,39 @@ class Artefact:
     def __call__(
         self, images: UInt8[np.ndarray, "b n s s 3"], example_ids: UInt32[np.ndarray, " b"]
     ) -> Float[np.ndarray, " b"]:
-        """Logits of any number of pictures, from their crops and the numbers that draw masks."""
+        """Logits of any number of images from their crops and example ids."""
         return np.asarray(self.program.call(images, example_ids))
 
 
 def record_path(path: str | os.PathLike[str]) -> Path:
-    """Of the JSON file that belongs to an artefact."""
+    """The JSON file of an artefact."""
     return Path(path).with_name(Path(path).name + ".json")
 
 
 def save(
     path: str | os.PathLike[str], detector: Detector, *, platforms: Sequence[str] = PLATFORMS
 ) -> dict[str, Any]:
-    """Writes the artefact and its record, which is returned.
+    """Writes an artefact and its record; returns the record.
 
     Args:
-      path: of the artefact; the record is written to ``record_path``.
-      detector: with as many masks a picture as it was trained with.
-      platforms: to lower for.
+      path: of the artefact; the record goes to ``record_path``.
+      detector: loaded with its default number of runs.
+      platforms: that the program is lowered for.
 
     Raises:
-      ValueError: if the detector takes more masks than it was trained with.
+      ValueError: if the detector uses more runs than in training.
     """
     trained = detector.trained
     if detector.runs != trained.settings.detector.num_runs:
         raise ValueError(
-            f"the detector was loaded with {detector.runs} masks a picture: export it with the "
-            f"{trained.settings.detector.num_runs} that it was trained with"
+            f"the detector was loaded with {detector.runs} masking runs per image: load it with "
+            f"the {trained.settings.detector.num_runs} of its training to export it"
         )
     logits = inference.make_logits(trained.settings.detector)
     frozen = trained.backbone, trained.first_head
 
     def program(images: jax.Array, example_ids: jax.Array) -> jax.Array:
-        return logits(*frozen, mask_key(trained.settings), images, example_ids).logit[:, 0]
+        return logits(*frozen, trained.mask_key, images, example_ids).logit[:, 0]
 
     (batch,) = jax_export.symbolic_shape("b")
     shapes = (
@@ -98,22 +97,22 @@ def save(
 
 
 def load(path: str | os.PathLike[str]) -> Artefact:
-    """Reads an artefact back.
+    """Loads an artefact.
 
     Raises:
-      ExportError: if one of its two files is missing, or they do not belong together.
+      ExportError: if one of the two files is missing or damaged, or they do not match.
     """
     for needed in (Path(path), record_path(path)):
         if not needed.is_file():
-            raise ExportError(f"{needed} does not exist: `cinemae export` writes both files")
+            raise ExportError(f"{needed} is missing: `cinemae export` writes both files")
     try:
         record = json.loads(record_path(path).read_text())
     except ValueError as error:
-        raise ExportError(f"{record_path(path)} is no JSON: {error}") from error
+        raise ExportError(f"{record_path(path)} is not valid JSON: {error}") from error
     if record.get("format") != FORMAT:
-        raise ExportError(f"{record_path(path)} is not of the format {FORMAT!r}")
+        raise ExportError(f"{record_path(path)} does not have the format {FORMAT!r}")
     if record["artefact_sha256"] != weights.file_sha256(Path(path)):
-        raise ExportError(f"{path} is not the file that {record_path(path)} was written for")
+        raise ExportError(f"{path} and {record_path(path)} do not match: export again")
     return Artefact(jax_export.deserialize(bytearray(Path(path).read_bytes())), record)
 
 
@@ -128,22 +127,22 @@ def _record(detector: Detector) -> dict[str, Any]:
         "note": OPINION,
         "inputs": {
             "images": "uint8 (b, crops, size, size, 3), RGB",
-            "example_ids": "uint32 (b,), from which the masks of a picture are drawn",
+            "example_ids": "uint32 (b,), by which the masks of each image are drawn",
         },
         "output": "float32 (b,), logit of AI, averaged over crops",
         "preprocessing": {
             "orientation": "EXIF applied",
-            "transparency": f"laid over {list(BACKGROUND)}",
+            "transparency": f"composited over {list(BACKGROUND)}",
             "colour": "8-bit RGB; colour profiles are not applied",
             "resize": transform.resize,
-            "resize_rule": "shorter side to that many pixels, the longer one rounded down, bicubic "
-            "of Pillow; 0: none",
+            "resize_rule": "shorter side to this many pixels, longer side rounded down, Pillow's "
+            "bicubic filter; 0: no resize",
             "crops": transform.num_crops,
             "size": transform.size,
-            "crop_rule": "one: the centre, margins halved and rounded to even; more: a square "
-            "grid, evenly from corner to corner, row by row; sides that are too short are "
+            "crop_rule": "one crop: the centre, margins halved and rounded to even; several: a "
+            "square grid, evenly spaced from corner to corner, row by row; short sides are "
             "reflected (numpy.pad, symmetric)",
-            "example_id": "the last 4 bytes, big-endian, of blake2b (8 bytes) of "
+            "example_id": "last 4 bytes, big-endian, of the 8-byte blake2b hash of "
             "'<width>x<height>:' and the decoded RGB bytes",
         },
         "masks": {"seed": trained.settings.features.seed, "runs": detector.runs},

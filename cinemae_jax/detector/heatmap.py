@@ -1,52 +1,60 @@
-"""Where a picture is anomalous: LCAS of every patch, averaged over many masks, and shown over it.
+"""Heat maps: LCAS of every patch, averaged over masking runs and drawn over the image.
 
-The map covers what the detector looks at and nothing else.  It shows where reconstruction
-surprises, which is not where a forgery is.
+A heat map covers what the detector looks at and nothing else.  It shows where reconstruction fails,
+not where a forgery is.
 """
 
 import dataclasses
+import functools
 import os
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, Key
 from PIL import Image
 
 from cinemae_jax.data.augment import resize_short
 from cinemae_jax.data.transforms import MultiCrop, multi_crop
-from cinemae_jax.model.config import Score
+from cinemae_jax.detector import inference, inputs
+from cinemae_jax.model.cinemae import Backbone
+from cinemae_jax.model.config import DetectorConfig, Score
+from cinemae_jax.model.head import HeadState
 from cinemae_jax.runtime.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Masks by default: at a mask ratio of 0.75 a patch is hidden in 12 of them on average.
+# Default number of masking runs: at a mask ratio of 0.75, 12 of them mask a patch on average.
 RUNS = 16
-# What the pictures show. The deviation of the default score compares true patches with visible
-# ones and never asks the model: its map hardly changes when the weights are random.
+# LCAS variant of the figures.  The deviation of the default score compares true patches with
+# visible ones without using the model: its map hardly changes when the weights are random.
 SHOWN: Score = "mismatch"
 
+TITLE = "where reconstruction fails"
 STATEMENT = (
-    "Bright: the autoencoder, seeing the rest of the picture, guessed this patch badly. That is "
-    "where reconstruction surprises, not where a forgery is: fine texture, text and edges are "
-    "bright in photographs too. Grey: not looked at."
+    "Bright: the autoencoder predicted this patch badly from the rest of the image. The map shows "
+    "where reconstruction fails, not where a forgery is: fine texture, text and edges are bright "
+    "in photographs too. Grey: not looked at."
 )
-OVERLAY = 0.65  # opacity of the map over the picture
-QUANTILES = (0.02, 0.98)  # ends of the colour scale, so that one patch does not dim the others
+COLOURS = "inferno"
+OVERLAY = 0.65  # opacity of the map over the image
+QUANTILES = (0.02, 0.98)  # ends of the colour scale: one extreme patch does not dim the others
+
+Frozen = tuple[Backbone, HeadState, Key[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LcasMap:
-    """LCAS over one picture.
+    """LCAS of every patch of one image.
 
     Attributes:
-      image: as the detector takes it: upright, and resized where its preprocessing does.
-      values: (H, W) of that image, float32: the mean score of the patch at each pixel; NaN where no
-        crop looked.
-      patches: (n, g, g), the same by crop and patch.
-      shown: (n, g, g), number of masks that hid each patch: what its mean is over.
-      runs: masks.
+      image: input of the detector: upright, and resized if its preprocessing resizes.
+      values: float32, the mean score of the patch at every pixel; NaN outside all crops.
+      patches: mean score by crop and patch; NaN if no run masked the patch.
+      shown: number of runs that masked each patch.
+      runs: number of masking runs.
       score: LCAS variant.
     """
 
@@ -57,34 +65,96 @@ class LcasMap:
     runs: int
     score: Score
 
-    def figure(self) -> "Figure":
-        """The picture, and the map over it with its legend."""
-        from matplotlib.figure import Figure  # half a second, which only drawing pays
-
-        figure = Figure(figsize=(9, 5), layout="constrained", dpi=120)
-        picture, overlay = figure.subplots(1, 2)
-        grey = np.asarray(self.image.convert("L"))
-        picture.imshow(self.image)
-        picture.set_title("as the detector takes it", fontsize="medium")
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Scores at the dark and at the bright end of the colours."""
         known = self.values[np.isfinite(self.values)]
         low, high = np.quantile(known, QUANTILES) if known.size else (0.0, 1.0)
-        overlay.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        drawn = overlay.imshow(self.values, cmap="inferno", alpha=OVERLAY, vmin=low, vmax=high)
-        overlay.set_title("where reconstruction surprises", fontsize="medium")
-        for axes in (picture, overlay):
+        return float(low), float(high)
+
+    def overlay(self, max_side: int | None = None) -> Image.Image:
+        """The map in colours over the image in grey; plain grey outside all crops.
+
+        Args:
+          max_side: of the result, pixels; None keeps the size of the image.
+        """
+        from matplotlib import colormaps  # takes half a second: only drawing pays
+        from matplotlib.colors import Normalize
+
+        grey = self.image.convert("L")
+        if max_side is not None:
+            grey.thumbnail((max_side, max_side))
+        rows, columns = (
+            np.arange(side) * full // side
+            for side, full in zip(grey.size[::-1], self.values.shape, strict=True)
+        )
+        values = self.values[np.ix_(rows, columns)]
+        colours = colormaps[COLOURS](Normalize(*self.limits, clip=True)(values))[..., :3]
+        ground = np.asarray(grey, np.float64)[..., None] / 255
+        opacity = np.where(np.isfinite(values), OVERLAY, 0.0)[..., None]
+        pixels = 255 * (opacity * colours + (1 - opacity) * ground)
+        return Image.fromarray(np.round(pixels).astype(np.uint8))
+
+    def figure(self) -> "Figure":
+        """The image, and the overlay with its legend."""
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 5), layout="constrained", dpi=120)
+        left, right = figure.subplots(1, 2)
+        for axes, shown, title in (
+            (left, self.image, "input of the detector"),
+            (right, self.overlay(), TITLE),
+        ):
+            axes.imshow(shown)
+            axes.set_title(title, fontsize="medium")
             axes.set_axis_off()
         label = (
-            f"{self.score.replace('_', ' ')}, mean of {self.runs} masks\n"
-            f"(each patch hidden {self.shown.min()} to {self.shown.max()} times)"
+            f"{self.score.replace('_', ' ')}, mean of {self.runs} masking runs\n"
+            f"(each patch masked {self.shown.min()} to {self.shown.max()} times)"
         )
-        figure.colorbar(drawn, ax=overlay, label=label, shrink=0.8, extend="both")
-        figure.supxlabel("\n".join(textwrap.wrap(STATEMENT, 110)), fontsize="small")
+        colours = ScalarMappable(Normalize(*self.limits), COLOURS)
+        figure.colorbar(colours, ax=right, label=label, shrink=0.8, extend="both", alpha=OVERLAY)
+        figure.supxlabel("\n".join(textwrap.wrap(STATEMENT, 120)), fontsize="small")
         return figure
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the figure as PNG, complete or not at all."""
+        """Writes the figure as PNG, atomically."""
         with replacing(path) as partial:
             self.figure().savefig(partial, format="png")
+
+
+def compute(
+    frozen: Frozen,
+    image: Image.Image,
+    example_id: int,
+    transform: MultiCrop,
+    config: DetectorConfig,
+    *,
+    runs: int = RUNS,
+    score: Score = SHOWN,
+) -> LcasMap:
+    """The heat map of one image; compiled once per detector configuration, runs and score.
+
+    Args:
+      frozen: backbone, head and base key of the masks, on one device.
+      image: upright RGB.
+      example_id: the masks are drawn by its low 32 bits.
+      transform: of the detector.
+      config: of the detector.
+      runs: number of masking runs.
+      score: LCAS variant.
+    """
+    maps = _compiled(config, runs, score)
+    crops = inputs.crops(image, transform)
+    values, shown = jax.device_get(maps(*frozen, crops, np.uint32(example_id & 0xFFFFFFFF)))
+    return assemble(image, transform, values, shown, runs=runs, score=score)
+
+
+@functools.cache
+def _compiled(config: DetectorConfig, runs: int, score: Score) -> Any:
+    return jax.jit(inference.make_maps(config, runs, score))
 
 
 def assemble(
@@ -96,14 +166,14 @@ def assemble(
     runs: int,
     score: Score,
 ) -> LcasMap:
-    """Lays the patches of all crops where their pixels come from; where they overlap, the mean.
+    """Puts the patches of all crops where their pixels come from; overlaps are averaged.
 
     Args:
       image: upright, before any resize.
       transform: that made the crops.
       values: mean score of every patch of every crop.
-      shown: number of masks that hid it.
-      runs, score: for ``LcasMap``.
+      shown: number of runs that masked the patch.
+      runs, score: of ``LcasMap``.
     """
     if transform.resize:
         image = resize_short(image, transform.resize)
@@ -121,9 +191,9 @@ def assemble(
 
 
 def origins(size: tuple[int, int], transform: MultiCrop) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Row and column that each pixel of each crop comes from, reflection included.
+    """Source row and column of every pixel of every crop, including reflection at the border.
 
-    They are cut out of a picture that holds its own coordinates, by the function that cuts.
+    Applies ``multi_crop`` to an image whose pixels encode their own coordinates.
     """
     width, height = size
     coded = np.empty((height, width, 4), np.uint8)

@@ -1,6 +1,6 @@
-"""The detector as pure functions of pictures and the numbers that name them.
+"""The detector as pure functions of uint8 crops and example ids; logits or heat maps out.
 
-What ``Detector`` compiles and ``export`` writes down: uint8 crops in, logits or LCAS maps out.
+``Detector`` compiles these functions, and ``export`` serialises them.
 """
 
 import dataclasses
@@ -20,27 +20,27 @@ from cinemae_jax.model.head import HeadState, learned_weight
 
 
 @struct.dataclass
-class Judged:
-    """Of a batch.
+class ImageScores:
+    """Scores of a batch.
 
     Attributes:
-      logit: (B, G), of every group of K masks, averaged over crops; positive for AI.
-      uniform_share: (B,), share of nearly uniform patches.
+      logit: of every group of K runs, averaged over crops; positive for AI.
+      uniform_share: share of nearly uniform patches.
     """
 
     logit: Float[Array, "b g"]
     uniform_share: Float[Array, " b"]
 
 
-def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Judged]:
+def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., ImageScores]:
     """A function of (backbone, head, key, images (B, n, S, S, 3), example ids (B,)).
 
-    The head was trained on statistics of K masks, whose distribution depends on K (the third most
-    of all), so more masks are taken as further groups of K, each scored as in training.
+    The distribution of the statistics depends on the number of runs K, that of the third most of
+    all.  More runs therefore form further groups of K, and each group is scored as in training.
 
     Args:
       config: of the detector.
-      num_groups: G; the masks are runs 0 … G·K-1, the first group those of evaluation.
+      num_groups: G; uses the runs 0 … G·K-1, of which the first K are those of evaluation.
     """
     extract = extraction.make_extract(config, extraction.first_runs(num_groups * config.num_runs))
 
@@ -50,7 +50,7 @@ def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Ju
         key: Key[Array, ""],
         images: UInt8[Array, "b n s s 3"],
         example_ids: UInt32[Array, " b"],
-    ) -> Judged:
+    ) -> ImageScores:
         num_crops, num_patches = images.shape[1], backbone.config.num_patches
 
         def over_crops(rows: Float[Array, " bn"]) -> Float[Array, " b"]:
@@ -67,7 +67,7 @@ def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Ju
 
         groups = jax.tree.map(apart, (features.terms, features.masked))
         by_group = jax.vmap(of_group, in_axes=1, out_axes=1)(*groups)
-        return Judged(by_group, over_crops(features.uniform_share))
+        return ImageScores(by_group, over_crops(jnp.asarray(features.uniform_share)))
 
     return score
 
@@ -75,12 +75,12 @@ def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Ju
 def make_maps(config: DetectorConfig, num_runs: int, score: Score) -> Callable[..., tuple]:
     """A function of (backbone, head, key, images (n, S, S, 3), example id ()).
 
-    Returns the mean score of every patch over the runs that hid it, (n, L), NaN where none did,
-    and their number, (n, L).
+    It returns the mean score of every patch over the runs that masked it, (n, L), NaN if none did,
+    and the number of these runs, (n, L).
 
     Args:
       config: of the detector.
-      num_runs: masks; runs 0 … of the picture, which the detector's own are the first of.
+      num_runs: uses the runs 0 … num_runs-1, of which the first are those of the score.
       score: LCAS variant.
     """
     extract = extraction.make_extract(config, extraction.first_runs(num_runs))
@@ -104,13 +104,13 @@ def make_maps(config: DetectorConfig, num_runs: int, score: Score) -> Callable[.
             shown = none.astype(jnp.int32).at[masked].add(1)
             return none.at[masked].add(values) / shown, shown
 
-        return jax.vmap(of_crop)(values, features.masked)
+        return jax.vmap(of_crop)(values, jnp.asarray(features.masked))
 
     return maps
 
 
 def _batch(images: UInt8[Array, "b n s s 3"], example_ids: UInt32[Array, " b"]) -> DeviceBatch:
-    """Crops as rows; all crops of a picture have its masks, in evaluation too."""
+    """Crops as rows; all crops of an image share its masks, as in evaluation."""
     ids = jnp.repeat(example_ids, images.shape[1])
     flat = images.reshape(-1, *images.shape[2:])
     return {"image": flat, "example_id": ids, "epoch": jnp.zeros_like(ids, jnp.int32)}

@@ -1,7 +1,7 @@
-"""What people hand to a detector, files, bytes, Pillow images or arrays, to one upright RGB image.
+"""From a file, bytes, a Pillow image or an array to one upright RGB image; without JAX.
 
-Nothing here computes on a device.  The number that names a picture in its masks is a hash of its
-pixels, so that a picture is scored alike under any name and in any lossless format.
+The masks of an image are drawn by a hash of its pixels, so an image has the same score under any
+name and in any lossless format.
 """
 
 import collections
@@ -30,14 +30,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
-    """One image, and what its file said that its pixels no longer tell.
+    """One image, and facts of its file that the pixels do not show.
 
     Attributes:
       image: RGB, upright.
-      example_id: 32 bits, of the pixels.
-      format: of the file, in Pillow's words; empty for what came as pixels.
-      animated: the file holds more frames than this first one.
-      transparent: it was laid over white.
+      example_id: 32-bit hash of the pixels, by which the masks are drawn.
+      format: of the file, as Pillow names it; empty if the image came as pixels.
+      animated: whether the file holds further frames; this is the first.
+      transparent: whether it had transparency and was composited over white.
     """
 
     image: Image.Image
@@ -48,10 +48,10 @@ class Picture:
 
 
 def listed(images: Source | Iterable[Source]) -> Iterable[Source]:
-    """Several sources; one alone becomes a list of one.
+    """The sources as an iterable; a single one becomes a list.
 
     Raises:
-      TypeError: if it is neither.
+      TypeError: if ``images`` is neither a source nor iterable.
     """
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
@@ -59,14 +59,13 @@ def listed(images: Source | Iterable[Source]) -> Iterable[Source]:
         return [images]
     if not isinstance(images, Iterable):
         raise TypeError(
-            f"images are of type {type(images).__name__}: give paths, bytes, Pillow images or "
-            "arrays"
+            f"images must be paths, bytes, Pillow images or arrays, not {type(images).__name__}"
         )
     return images
 
 
 def name_of(source: Source) -> str:
-    """The path of a file; empty for anything else."""
+    """The path of a file; empty for other sources."""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else ""
 
 
@@ -74,15 +73,15 @@ def read(source: Source) -> Picture:
     """Decodes a source, with the limits of ``data.decode``.
 
     Raises:
-      DecodeError: if it cannot be scored.
-      OSError: if a file cannot be read.
-      TypeError, ValueError: if it is no source at all: a mistake of the program, not of a file.
+      DecodeError: if the content cannot be decoded.
+      OSError: if the file cannot be read.
+      TypeError, ValueError: if the object cannot be an image: a programming error.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise ValueError(
-                f"an array of shape {source.shape} and type {source.dtype} is no picture: "
-                "give (height, width, 3) uint8, RGB"
+                f"an array of shape {source.shape} and type {source.dtype} is not an image: "
+                "give (height, width, 3) uint8 RGB"
             )
         source = Image.fromarray(source)
     elif isinstance(source, str | os.PathLike):
@@ -100,32 +99,32 @@ def read(source: Source) -> Picture:
 
 
 def example_id(image: Image.Image) -> int:
-    """The low 32 bits of a blake2b of size and pixels, by which masks are drawn."""
+    """The low 32 bits of the blake2b hash of size and pixels; masks are drawn by it."""
     digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=8)
     digest.update(image.tobytes())
     return int.from_bytes(digest.digest(), "big") & 0xFFFFFFFF
 
 
 def crops(image: Image.Image, transform: MultiCrop) -> UInt8[np.ndarray, "n s s 3"]:
-    """The squares that the detector looks at: what ``transform`` makes of the decoded file."""
+    """The crops that the detector scores, as ``transform`` cuts them from a file."""
     if transform.resize:
         image = resize_short(image, transform.resize)
     return multi_crop(image, transform.size, num_crops=transform.num_crops)
 
 
 def _is_animated(header: Image.Image) -> bool:
-    if header.format == "MPO":  # a photograph with a preview or a second view behind it
+    if header.format == "MPO":  # a photograph followed by a preview or a second view
         return False
     try:
         return bool(getattr(header, "is_animated", False))
-    except Exception:  # something follows, and it is damaged: the first frame is whole
+    except Exception:  # a damaged later frame; the first one is intact
         return True
 
 
 def ahead(
     function: Callable[[Source], T], sources: Iterable[Source], num_threads: int
 ) -> Iterator[T]:
-    """Results in order, computed in threads a little ahead of who takes them."""
+    """Results in order, computed in threads a little ahead of the consumer."""
     pending: collections.deque[Future[T]] = collections.deque()
     pool = ThreadPoolExecutor(num_threads)
     try:

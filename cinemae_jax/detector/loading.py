@@ -1,6 +1,7 @@
 """Reads a trained detector and its backbone from disk."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from cinemae_jax import typed, weights
@@ -17,8 +18,7 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
     Args:
       workdir: of the run.
       which: the checkpoint with the best validation loss, or the last one.
-      backbone: file to use if it exists, else the one that the run names; the hash decides
-        whether it is the right one.
+      backbone: file to use if it exists, otherwise the run's own; its hash must match.
 
     Raises:
       CheckpointError: if there is none, or it was trained on another backbone.
@@ -34,12 +34,12 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
         resuming.require_kind(checkpoints.metadata(last), folder)
         step = checkpoints.best if which == "best" else last
         if step is None:
-            raise CheckpointError(f"{folder} has no validated checkpoint yet: let it train longer")
+            raise CheckpointError(f"{folder} has no validated checkpoint yet: train for longer")
         meta = checkpoints.metadata(step)
         config = typed.read(meta["settings"], Settings, saved=True)
         if backbone and weights.resolve(backbone).is_file():
             config = dataclasses.replace(config, backbone=backbone)
-        frozen = load_backbone(config)
+        frozen = load_backbone(config.backbone, config.runs)
         resuming.require_backbone(meta, frozen, folder / str(step))
         like = {
             "head": trained.head_template(config, frozen),
@@ -50,18 +50,21 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
     return TrainedDetector(frozen, saved["head"], config, step, held_out, images)
 
 
-def load_backbone(config: Settings) -> Backbone:
-    """The backbone that a run names.
+def load_backbone(path: str, runs: Mapping[str, int]) -> Backbone:
+    """The backbone of a run.
+
+    Args:
+      path: file, or the name of a bundled one.
+      runs: numbers of masked runs, by the config field that asks for them (``Settings.runs``).
 
     Raises:
-      weights.BackboneError: if it cannot be read, or has no decoder where runs need one.
+      weights.BackboneError: if it cannot be read, or has no decoder but runs need one.
     """
-    backbone = weights.load(config.backbone)
-    stored = config.features.num_runs if config.features.source == "bank" else 0
-    for field, num_runs in (("detector", config.detector.num_runs), ("features", stored)):
+    backbone = weights.load(path)
+    for field, num_runs in runs.items():
         if num_runs and not backbone.config.has_decoder:
             raise weights.BackboneError(
-                f"{config.backbone} has no decoder, and config.{field}.num_runs is {num_runs}: "
-                "use a backbone with a decoder, or num_runs 0 in both with fusion 'global'"
+                f"{path} has no decoder, but {field} is {num_runs}: use a backbone with a decoder, "
+                "or set num_runs to 0 in config.detector and config.features, with fusion 'global'"
             )
     return backbone

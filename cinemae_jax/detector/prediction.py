@@ -1,4 +1,4 @@
-"""What a detector says of one picture: numbers, a verdict, and reasons for care in plain words."""
+"""The prediction for one image: score, verdict, and reasons for caution in words."""
 
 import dataclasses
 import functools
@@ -16,10 +16,10 @@ from cinemae_jax.detector.heatmap import RUNS, LcasMap
 from cinemae_jax.detector.inputs import Picture, Source
 from cinemae_jax.model.config import Score
 
-# Share of the picture below which the detector's crops count as a partial view.
+# The crops are a partial view if they cover a smaller share of the image than this.
 SMALL_SHARE = 0.5
 
-# What a verdict should survive: a picture meets as much whenever it is sent to a friend.
+# Mild changes that should not change a verdict: sending an image in a chat does as much.
 ALTERATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "JPEG 90": functools.partial(recompress, quality=90),
     "JPEG 75": functools.partial(recompress, quality=75),
@@ -29,21 +29,21 @@ ALTERATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the detector says of one picture.
+    """The prediction for one image.
 
     Attributes:
-      path: of the file; empty for what was not one.
-      probability: of AI, calibrated; None if the picture could not be scored.
-      verdict: ``ai``, ``nature`` or ``inconclusive``; None if it could not be scored.
-      flags: reasons for care, each ``name: words``.
-      error: why it could not be scored; None if it was.
-      detector: which one: its name and the first digits of its hash.
-      seconds: of decoding, and its share of its batch; compilation apart.
-      logit: what probability and verdict come from: the mean over all masks and crops.
-      uncertainty: standard deviation of the probability between groups of as many masks as the
-        detector was trained with; None unless at least two groups were asked for (``runs``).
-      example_id: hash of the pixels, by which masks are drawn; None if there are none.
-      stability: probabilities after mild changes, if asked for.
+      path: of the file; empty for other sources.
+      probability: calibrated probability of AI; None if the image could not be scored.
+      verdict: ``ai``, ``nature`` or ``inconclusive``; None if the image could not be scored.
+      flags: reasons for caution, each ``name: words``.
+      error: why the image could not be scored; None if it was.
+      detector: name of the detector and the first digits of its hash.
+      seconds: decoding time plus this image's share of its batch, without compilation.
+      logit: mean over all groups of runs and all crops; gives probability and verdict.
+      uncertainty: standard deviation of the probability between groups of runs, each as large as
+        in training; None with fewer than two groups (``runs``).
+      example_id: hash of the pixels, by which the masks are drawn; None for an unread image.
+      stability: probability after each mild change, if requested.
     """
 
     path: str
@@ -62,17 +62,17 @@ class Prediction:
     )
 
     def lcas_map(self, runs: int = RUNS, score: Score | None = None) -> LcasMap:
-        """Where the picture is anomalous, computed when asked for (``Detector.lcas_map``).
+        """The heat map of the image, computed on demand (``Detector.lcas_map``).
 
         Raises:
-          ValueError: if the picture could not be scored.
+          ValueError: if the image could not be scored.
         """
         if self._map is None:
-            raise ValueError(f"{self.path or 'this picture'} was not scored: {self.error}")
+            raise ValueError(f"{self.path or 'this image'} was not scored: {self.error}")
         return self._map(runs=runs, score=score)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The fields as JSON values."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         record.pop("_map")
         return record | {"flags": list(self.flags)}
@@ -80,11 +80,12 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PictureFacts:
-    """What of a picture outlives its pixels.
+    """A ``Picture`` without its pixels.
 
     Attributes:
-      source: where to read it again.
-      size: width and height.
+      source: to read the image again.
+      size: width and height, pixels.
+      example_id, format, animated, transparent: as in ``Picture``.
     """
 
     source: Source
@@ -107,57 +108,57 @@ class PictureFacts:
 
 
 def flags_of(facts: PictureFacts, transform: MultiCrop, seen: TrainingView | None) -> list[str]:
-    """Reasons for care that the file itself gives.
+    """Reasons for caution that follow from the file alone.
 
     Args:
-      facts: of the picture.
+      facts: of the image.
       transform: of the detector.
-      seen: what the detector was trained on, where that is known: nothing is guessed.
+      seen: training files of the detector; None gives no flags about them.
     """
     found = []
     short, (width, height) = min(facts.size), facts.size
     if seen and facts.format and facts.format not in seen.formats:
         formats = ", ".join(seen.formats)
-        found.append(f"format: {facts.format}, and training saw {formats} alone")
+        found.append(f"format: {facts.format}, but the training images were {formats}")
     if seen and not seen.shorter_sides[0] <= short <= seen.shorter_sides[1]:
         sides = "-".join(str(side) for side in dict.fromkeys(seen.shorter_sides))
         found.append(
-            f"size: its shorter side is {short} pixels, those of the training images {sides}"
+            f"size: the shorter side is {short} pixels; in the training images it was {sides}"
         )
     if short < (transform.resize or transform.size):
         what = "enlarged to" if transform.resize else "mirrored at its border to fill"
         wanted = transform.resize or transform.size
-        found.append(f"small: {width} x {height} pixels, {what} {wanted}")
+        found.append(f"small: {width} x {height} pixels, {what} {wanted} pixels")
     if (share := share_seen(facts.size, transform)) < SMALL_SHARE:
-        found.append(f"partial_view: the score rests on {percent(share)} of the picture")
+        found.append(f"partial_view: the score covers {percent(share)} of the image")
     if facts.animated:
-        found.append("animated: its first frame was scored, the others were not")
+        found.append("animated: only the first frame was scored")
     if facts.transparent:
-        found.append("transparent: it was laid over white")
+        found.append("transparent: composited over white")
     return found
 
 
 def low_context(uniform_share: float) -> str:
-    """The flag of a picture with little to reconstruct from."""
+    """The flag of an image with too little context to reconstruct from."""
     return (
-        f"low_context: {percent(uniform_share)} of what was looked at is nearly uniform, so that "
-        "there is little to go by; the verdict is inconclusive whatever the probability"
+        f"low_context: {percent(uniform_share)} of the scored area is nearly uniform, too little "
+        "to reconstruct from; the verdict is inconclusive whatever the probability"
     )
 
 
 def unstable(verdict: str, others: dict[str, str]) -> list[str]:
-    """A flag if mild changes turn the verdict into another."""
-    turned = [f"{other} after {name}" for name, other in others.items() if other != verdict]
-    return [f"unstable: {verdict} as it is, {', '.join(turned)}"] if turned else []
+    """A flag if a mild change changes the verdict."""
+    changed = [f"{other} after {name}" for name, other in others.items() if other != verdict]
+    return [f"unstable: the verdict {verdict} becomes {', '.join(changed)}"] if changed else []
 
 
 def share_seen(size: tuple[int, int], transform: MultiCrop) -> float:
-    """Share of a picture's area that lies in a crop."""
+    """Share of the image's area inside the crops."""
     scale = transform.resize / min(size) if transform.resize else 1.0
     reach = math.isqrt(transform.num_crops) * transform.size  # of a grid, along each side
     return math.prod(min(1.0, reach / (side * scale)) for side in size)
 
 
 def percent(share: float) -> str:
-    """What is not quite nothing is not shown as nothing."""
+    """For example ``42 %``; a small positive share is not rounded to 0."""
     return "less than 1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"

@@ -9,7 +9,7 @@ from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.runtime import differences
 from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
 
-# What a resumed run may do otherwise: nothing here changes the head.
+# Settings that may differ when a run is resumed: they do not change the head.
 MAY_DIFFER = (
     "version",
     "settings.backbone",  # its hash must be the same
@@ -30,7 +30,7 @@ MAY_DIFFER = (
 def require_resumable(
     checkpoints: Checkpoints, metadata: dict[str, Any], backbone: Backbone
 ) -> None:
-    """Raises CheckpointError if there are checkpoints that another run has made."""
+    """Raises CheckpointError if the folder holds checkpoints of another run."""
     if checkpoints.latest is None:
         return
     before = checkpoints.metadata(checkpoints.latest)
@@ -40,12 +40,12 @@ def require_resumable(
 
 
 def require_same_run(before: dict[str, Any], metadata: dict[str, Any], folder: Path) -> None:
-    """Raises CheckpointError if the metadata of a checkpoint are another run's."""
+    """Raises CheckpointError if a checkpoint belongs to another run."""
     differences.require_same(before, metadata, folder, may_differ=MAY_DIFFER)
 
 
 def validation_score(metrics: Any) -> float:
-    """By which the best checkpoint is chosen: larger is better."""
+    """The score that the best checkpoint is chosen by; larger is better."""
     loss = float(metrics["validation_loss"])
     return -loss if math.isfinite(loss) else -math.inf
 
@@ -60,10 +60,10 @@ def require_kind(meta: dict[str, Any], folder: Path) -> None:
 
 
 def require_backbone(meta: dict[str, Any], backbone: Backbone, where: Path) -> None:
-    """Raises CheckpointError unless a checkpoint was trained on this very backbone."""
+    """Raises CheckpointError unless a checkpoint was trained on exactly this backbone."""
     if meta["backbone_sha256"] != backbone.sha256:
         raise CheckpointError(
-            f"checkpoint {where} was trained on the backbone with sha256 "
-            f"{meta['backbone_sha256'][:12]}…, not on this one ({backbone.sha256[:12]}…): "
-            "its head means nothing here; give the old backbone, or train anew"
+            f"checkpoint {where} was trained on another backbone: sha256 "
+            f"{meta['backbone_sha256'][:12]}…, not {backbone.sha256[:12]}…; use the old backbone, "
+            "or train in another --workdir"
         )

@@ -10,7 +10,7 @@ from flax import struct
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector.trained import HeldOut
-from cinemae_jax.features.extraction import Featured
+from cinemae_jax.features.extraction import Featured, ahead
 from cinemae_jax.features.sources import FeatureSet
 from cinemae_jax.model.cinemae import Features, logits
 from cinemae_jax.model.config import DetectorConfig
@@ -45,7 +45,7 @@ def make_score(config: DetectorConfig, num_patches: int) -> Callable[[HeadState,
 
 
 class Scorer:
-    """Scores features on all devices; compiled once, used for every set."""
+    """Scores features on all devices; compiled once for every set."""
 
     def __init__(self, config: DetectorConfig, num_patches: int, replicas: Replicas) -> None:
         self._replicas = replicas
@@ -56,23 +56,15 @@ class Scorer:
     ) -> Iterator[tuple[Batch, Scores]]:
         """(batch, its scores as NumPy), of all hosts and on all of them, padding included.
 
-        Of the batch: row, label, validity and error.  The scores of several crops of an image are
-        averaged.  Those of a batch are fetched after the next one was sent off, so that decoding,
-        transfer and computation overlap.
+        The batch holds row, label, validity and error.  Scores of several crops of an image are
+        averaged.  A batch is fetched after the next one was dispatched, so that decoding, transfer
+        and computation overlap.
         """
         heads = self._replicas.replicate(heads)
-        pending: tuple[Batch, Any] | None = None
-        for batch, features in batches:
-            sent = self._score(heads, features)
-            if pending is not None:
-                yield self._fetched(*pending)
-            pending = (batch, sent)
-        if pending is not None:
-            yield self._fetched(*pending)
-
-    def _fetched(self, batch: Batch, sent: Any) -> tuple[Batch, Scores]:
-        scores = self._replicas.gather(_average_crops(batch, sent))
-        return self._replicas.gather_batch(batch), scores
+        sent = ((batch, self._score(heads, features)) for batch, features in batches)
+        for batch, scores in ahead(sent):
+            averaged = self._replicas.gather(_average_crops(batch, scores))
+            yield self._replicas.gather_batch(batch), averaged
 
 
 def score_held_out(

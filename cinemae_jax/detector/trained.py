@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
 import jax
@@ -14,17 +15,21 @@ from cinemae_jax import __version__
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.detector import calibration
 from cinemae_jax.detector.calibration import Calibration
+from cinemae_jax.features.extraction import Extractor
+from cinemae_jax.features.sources import OnlineSet
+from cinemae_jax.features.splits import Data
 from cinemae_jax.model.cinemae import Backbone, num_params, num_statistics
 from cinemae_jax.model.head import HeadState, Normalizer, init_params
+from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
 
 
 @struct.dataclass
 class HeldOut:
-    """Scores of the held-out images of training: what verdicts are calibrated by.
+    """Scores of the held-out training images, which calibrate the verdicts.
 
     Attributes:
-      logit: (N, S) float32; NaN where an image could not be read or was not scored.
+      logit: (N, S) float32; NaN for an image that was not read or not scored.
       label: (N,) int32.
     """
 
@@ -33,7 +38,7 @@ class HeldOut:
 
     @classmethod
     def unknown(cls, count: int, num_seeds: int) -> "HeldOut":
-        """Of images that were not scored."""
+        """Held-out images that were not scored."""
         logit = np.full((count, num_seeds), np.nan, np.float32)
         return cls(logit, np.zeros(count, np.int32))
 
@@ -43,11 +48,11 @@ class TrainedDetector:
     """Backbone, head and the settings that they were trained under.
 
     Attributes:
-      backbone: frozen; its hash is the one that the heads were trained on.
-      heads: trained parameters and the normalizers of their inputs, with a leading axis of seeds.
-      settings: of the training run, preprocessing included.
+      backbone: frozen; the heads were trained on it.
+      heads: trained parameters and input normalizers, with a leading axis of seeds.
+      settings: of the training run, including preprocessing.
       step: of the checkpoint.
-      held_out: scores that verdicts are calibrated by; of the training generators alone.
+      held_out: scores that calibrate the verdicts; training generators only.
       held_out_images: fingerprint of those images.
     """
 
@@ -57,6 +62,23 @@ class TrainedDetector:
     step: int
     held_out: HeldOut
     held_out_images: str
+
+    def online(self, images: Catalog, replicas: Replicas) -> OnlineSet:
+        """Images as this detector reads them, with their features."""
+        config = self.settings
+        extractor = Extractor(config.detector, config.masks, self.backbone, replicas)
+        return OnlineSet(images, extractor, config.data, config.eval.batch_size)
+
+    def devices(self) -> Replicas:
+        """As many devices as divide every batch size of its recipe."""
+        config = self.settings
+        sizes = config.train.batch_size, config.eval.batch_size, config.features.batch_size
+        return Replicas(tuple(jax.devices()[: math.gcd(jax.device_count(), *sizes)]))
+
+    @property
+    def mask_key(self) -> jax.Array:
+        """The base key of all its masks."""
+        return self.settings.masks.key
 
     @property
     def first_head(self) -> HeadState:
@@ -79,30 +101,27 @@ class TrainedDetector:
 KIND = "detector"
 
 
-def metadata(
-    config: Settings, backbone: Backbone, images: Catalog, held_out: Catalog
-) -> dict[str, Any]:
-    """What a checkpoint says of itself.
+def metadata(config: Settings, backbone: Backbone, data: Data) -> dict[str, Any]:
+    """The metadata of a checkpoint.
 
     Args:
       config: of the run.
       backbone: that the head is trained on.
-      images: that it is trained on.
-      held_out: those that it is validated and calibrated on.
+      data: images that it is trained on, and validated and calibrated on.
     """
     return {
         "kind": KIND,
         "version": __version__,
         "backbone_sha256": backbone.sha256,
-        "train_images": images.fingerprint,
-        "held_out_images": held_out.fingerprint,
-        "num_held_out": len(held_out),
+        "train_images": data.train.fingerprint,
+        "held_out_images": data.validation.fingerprint,
+        "num_held_out": len(data.validation),
         "settings": json.loads(json.dumps(dataclasses.asdict(config))),
     }
 
 
 def head_template(config: Settings, backbone: Backbone) -> HeadState:
-    """Fresh heads: random parameters, one set a seed, and empty normalizers; leading axis S."""
+    """Fresh heads: random parameters, one set per seed, and empty normalizers; leading axis S."""
     width, count = backbone.config.width, num_statistics(config.detector, backbone.config)
     heads = [
         init_params(config.detector, jax.random.key(config.seed + i), width, count)
@@ -114,7 +133,7 @@ def head_template(config: Settings, backbone: Backbone) -> HeadState:
 
 
 def head_sha256(heads: HeadState) -> str:
-    """sha256 over name, type, shape and bytes of every array, in the order of the names."""
+    """sha256 over name, type, shape and bytes of every array, sorted by name."""
     digest = hashlib.sha256()
     flat = traverse_util.flatten_dict(serialization.to_state_dict(heads), sep="/")
     for name, leaf in sorted(flat.items()):
@@ -124,7 +143,7 @@ def head_sha256(heads: HeadState) -> str:
 
 
 def describe(backbone: Backbone) -> str:
-    """One phrase: what backbone this is."""
+    """A backbone in one phrase."""
     c = backbone.config
     millions = num_params(backbone.params) / 1e6
     return (

@@ -1,7 +1,4 @@
-"""The audit of a detector, read back from its JSON file for the report.
-
-In: what ``cinemae audit --json`` wrote.  Out: the comparisons that the report shows, as rows again.
-"""
+"""The audit of a detector, read from the JSON file of ``cinemae audit`` for the report."""
 
 import dataclasses
 import json
@@ -17,13 +14,13 @@ FILE = "audit.json"
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What a corruption or an attack does to the mean of the generators.
+    """The effect of a corruption or attack on the mean over generators.
 
     Attributes:
-      name: of the change.
-      family: changes of one kind make a curve.
-      strength: where on that curve.
-      clean, changed, difference: the mean rows.
+      name: of the corruption or attack.
+      family: kind of change; the changes of one family form a curve.
+      strength: position on that curve.
+      clean, changed, difference: mean rows without and with the change, and their difference.
       flips: number of images whose calibrated verdict changes.
     """
 
@@ -38,14 +35,14 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Audited:
-    """What the report shows of an audit.
+    """The parts of an audit that the report shows.
 
     Attributes:
-      verdict: its sentences.
-      num_scored: images that it scored.
-      side, quality: to which both classes were saved anew.
-      equalised: raw and equalised.
-      changes: corruptions and attacks; empty if it had none.
+      verdict: findings, as phrases.
+      num_scored: number of scored images.
+      side, quality: shorter side (pixels) and JPEG quality of the equalised images.
+      equalised: raw against equalised images.
+      changes: corruptions and attacks; may be empty.
     """
 
     verdict: tuple[str, ...]
@@ -60,23 +57,23 @@ DETECTOR = ("backbone_sha256", "head_sha256")
 
 
 def read(path: Path, facts: Mapping[str, Any]) -> tuple[Audited | None, str]:
-    """The audit beside a report, and where there is none of this detector and data set, why.
+    """The audit of this detector on these images, or None and the reason.
 
     Args:
-      path: of the file.
-      facts: of the report: hashes of backbone and head, fingerprint of the test images.
+      path: of the JSON file.
+      facts: of the report, with the hashes of backbone and head and the test images' fingerprint.
     """
     if not path.is_file():
         return None, "this detector has not been audited"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if "equalised" not in record:
-            return None, f"{path.name} was made without a detector"
+            return None, f"{path.name} is an audit without a detector"
         detector = record["detector"]
         if any(detector[name] != facts[name] for name in DETECTOR):
-            return None, f"{path.name} is of another detector (step {detector['step']})"
+            return None, f"{path.name} belongs to another detector (step {detector['step']})"
         if record["test_images"] != facts["test_images"]:
-            return None, f"{path.name} is of other images (root {record['root']})"
+            return None, f"{path.name} belongs to other images (root {record['root']})"
         return _audited(record), ""
     except (KeyError, TypeError, ValueError) as error:
         return None, f"{path.name} cannot be read ({type(error).__name__}: {error})"

@@ -1,40 +1,56 @@
-"""Resamples of scored images as weights, and every metric of many resamples at once.
+"""Bootstrap resamples as image weights, and all metrics of many resamples at once.
 
-A resample says how often each image is drawn; ``Weighted`` sorts the scores once and turns many
-such weightings into metrics, equal to scikit-learn's with ``sample_weight``.
+A resample is the number of times that each image is drawn.  ``Weighted`` sorts the scores once and
+turns many weightings into metrics, which equal scikit-learn's with ``sample_weight``.
 """
 
 import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import expit
 
 from cinemae_jax.detector.calibration import Calibration
 
-# Of the expected calibration error: equally wide in the probability of AI, the last closed.
+# Bins of the expected calibration error: equally wide in the probability of AI, the last closed.
 ECE_BINS = 15
-# Metric: share of photographs called AI at which the AI images found are counted.
+# Metric name → false-positive rate at which the true-positive rate is read.
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
 CHUNK = 32  # resamples at a time: their weights stay within a few MB
 
 Weights = Float[np.ndarray, "b n"]
+Names = Shaped[np.ndarray, " n"]  # strings, or anything that NumPy can sort
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampling:
+    """Settings of the percentile bootstrap.
+
+    Attributes:
+      bootstrap: number of resamples; 0 gives no intervals.
+      confidence: of the intervals, between 0 and 1.
+      seed: of the draws.
+    """
+
+    bootstrap: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
 
 
 def resamples(
-    cells: Int[np.ndarray, " n"], groups: np.ndarray | None, *, times: int, seed: int
+    cells: Int[np.ndarray, " n"], groups: Names | None, *, times: int, seed: int
 ) -> Iterator[Weights]:
-    """How often each image is drawn in each of ``times`` resamples, some resamples at a time.
+    """Draw counts of every image in ``times`` resamples, up to ``CHUNK`` resamples at a time.
 
-    Groups are drawn whole, with replacement, one draw for all generators: a prompt that several of
-    them were given counts in all or in none.  Those within one cell are drawn among themselves, so
-    that without groups every class of every generator keeps its size; the others are drawn among
-    those that hold the same classes.
+    Whole groups are drawn with replacement, once for all generators: a prompt given to several
+    generators counts in all of them or in none.  Groups within one cell are drawn from that cell,
+    so without groups every class of every generator keeps its size.  Groups that span cells are
+    drawn from the groups with the same classes.
 
     Args:
-      cells: 2 · generator + label, of each image.
-      groups: name of the group of each image; None makes each image its own.
+      cells: 2 · generator + label of each image.
+      groups: group name of each image; None draws images one by one.
       times: number of resamples.
       seed: of the draws.
     """
@@ -54,7 +70,7 @@ def resamples(
 
 
 def _strata(cells: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Of each group: the cell it lies in, or, negative, the classes that it holds."""
+    """Per group: its cell, or a negative code of its classes if it spans several cells."""
     count = group.max(initial=-1) + 1
     low, high = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
     np.minimum.at(low, group, cells)
@@ -64,16 +80,15 @@ def _strata(cells: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def _draw(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """(count, size): how often each of ``size`` things comes up in ``size`` draws."""
+    """(count, size) counts: ``size`` draws with replacement from ``size`` items, per row."""
     drawn = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
     return np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
 
 
 def balanced(weights: Weights, labels: Int[np.ndarray, " n"]) -> Weights:
-    """Scales each class to the sum of weights that it has in the set: its number of images.
+    """Scales the weights of each class to sum to its number of images; NaN if none was drawn.
 
-    Groups differ in size, and the share of AI images is a choice of the set's, not chance.  NaN
-    where a class was not drawn at all.
+    Groups differ in size, but the share of AI images is fixed by the data set, not random.
     """
     scaled = weights.copy()
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -84,35 +99,35 @@ def balanced(weights: Weights, labels: Int[np.ndarray, " n"]) -> Weights:
 
 
 def ece_bin(probability: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Which of ``ECE_BINS`` a probability falls into."""
+    """Index of the ECE bin of each probability."""
     return np.minimum((probability * ECE_BINS).astype(np.int64), ECE_BINS - 1)
 
 
 def probability_of(
     logits: Float[np.ndarray, " n"], calibration: Calibration | None
 ) -> Float[np.ndarray, " n"]:
-    """Of AI; the head's own where there is no calibration."""
+    """Probability of AI: calibrated, or the sigmoid of the logit without a calibration."""
     return (
         expit(logits.astype(np.float64)) if calibration is None else calibration.probability(logits)
     )
 
 
 def threshold_of(calibration: Calibration | None) -> float:
-    """Logit above which an image is called AI; NaN if none was fitted."""
+    """Logit above which an image is called AI; NaN without a fitted threshold."""
     threshold = None if calibration is None else calibration.ai_threshold
     return float("nan") if threshold is None else threshold
 
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
-    """Scores of some images, made ready for any number of weightings.
+    """Sorted scores, ready for any number of weightings.
 
     Attributes:
-      order: of the images, by falling logit.
-      ends: in that order, the last image of each run of equal logits.
-      is_ai: in that order.
-      sums: (N, C), in that order: what is summed over images, column by column (``_SUMS``).
-      has_threshold: whether a calibrated threshold is known.
+      order: indices of the images by decreasing logit; the other arrays have this order.
+      ends: last image of each run of equal logits.
+      is_ai: whether an image is AI-generated.
+      sums: per-image terms of the metrics that are weighted sums over images; one column each.
+      has_threshold: whether there is a calibrated threshold.
     """
 
     order: Int[np.ndarray, " n"]
@@ -128,7 +143,7 @@ class Weighted:
         logits: Float[np.ndarray, " n"],
         calibration: Calibration | None = None,
     ) -> "Weighted":
-        """Sorts scores, none of which is NaN."""
+        """Sorts scores; none may be NaN."""
         order = np.argsort(-logits, kind="stable")
         sorted_, is_ai = logits[order], labels[order] == 1
         ends = np.flatnonzero(np.append(sorted_[1:] != sorted_[:-1], True)[: len(order)])
@@ -143,7 +158,7 @@ class Weighted:
         return cls(order, ends, is_ai, sums, not np.isnan(threshold))
 
     def metrics(self, weights: Weights) -> dict[str, Float[np.ndarray, " b"]]:
-        """Each metric under each weighting (of the images as they were given); NaN if undefined."""
+        """Every metric under every weighting, NaN where undefined; columns are in input order."""
         weights = weights[:, self.order]
         sums = (weights @ self.sums).T
         nature, ai, nature_right, ai_right, nature_right_at, ai_right_at, squares = sums[:7]
@@ -167,7 +182,7 @@ class Weighted:
     def _ranking(
         self, weights: Weights, nature: np.ndarray, ai: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """What depends on the order alone; a threshold lies after each of ``ends``."""
+        """Metrics that depend only on the ranking, with one threshold after each of ``ends``."""
         above = np.cumsum(weights, axis=1)[:, self.ends]
         true = np.cumsum(weights * self.is_ai, axis=1)[:, self.ends]
         false = above - true

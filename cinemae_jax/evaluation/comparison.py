@@ -1,4 +1,4 @@
-"""Two scorings of the same images, measured with paired intervals."""
+"""Metrics of two scorings of the same images, with paired intervals."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ from cinemae_jax.evaluation.metrics import Row
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two scorings of the same images: a row a generator, and last the mean of all.
+    """Metrics of two scorings: one row per generator, then their mean.
 
     Attributes:
-      before, after: of ``metrics.evaluate``.
-      difference: after less before, paired (``metrics.compare``).
+      before, after: rows of ``metrics.evaluate``.
+      difference: after minus before, paired (``metrics.compare``).
     """
 
     before: list[Row]

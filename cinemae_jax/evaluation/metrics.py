@@ -1,13 +1,13 @@
-"""Scores to numbers with bootstrap intervals: of every generator, their mean, and the worst.
+"""Metrics with bootstrap intervals: per generator, their mean, and the worst generator.
 
-In: a table of scores, one row an image.  Undefined values (one class only, no image) are NaN.
-Percentile intervals know nothing of what was never drawn: where all of n images are right, the
-interval has no width, though up to 3/n of them could be wrong; nor has it where a class has but one
-image or group.  AI images found at a rate of false alarms have none where photographs are too few.
+In: labelled scores, one row per image.  Undefined values (a single class, no image) are NaN.
+A percentile interval cannot show what was never drawn.  If all n images are right, its width is 0
+although the error rate may be as high as 3/n; the same holds for a class with a single image or
+group.  The true-positive rate at a false-positive rate has no interval with too few photographs.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,8 @@ from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.evaluation.bootstrap import (
     ECE_BINS,
     FALSE_POSITIVE_RATES,
+    Names,
+    Resampling,
     Weighted,
     balanced,
     ece_bin,
@@ -28,14 +30,38 @@ from cinemae_jax.evaluation.bootstrap import (
 Labels = Int[np.ndarray, " n"]
 Logits = Float[np.ndarray, " n"]
 Probabilities = Float[np.ndarray, " n"]
-Names = np.ndarray  # (N,) strings
 
 NAN = float("nan")
 LOWER_IS_BETTER = frozenset({"ece", "brier"})
-# That a rate must allow among a generator's photographs for an interval of the AI images found at
-# it: below, the threshold is one of the few highest photographs, which resamples leave out or
-# keep but never exceed, and the interval may lie above the value itself.
+# False positives that a rate must allow among a generator's photographs for an interval of the
+# true-positive rate.  With fewer, the threshold is one of the few highest photographs.  Resamples
+# can drop these but not exceed them, so the interval may lie above the value itself.
 LEAST_FALSE_ALARMS = 5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredImages:
+    """Labelled scores, one row per image.
+
+    Attributes:
+      label: 0 nature, 1 AI.
+      logit: positive for AI; an image whose logit is NaN counts as unread.
+      generator: whose set the image belongs to.
+      valid: False for unread images; they are counted but not scored.
+      group: name of the group that is resampled as one, for example the prompt; a group may span
+        generators.  None resamples images one by one.
+    """
+
+    label: Labels
+    logit: Logits
+    generator: Names
+    valid: Bool[np.ndarray, " n"]
+    group: Names | None = None
+
+    @property
+    def scored(self) -> Bool[np.ndarray, " n"]:
+        """Images that the metrics count."""
+        return self.valid & ~np.isnan(self.logit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +75,12 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Results on one generator, or the mean of several.
+    """Results on one generator, or the mean over generators.
 
     Attributes:
       name: of the generator.
-      nature, ai: number of images scored.
-      bad: number that could not be read or whose score is NaN; they count nowhere else.
+      nature, ai: number of scored images.
+      bad: number of unread images, including those whose score is NaN; no metric counts them.
       metrics: by name (``METRICS``).
     """
 
@@ -65,11 +91,11 @@ class Row:
     metrics: dict[str, Estimate]
 
 
-# --- one number ---------------------------------------------------------------------------------
+# --- one metric ---------------------------------------------------------------------------------
 
 
 def accuracy(labels: Labels, logits: Logits, threshold: float = 0.0) -> float:
-    """Share of images on the right side of a logit; 0 is probability 0.5 of the head itself."""
+    """Share of images on the right side of a logit; 0 is the head's probability 0.5."""
     if not len(labels) or np.isnan(threshold) or np.isnan(logits).any():
         return NAN
     return float(((logits > threshold) == (labels == 1)).mean())
@@ -97,8 +123,10 @@ def average_precision(labels: Labels, logits: Logits) -> float:
 
 
 def tpr_at_fpr(labels: Labels, logits: Logits, fpr: float) -> float:
-    """Share of AI images called AI at the lowest threshold that calls at most ``fpr`` of the
-    photographs AI; without interpolation, and with the threshold taken on these very images."""
+    """True-positive rate at the lowest threshold whose false-positive rate is at most ``fpr``.
+
+    The threshold is chosen on the same images, without interpolation.
+    """
     if not _ranked(labels, logits):
         return NAN
     false, true, _ = roc_curve(labels, _ranks(logits), drop_intermediate=False)
@@ -106,17 +134,18 @@ def tpr_at_fpr(labels: Labels, logits: Logits, fpr: float) -> float:
 
 
 def brier(labels: Labels, probability: Probabilities) -> float:
-    """Mean squared difference of the probability of AI and the label."""
+    """Mean squared difference between the probability of AI and the label."""
     if not len(labels) or np.isnan(probability).any():
         return NAN
     return float(brier_score_loss(labels, probability, pos_label=1, labels=[0, 1]))
 
 
 def ece(labels: Labels, probability: Probabilities) -> float:
-    """Expected calibration error: |mean probability - share of AI|, weighted by images.
+    """Expected calibration error (Naeini et al., AAAI 2015).
 
-    Of ``ECE_BINS`` equally wide bins of the probability of AI.  Noise within bins adds to it: few
-    images, and resamples all the more, put it too high.  Naeini et al., AAAI 2015.
+    |mean probability - share of AI images| per bin, averaged with the bins' image counts over
+    ``ECE_BINS`` equally wide bins.  Noise within bins biases it upwards, the more so for few images
+    and for resamples.
     """
     if not len(labels) or np.isnan(probability).any():
         return NAN
@@ -127,13 +156,13 @@ def ece(labels: Labels, probability: Probabilities) -> float:
 def values(
     labels: Labels, logits: Logits, calibration: Calibration | None = None
 ) -> dict[str, float]:
-    """Every metric; NaN where undefined.
+    """Every metric by name; NaN where undefined.
 
     Args:
       labels: (N,) 0 nature, 1 AI.
       logits: (N,) positive for AI.
-      calibration: gives ``*_calibrated`` its threshold (without one they are NaN), and ECE and
-        Brier their probabilities (without it, the head's own).
+      calibration: threshold of ``*_calibrated`` (NaN without one), and probabilities of ECE and
+        Brier score (without a calibration, the sigmoid of the logit).
     """
     probability, threshold = probability_of(logits, calibration), threshold_of(calibration)
     return {
@@ -152,12 +181,12 @@ def values(
 
 
 def _ranked(labels: Labels, logits: Logits) -> bool:
-    """Whether both classes are there, and every score is a number."""
+    """Whether both classes are present and no score is NaN."""
     return len(np.unique(labels)) == 2 and not bool(np.isnan(logits).any())
 
 
 def _ranks(logits: Logits) -> np.ndarray:
-    """In the same order, with the same ties; scikit-learn takes no infinite scores."""
+    """Ranks with the same order and ties: scikit-learn rejects infinite scores."""
     return np.unique(logits, return_inverse=True)[1]
 
 
@@ -169,65 +198,49 @@ METRICS = tuple(values(np.zeros(0, np.int64), np.zeros(0)))
 
 
 def evaluate(
-    labels: Labels,
-    logits: Logits,
-    generators: Names,
-    valid: Bool[np.ndarray, " n"],
-    *,
-    bootstrap: int,
-    confidence: float,
-    seed: int,
-    calibration: Calibration | None = None,
-    groups: Names | None = None,
+    images: ScoredImages, resampling: Resampling, *, calibration: Calibration | None = None
 ) -> list[Row]:
-    """One row a generator, sorted by name, and last the unweighted mean of all.
+    """One row per generator, sorted by name, and the unweighted mean as the last row.
+
+    Each class of a generator keeps its size in every resample: by construction if images are drawn
+    one by one, by weights if groups are drawn.
 
     Args:
-      labels: (N,) 0 nature, 1 AI.
-      logits: (N,) positive for AI.
-      generators: (N,) names.
-      valid: (N,) False for images that could not be read; counted, not scored.
-      bootstrap: resamples, in which each class of a generator keeps its size.
-      confidence: of the percentile intervals.
-      seed: of the resampling.
+      images: labelled scores.
+      resampling: settings of the intervals.
       calibration: as in ``values``.
-      groups: (N,) names of what is drawn as one, for example prompts, of several generators or not;
-        each class is weighted back to its size.  None draws images.
     """
-    table = _Table(labels, generators, valid & ~np.isnan(logits), groups)
-    (results,) = table.measure([(logits, calibration)], bootstrap, seed)
-    return table.summary(results, confidence)
+    table = _Table(images, images.scored)
+    (results,) = table.measure([images.logit], calibration, resampling)
+    return table.summary(results, resampling.confidence)
 
 
 def compare(
-    labels: Labels,
-    first: Logits,
-    second: Logits,
-    generators: Names,
-    valid: Bool[np.ndarray, " n"],
+    images: ScoredImages,
+    other: Logits,
+    resampling: Resampling,
     *,
-    bootstrap: int,
-    confidence: float,
-    seed: int,
-    calibrations: tuple[Calibration | None, Calibration | None] = (None, None),
-    groups: Names | None = None,
+    calibration: Calibration | None = None,
 ) -> list[Row]:
-    """Every metric of a second scoring of the same images less that of the first.
+    """Every metric of a second scoring of the same images, minus that of the first.
 
-    Paired: each resample draws the same images for both, so that what makes an image hard for both
-    does not widen the interval.  The arguments are those of ``evaluate``; an image that is NaN in
-    either scoring counts in neither.
+    The intervals are paired: a resample draws the same images for both scorings, so difficulty
+    that they share does not widen the interval.  An image that is NaN in one counts in neither.
+
+    Args:
+      images: with the first scoring.
+      other: (N,) logits of the second scoring.
+      resampling, calibration: as in ``evaluate``.
     """
-    table = _Table(labels, generators, valid & ~np.isnan(first) & ~np.isnan(second), groups)
-    scorings = list(zip((first, second), calibrations, strict=True))
-    before, after = table.measure(scorings, bootstrap, seed)
-    return table.summary(after - before, confidence)
+    table = _Table(images, images.scored & ~np.isnan(other))
+    before, after = table.measure([images.logit, other], calibration, resampling)
+    return table.summary(after - before, resampling.confidence)
 
 
 def worst(rows: Sequence[Row]) -> dict[str, Row]:
-    """Of each metric, the row of the generator that is worst in it; none where all are undefined.
+    """The row of the worst generator, by metric; without metrics that are undefined everywhere.
 
-    Its interval is that generator's own, as if it had not been picked for being the worst.
+    The interval is that generator's own and ignores the selection of the worst.
 
     Args:
       rows: of ``evaluate``.
@@ -242,30 +255,30 @@ def worst(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 class _Table:
-    """The scored images of each generator, and how they are resampled."""
+    """The scored images of every generator, and their resamples."""
 
-    def __init__(
-        self, labels: Labels, generators: Names, scored: np.ndarray, groups: Names | None
-    ) -> None:
-        self.names, index = np.unique(generators, return_inverse=True)
-        self.labels, self.scored, self.groups = labels, scored, groups
-        self.cells = 2 * index + labels
+    def __init__(self, images: ScoredImages, scored: Bool[np.ndarray, " n"]) -> None:
+        self.names, index = np.unique(images.generator, return_inverse=True)
+        self.labels, self.scored, self.groups = images.label, scored, images.group
+        self.cells = 2 * index + self.labels
         self.rows = [np.flatnonzero((index == i) & scored) for i in range(len(self.names))]
         self.bad = np.bincount(index[~scored], minlength=len(self.names))
 
     def measure(
-        self, scorings: Sequence[tuple[Logits, Calibration | None]], times: int, seed: int
+        self, scorings: Sequence[Logits], calibration: Calibration | None, resampling: Resampling
     ) -> Float[np.ndarray, "s g m r"]:
-        """Of each scoring, generator and metric: the value, and then its ``times`` resamples."""
+        """Metrics per scoring and generator: the value first, then its resamples."""
+        times, seed = resampling.bootstrap, resampling.seed
         result = np.full((len(scorings), len(self.names), len(METRICS), 1 + times), np.nan)
-        for s, (logits, known) in enumerate(scorings):
+        for s, logits in enumerate(scorings):
             for g, own in enumerate(self.rows):
-                result[s, g, :, 0] = list(values(self.labels[own], logits[own], known).values())
+                known = values(self.labels[own], logits[own], calibration)
+                result[s, g, :, 0] = list(known.values())
         ready = [
-            [Weighted.of(self.labels[own], logits[own], known) for own in self.rows]
-            for logits, known in scorings
+            [Weighted.of(self.labels[own], logits[own], calibration) for own in self.rows]
+            for logits in scorings
         ]
-        place = np.cumsum(self.scored) - 1  # of each image among the scored ones
+        place = np.cumsum(self.scored) - 1  # index of each image among the scored ones
         groups = None if self.groups is None else self.groups[self.scored]
         start = 1
         for drawn in resamples(self.cells[self.scored], groups, times=times, seed=seed):
@@ -286,23 +299,23 @@ class _Table:
         return _centre_ece(result)
 
     def summary(self, results: Float[np.ndarray, "g m r"], confidence: float) -> list[Row]:
-        """A row a generator, and their mean, with intervals of a confidence."""
+        """One row per generator, then their mean."""
         rows = []
         for name, own, bad, result in zip(self.names, self.rows, self.bad, results, strict=True):
             ai = int((self.labels[own] == 1).sum())
-            rows.append(Row(str(name), len(own) - ai, ai, int(bad), _estimates(result, confidence)))
+            rows.append(Row(str(name), len(own) - ai, ai, int(bad), estimates(result, confidence)))
         nature, ai, bad = (
             sum(getattr(row, count) for row in rows) for count in ("nature", "ai", "bad")
         )
         mean = results.mean(axis=0) if rows else np.full(results.shape[1:], np.nan)
-        return [*rows, Row("mean", nature, ai, bad, _estimates(mean, confidence))]
+        return [*rows, Row("mean", nature, ai, bad, estimates(mean, confidence))]
 
 
 def _centre_ece(results: Float[np.ndarray, "s g m r"]) -> Float[np.ndarray, "s g m r"]:
-    """Shifts the resamples of the ECE to a mean of its value, at least 0.
+    """Shifts the resamples of the ECE so that their mean is its value; none falls below 0.
 
-    Noise adds to an ECE, and a resample has twice the noise of its sample: as they come, their
-    percentiles may lie above the value itself.
+    Noise biases an ECE upwards, and a resample has twice the noise variance of its sample, so the
+    raw percentiles may lie above the value itself.
     """
     ece_of = results[:, :, METRICS.index("ece")]
     if ece_of.shape[-1] > 1:
@@ -312,15 +325,24 @@ def _centre_ece(results: Float[np.ndarray, "s g m r"]) -> Float[np.ndarray, "s g
     return results
 
 
-def _estimates(results: Float[np.ndarray, "m r"], confidence: float) -> dict[str, Estimate]:
+def estimates(
+    results: Float[np.ndarray, "m r"], confidence: float, names: Iterable[str] = METRICS
+) -> dict[str, Estimate]:
+    """Values and intervals by metric.
+
+    Args:
+      results: one row per metric: the value, then its resamples.
+      confidence: of the intervals.
+      names: of the metrics.
+    """
     return {
-        name: interval(float(result[0]), result[1:], confidence)
-        for name, result in zip(METRICS, results, strict=True)
+        name: _interval(float(result[0]), result[1:], confidence)
+        for name, result in zip(names, results, strict=True)
     }
 
 
-def interval(value: float, replicates: np.ndarray, confidence: float) -> Estimate:
-    """A value between the percentiles of its resamples; without them where any is undefined."""
+def _interval(value: float, replicates: Float[np.ndarray, " r"], confidence: float) -> Estimate:
+    """A value and the percentiles of its resamples; no interval if any of them is undefined."""
     if np.isnan(value) or not len(replicates) or np.isnan(replicates).any():
         return Estimate(value, NAN, NAN)
     tail = (1 - confidence) / 2

@@ -1,4 +1,4 @@
-"""Estimates and comparisons in words and numbers."""
+"""Estimates and comparisons as text."""
 
 import math
 
@@ -7,12 +7,12 @@ from cinemae_jax.evaluation.metrics import Estimate
 
 
 def equalised_in_words(found: Comparison, *, side: int, quality: int) -> list[str]:
-    """What is left once format, size and quality say nothing any more."""
+    """Phrases on the effect of equalised format, size and quality: accuracy, then AUC."""
     before, after, change = (
         rows[-1].metrics for rows in (found.before, found.after, found.difference)
     )
     return [
-        f"with both classes saved anew (short side {side}, JPEG {quality}) the mean {name} "
+        f"after re-saving both classes (short side {side}, JPEG {quality}), the mean {name} "
         f"{moves(change[metric])}: {shown(before[metric])} raw, {shown(after[metric])} equalised "
         f"({signed(change[metric])})"
         for metric, name, shown in (("accuracy", "accuracy", percent), ("auc", "AUC", number))
@@ -20,17 +20,17 @@ def equalised_in_words(found: Comparison, *, side: int, quality: int) -> list[st
 
 
 def called_ai(right: Estimate) -> Estimate:
-    """Share of photographs called AI, from the share called nature."""
+    """One minus an estimate: the share of photographs called AI from the share called nature."""
     return Estimate(1 - right.value, 1 - right.high, 1 - right.low)
 
 
 def negative(estimate: Estimate) -> Estimate:
-    """Of a difference: the other way round."""
+    """A difference with the opposite sign."""
     return Estimate(-estimate.value, -estimate.high, -estimate.low)
 
 
 def moves(change: Estimate) -> str:
-    """Falls, rises, or neither as far as the interval tells."""
+    """The direction of a change, if its interval excludes 0."""
     if change.high < 0:
         return "falls"
     return "rises" if change.low > 0 else "does not change measurably"
@@ -47,7 +47,7 @@ def number(estimate: Estimate) -> str:
 
 
 def signed(change: Estimate) -> str:
-    """A difference in points of 100, with its interval: ``-3.1 [-5.0, -1.2]``."""
+    """A difference in percentage points, with its interval: ``-3.1 [-5.0, -1.2]``."""
     if math.isnan(change.value):
         return "–"
     interval = "" if math.isnan(change.low) else f" [{_point(change.low)}, {_point(change.high)}]"
@@ -55,4 +55,4 @@ def signed(change: Estimate) -> str:
 
 
 def _point(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:+.1f}"  # + 0.0: no minus before nothing
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # + 0.0 turns -0.0 into 0.0

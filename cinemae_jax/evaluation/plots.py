@@ -1,6 +1,6 @@
-"""Figures of the report, as SVG to be put into a page: text and axes take the page's own colour.
+"""Figures of the report as inline SVG; text and axes take the colour of the page.
 
-Each is small enough for a telephone; the page sets them side by side where there is room.
+Every figure fits a phone screen; the page puts them side by side if there is room.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Float, Int, Shaped
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,11 +28,11 @@ from cinemae_jax.evaluation.audited import Change
 from cinemae_jax.evaluation.bootstrap import ECE_BINS, ece_bin
 from cinemae_jax.model.config import STATISTICS
 
-CLASS_COLOURS = ("#2a7fb8", "#d1603d")  # nature, ai: apart for the colour-blind, on black and white
-INK = "#010203"  # stands for the page's own text colour
+CLASS_COLOURS = ("#2a7fb8", "#d1603d")  # nature, ai: distinct for colour-blind readers
+INK = "#010203"  # placeholder for the text colour of the page
 STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: small, and in the page's font
-    "svg.hashsalt": "cinemae",  # the same page twice is the same file
+    "svg.fonttype": "none",  # text stays text: smaller files, font of the page
+    "svg.hashsalt": "cinemae",  # reproducible ids: equal pages are equal files
     "savefig.transparent": True,
     "font.size": 9,
     "axes.spines.top": False,
@@ -42,9 +43,9 @@ STYLE: Any = {
     **{f"axes.{what}": INK for what in ("edgecolor", "labelcolor", "titlecolor")},
 }
 WIDTH = 4.2  # inches
-NUM_BINS = 36  # of a distribution
-QUANTILES = (0.002, 0.998)  # ends of its axis, so that one image does not flatten the others
-SCATTERED = 1500  # images of a class in a scatter plot
+NUM_BINS = 36  # of a histogram
+QUANTILES = (0.002, 0.998)  # ends of its axis: one extreme image does not flatten the others
+SCATTERED = 1500  # images per class in a scatter plot
 STATISTIC_TITLES = {
     "variability": "s1, variability",
     "mean_anomaly": "s2, mean anomaly",
@@ -54,12 +55,12 @@ STATISTIC_TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Figures that belong together.
+    """A section of figures.
 
     Attributes:
       title: heading.
-      words: what they show.
-      figures: (what is seen, an SVG element) each.
+      words: what the figures show.
+      figures: (description, SVG element) pairs.
     """
 
     title: str
@@ -68,10 +69,10 @@ class Section:
 
 
 def sections(scores: pa.Table, changes: Sequence[Change] = ()) -> list[Section]:
-    """All figures; none where no image could be read, and no LCAS where the head reads none.
+    """All figures; none if every image is unread, and none of LCAS if the head does not use it.
 
     Args:
-      scores: as ``evaluate.score`` returns them, with or without calibrated probabilities.
+      scores: of ``scores.score``, with or without calibrated probabilities.
       changes: of an audit.
     """
     valid = scores.filter(pc.is_null(scores["error"]))
@@ -84,36 +85,56 @@ def sections(scores: pa.Table, changes: Sequence[Change] = ()) -> list[Section]:
                 words,
                 [(alt, _svg(figure, f"f{i}{j}-")) for j, (alt, figure) in enumerate(figures)],
             )
-            for i, (title, words, figures) in enumerate(_drawn(_Scores(valid), changes))
+            for i, (title, words, figures) in enumerate(_drawn(_Scores.of(valid), changes))
         ]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Scores:
-    """Columns of the images that were read."""
+    """Columns of the scored images.
 
-    def __init__(self, table: pa.Table) -> None:
-        self.label = table["label"].to_numpy()
-        self.generator = np.array(table["generator"].to_pylist())
-        self.generators = sorted(set(self.generator))
+    Attributes:
+      probability: of AI; ``kind`` says whether it is calibrated.
+      statistics: inputs of the head, by name.
+    """
+
+    label: Int[np.ndarray, " n"]
+    generator: Shaped[np.ndarray, " n"]
+    logit: Float[np.ndarray, " n"]
+    probability: Float[np.ndarray, " n"]
+    kind: str
+    statistics: dict[str, Float[np.ndarray, " n"]]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "_Scores":
+        is_calibrated = "calibrated_probability" in table.column_names
         names = [name for name in STATISTICS if name in table.column_names]
-        self.statistics = {name: table[name].to_numpy().astype(np.float64) for name in names}
-        self.logit = table["logit"].to_numpy().astype(np.float64)
-        self.is_calibrated = "calibrated_probability" in table.column_names
-        name = "calibrated_probability" if self.is_calibrated else "probability"
-        self.probability = table[name].to_numpy()
+        return cls(
+            label=table["label"].to_numpy(),
+            generator=np.array(table["generator"].to_pylist()),
+            logit=table["logit"].to_numpy().astype(np.float64),
+            probability=table[
+                "calibrated_probability" if is_calibrated else "probability"
+            ].to_numpy(),
+            kind="calibrated probability" if is_calibrated else "probability",
+            statistics={name: table[name].to_numpy().astype(np.float64) for name in names},
+        )
+
+    @property
+    def generators(self) -> list[str]:
+        return sorted(set(self.generator))
 
 
 _Drawn = tuple[str, str, list[tuple[str, Figure]]]
 
 
 def _drawn(scores: _Scores, changes: Sequence[Change]) -> Iterator[_Drawn]:
-    kind = "calibrated probability" if scores.is_calibrated else "probability"
     yield (
-        "How well the classes come apart",
-        "First, of each generator, the share of AI images found for every share of false alarms. "
-        f"Then whether the {kind} can be taken at its word, all generators together: on the dotted "
-        "line it can; bars are 95 % intervals, grey bars count the images. Last, the head's logit, "
-        "positive for AI: photographs above the line, AI images below it.",
+        "Separation of the classes",
+        "ROC curve of each generator. Reliability of the "
+        f"{scores.kind}, all generators together: exact on the dotted line; vertical bars are 95 % "
+        "intervals, grey bars count images. Logits of the head, positive for AI: photographs above "
+        "the line of their generator, AI images below.",
         [
             ("ROC curve of each generator", _roc(scores)),
             ("reliability of the probability", _reliability(scores)),
@@ -123,9 +144,9 @@ def _drawn(scores: _Scores, changes: Sequence[Change]) -> Iterator[_Drawn]:
     if scores.statistics:
         yield (
             "LCAS by class and generator",
-            "The statistics of the local conditional anomaly scores as the head takes them, of "
-            "photographs (above the line) and of AI images (below it): the paper's figure 2. "
-            "Where the two halves mirror each other, the statistic says nothing.",
+            "Statistics of the local conditional anomaly scores, the inputs of the head: "
+            "photographs above the line of their generator, AI images below (the paper's figure "
+            "2). If both halves have the same shape, the statistic does not separate the classes.",
             [
                 (STATISTIC_TITLES[name], _lanes(values, scores, STATISTIC_TITLES[name]))
                 for name, values in scores.statistics.items()
@@ -136,7 +157,7 @@ def _drawn(scores: _Scores, changes: Sequence[Change]) -> Iterator[_Drawn]:
     if curves:
         yield (
             "Robustness",
-            "Accuracy at probability 0.5 after a change of the images, mean of generators, with "
+            "Accuracy at probability 0.5 after a change of the images, mean over generators, with "
             "its interval; dotted: unchanged images.",
             curves,
         )
@@ -179,13 +200,12 @@ def _reliability(scores: _Scores) -> Figure:
     counts.bar(
         edges[:-1], np.bincount(bins, minlength=ECE_BINS), 1 / ECE_BINS, align="edge", color="grey"
     )
-    said = "calibrated probability" if scores.is_calibrated else "probability"
-    counts.set(xlabel=f"{said} of AI", ylabel="images")
+    counts.set(xlabel=f"{scores.kind} of AI", ylabel="images")
     return figure
 
 
 def _lanes(values: np.ndarray, scores: _Scores, title: str) -> Figure:
-    """A lane a generator: histogram of photographs above its line, of AI images below."""
+    """One lane per generator: histogram of photographs above its line, of AI images below."""
     figure, axes = _figure(0.68 * len(scores.generators) + 0.9)
     values, known = np.where(np.isfinite(values), values, 0), np.isfinite(values)
     low, high = np.quantile(values[known], QUANTILES) if known.any() else (0.0, 1.0)
@@ -205,7 +225,7 @@ def _lanes(values: np.ndarray, scores: _Scores, title: str) -> Figure:
 
 
 def _scatter(scores: _Scores) -> Iterator[tuple[str, Figure]]:
-    """s1 against s3, if the head has both; at most ``SCATTERED`` images a class."""
+    """s1 against s3 if the head uses both; at most ``SCATTERED`` images per class."""
     found = scores.statistics
     if not {"variability", "perturbation_sensitivity"} <= found.keys():
         return
@@ -220,11 +240,11 @@ def _scatter(scores: _Scores) -> Iterator[tuple[str, Figure]]:
     axes.set(xlabel=STATISTIC_TITLES["variability"])
     axes.set(ylabel=STATISTIC_TITLES["perturbation_sensitivity"])
     _class_legend(figure)
-    yield f"s1 and s3, at most {SCATTERED} images a class", figure
+    yield f"s1 and s3, at most {SCATTERED} images per class", figure
 
 
 def _curves(changes: Sequence[Change]) -> Iterator[tuple[str, Figure]]:
-    """One figure a family of changes that has more than one strength."""
+    """One figure per family of changes with more than one strength."""
     for family in dict.fromkeys(change.family for change in changes):
         own = sorted((c for c in changes if c.family == family), key=lambda c: c.strength)
         if len(own) < 2:
@@ -260,7 +280,7 @@ def _class_legend(figure: Figure) -> None:
 
 
 def _text(name: str) -> str:
-    """A name that Matplotlib takes as it is: no formulas, and no label that it leaves out."""
+    """A name escaped for Matplotlib: no formula (``$``), no hidden label (leading ``_``)."""
     escaped = name.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
@@ -271,9 +291,9 @@ _ID = re.compile(r'(id="|href="#|url\(#)')
 
 
 def _svg(figure: Figure, prefix: str) -> str:
-    """The <svg> element, in the page's colour; ``prefix`` sets its names apart from others'."""
+    """The <svg> element in the colour of the page; ``prefix`` makes its ids unique."""
     buffer = io.StringIO()
-    with warnings.catch_warnings():  # the browser has fonts for what Matplotlib's own lacks
+    with warnings.catch_warnings():  # browsers have fonts for glyphs that Matplotlib's font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()

@@ -1,6 +1,6 @@
-"""The receipt of an evaluation: every score to the last bit, and all that it depends on.
+"""The receipt of an evaluation: every score to the last bit, and everything it depends on.
 
-``evaluate`` writes it beside its report; ``cinemae verify`` scores the images again and compares.
+``evaluate`` writes it next to its report; ``cinemae verify`` scores the images again and compares.
 """
 
 import dataclasses
@@ -27,25 +27,25 @@ FILE = "receipt.json"
 FORMAT = "cinemae-receipt-1"
 ONLINE, BANK = "online", "bank"
 
-# Those that a score passes through.
+# Packages that can change a score.
 PACKAGES = ("cinemae_jax", "jax", "jaxlib", "flax", "grain", "numpy", "pillow")
-# Of Pillow: what turns files into pixels.
+# Pillow's libraries that turn files into pixels.
 DECODERS = ("libjpeg_turbo", "jpg", "zlib", "zlib_ng", "webp", "avif", "libtiff", "jpg_2000")
 
 
 class ReceiptError(ValueError):
-    """A receipt that cannot be read or replayed; the message says why."""
+    """A receipt that cannot be read or replayed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """What was said of one image.
+    """The scores of one image.
 
     Attributes:
-      example_id: of the catalog: a hash of its path below the data root.
-      path: as the catalog had it.
-      logits: float32 as Python floats, one a head; NaN where it could not be read.
-      error: why it could not be read, or None.
+      example_id: the catalog's hash of the path below the data root.
+      path: below the data root.
+      logits: float32 values as Python floats, one per head; NaN if the image is unread.
+      error: why the image is unread, or None.
     """
 
     example_id: int
@@ -56,17 +56,17 @@ class Image:
 
 @dataclasses.dataclass(frozen=True)
 class Receipt:
-    """Scores, and what they rest on.
+    """Scores and everything they depend on.
 
     Attributes:
-      facts: nested; all that a score depends on, and the settings of the devices (``facts_of``).
-      source: ``online``, where the backbone saw the images while they were scored; ``bank``, where
-        it had seen them before, in batches of its own.
-      batch_size: of images through the backbone, over all devices.
-      data: ``root`` and ``source`` of the data set, as the config has them.
-      detector: file or name that was evaluated; empty for the run in the receipt's folder.
-      command: that wrote it.
-      images: in the order in which they were scored.
+      facts: nested; backbone, head, seeds, preprocessing, devices, versions (``facts_of``).
+      source: ``online`` if features were computed during the evaluation; ``bank`` if they were
+        stored before, in batches of another size.
+      batch_size: images per backbone batch, over all devices.
+      data: ``root`` and ``source`` of the data set, as in the config.
+      detector: file or name of the evaluated detector; empty for the run in the receipt's folder.
+      command: command line of the evaluation.
+      images: in scoring order.
     """
 
     facts: dict[str, Any]
@@ -79,9 +79,9 @@ class Receipt:
 
     @property
     def is_exact(self) -> bool:
-        """Whether a replay on the same machine must repeat every bit.
+        """Whether a replay on the same machine must reproduce every bit.
 
-        Numbers of a bank come from batches of another shape, on which rounding depends.
+        Features of a bank come from batches of another shape, which changes the rounding.
         """
         return self.source == ONLINE
 
@@ -96,11 +96,11 @@ def of(
     """The receipt of an evaluation.
 
     Args:
-      detector: that gave the scores, with the settings of this evaluation.
-      images: where the features came from.
-      table: of ``evaluate.score``.
+      detector: evaluated detector, with the settings of this evaluation.
+      images: source of the features.
+      table: of ``scores.score``.
       replicas: devices.
-      command: for people to repeat.
+      command: command line to repeat the evaluation.
     """
     config = detector.settings
     banked = isinstance(images, BankedSet)
@@ -116,7 +116,7 @@ def of(
 
 
 def images_of(table: pa.Table, num_heads: int) -> Iterator[Image]:
-    """Scores of ``evaluate.score`` as a receipt has them."""
+    """Rows of ``scores.score`` as images of a receipt."""
     names = ["logit", *(f"logit_{i}" for i in range(1, num_heads))]
     logits = np.stack([table[name].to_numpy(zero_copy_only=False) for name in names], axis=1)
     columns = (table[name].to_pylist() for name in ("example_id", "path", "error"))
@@ -125,7 +125,7 @@ def images_of(table: pa.Table, num_heads: int) -> Iterator[Image]:
 
 
 def facts_of(detector: TrainedDetector, replicas: Replicas) -> dict[str, Any]:
-    """All that a score depends on besides the images, as JSON has it."""
+    """Everything a score depends on besides the images, as JSON values."""
     config, devices = detector.settings, list(replicas.mesh.devices.flat)
     transform = config.data.eval_transform(detector.backbone.config.image_size)
     facts = {
@@ -155,36 +155,18 @@ def facts_of(detector: TrainedDetector, replicas: Replicas) -> dict[str, Any]:
 
 
 def decoders() -> dict[str, str]:
-    """Versions of the libraries inside Pillow that decode files, those that it has."""
+    """Versions of the decoding libraries that this Pillow was built with."""
     found = {name: pillow.version(name) for name in DECODERS if pillow.check(name)}
     return {name: str(version) for name, version in found.items() if version}
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """A phrase for every fact that is another one: ``versions.jax was '0.10.2', is '0.12.0'``."""
-    old, new = dict(_dotted(before)), dict(_dotted(after))
-    return [
-        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 # --- on disk ------------------------------------------------------------------------------------
 
 
 def write(path: Path, receipt: Receipt) -> None:
-    """Writes JSON, an image a line; complete or not at all.
+    """Writes a receipt as JSON with one line per image, atomically.
 
-    Logits are hexadecimal floats (C99, ``float.fromhex``), which hold every bit.
+    Logits are hexadecimal floats (C99, ``float.fromhex``), which keep every bit.
     """
     head = {"format": FORMAT} | {
         field.name: getattr(receipt, field.name)
@@ -194,7 +176,7 @@ def write(path: Path, receipt: Receipt) -> None:
     lines = (
         json.dumps(
             {
-                "example_id": str(image.example_id),  # 64 bits are too many for JSON elsewhere
+                "example_id": str(image.example_id),  # 64 bits: many JSON readers would round
                 "path": image.path,
                 "logits": [logit.hex() for logit in image.logits],
                 "error": image.error,
@@ -208,17 +190,17 @@ def write(path: Path, receipt: Receipt) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Receipt:
-    """Reads what ``write`` wrote.
+    """Reads a receipt.
 
     Raises:
-      ReceiptError: if it is no receipt.
-      OSError: if there is no such file.
+      ReceiptError: if the file is not a valid receipt.
+      OSError: if the file cannot be read.
     """
     text = Path(path).read_text(encoding="utf-8")
     try:
         record = json.loads(text)
         if record["format"] != FORMAT:
-            raise ValueError(f"its format is {record['format']!r}, expected {FORMAT!r}")
+            raise ValueError(f"format is {record['format']!r}, expected {FORMAT!r}")
         facts, batch_size = dict(record["facts"]), int(record["batch_size"])
         needed = (facts["calibration"]["fpr"], facts["calibration"]["fnr"])
         if min(batch_size, int(facts["devices"]["count"]), *needed) <= 0:
@@ -234,7 +216,8 @@ def read(path: str | os.PathLike[str]) -> Receipt:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ReceiptError(
-            f"{path} is no receipt of `python -m cinemae_jax.evaluate`: {error}"
+            f"{path} is not a receipt ({type(error).__name__}: {error}): use the {FILE} that "
+            "`python -m cinemae_jax.evaluate` wrote"
         ) from error
 
 
@@ -248,12 +231,12 @@ def _image(record: Mapping[str, Any]) -> Image:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """An image of which something else is said now.
+    """An image whose scores changed.
 
     Attributes:
       path: of the image.
-      by: largest difference of a logit; infinite where it can be read only then or only now.
-      words: what was, what is.
+      by: largest logit difference; infinite if the image was read only once, then or now.
+      words: the old and the new scores, or errors.
     """
 
     path: str
@@ -264,18 +247,18 @@ class Difference:
 def differences(
     before: Sequence[Image], after: Mapping[int, Image], tolerance: float
 ) -> tuple[list[Difference], float]:
-    """Images whose scores are not the same, in their order; and the largest difference of all.
+    """The images whose scores changed, in order, and the largest logit difference of all images.
 
     Args:
-      before: of a receipt.
-      after: of a replay, by example id.
-      tolerance: difference of a logit up to which it counts as the same; 0 allows none.
+      before: images of a receipt.
+      after: images of a replay, by example id.
+      tolerance: largest logit difference that counts as equal; 0 requires equal bits.
     """
     found, largest = [], 0.0
     for old in before:
         new = after.get(old.example_id)
         if new is None:
-            found.append(Difference(old.path, float("inf"), f"{_said(old)}; is not there now"))
+            found.append(Difference(old.path, float("inf"), f"{_said(old)}; is missing now"))
         elif (by := _distance(old, new)) > tolerance:
             found.append(Difference(old.path, by, f"{_said(old)}; is {_said(new)} ({by:.2g})"))
         else:

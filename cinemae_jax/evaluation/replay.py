@@ -1,4 +1,4 @@
-"""Scores the images of a receipt again and compares."""
+"""Scores the images of a receipt again and compares the scores."""
 
 import dataclasses
 import math
@@ -16,28 +16,27 @@ from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import receipt, scores
 from cinemae_jax.evaluation.receipt import Difference, Receipt, ReceiptError
-from cinemae_jax.features import splits
-from cinemae_jax.features.extraction import Extractor
-from cinemae_jax.features.sources import OnlineSet
+from cinemae_jax.features.run import UNREAD
+from cinemae_jax.runtime import differences
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
 
-# Of a logit, where the receipt's scores came from a bank: other batch shapes round otherwise, and
-# no difference as small as this changes what a score means.
+# Logit tolerance for scores from a bank: batches of another shape round differently, and a
+# difference this small does not change the meaning of a score.
 BANK_TOLERANCE = 1e-4
-LISTED = 10
+LISTED = 10  # changed images printed at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What came of scoring again.
+    """The result of a replay.
 
     Attributes:
-      num_images: that were compared.
-      found: those whose scores differ, in the receipt's order.
-      largest: difference of a logit.
-      tolerance: up to which a difference counted as none.
-      changes: what else is not as it was.
+      num_images: number of compared images.
+      found: images whose scores changed, in the receipt's order.
+      largest: largest logit difference.
+      tolerance: largest logit difference that counts as equal.
+      changes: facts of the receipt that changed.
     """
 
     num_images: int
@@ -47,20 +46,20 @@ class Replay:
     changes: list[str]
 
     def in_words(self) -> list[str]:
-        """A verdict first, then where and why."""
+        """Lines to print: the result, the changed images, the changed facts."""
         said = []
         if self.found:
             said.append(
                 f"differs   {len(self.found)} of {self.num_images} images by more than "
-                f"{self.tolerance:g}; largest difference of a logit {self.largest:.3g}"
+                f"{self.tolerance:g}; largest logit difference {self.largest:.3g}"
             )
             said += [f"          {one.path}: was {one.words}" for one in self.found[:LISTED]]
             if len(self.found) > LISTED:
                 said.append(f"          and {len(self.found) - LISTED} more")
         elif self.tolerance:
             said.append(
-                f"equal     {self.num_images} images within {self.tolerance:g}; largest difference "
-                f"of a logit {self.largest:.3g}"
+                f"equal     {self.num_images} images within {self.tolerance:g}; largest logit "
+                f"difference {self.largest:.3g}"
             )
         else:
             said.append(f"equal     {self.num_images} images, every score to the last bit")
@@ -76,17 +75,18 @@ def replay(
     tolerance: float | None = None,
     replicas: Replicas | None = None,
 ) -> Replay:
-    """Scores the images of a receipt again, as ``evaluate`` does from the images themselves.
+    """Scores the images of a receipt again from their files, as ``evaluate`` does.
 
-    They come in the receipt's order and batches, since neighbours and shapes may decide a last bit.
+    Order and batches are the receipt's: batch neighbours and shapes can change the last bit.
 
     Args:
       old: the receipt.
-      detector: to score with.
-      images: the data set; what the receipt does not name is left alone.
-      sample: number of images, rounded up to whole batches, which are spread evenly; 0 takes all.
-      tolerance: of a logit; None allows none, and ``BANK_TOLERANCE`` for scores from a bank.
-      replicas: devices; None takes as many as the receipt had, if there are.
+      detector: scores the images.
+      images: the data set; images that the receipt does not name are ignored.
+      sample: number of images, rounded up to whole, evenly spread batches; 0 takes all.
+      tolerance: largest logit difference that counts as equal; None means 0, or
+        ``BANK_TOLERANCE`` for scores from a bank.
+      replicas: devices; None takes as many as the receipt used, if available.
 
     Raises:
       ReceiptError: if nothing can be compared.
@@ -100,25 +100,25 @@ def replay(
     if num_heads != {detector.settings.num_seeds}:
         raise ReceiptError(
             f"the receipt has scores of {max(num_heads, default=0)} heads, the detector has "
-            f"{detector.settings.num_seeds}"
+            f"{detector.settings.num_seeds}: name the evaluated detector with --detector"
         )
     scored = dataclasses.replace(detector, settings=_settings(old, detector))
     replicas.check_batch_size(old.batch_size, "the receipt's batch_size")
     with tempfile.TemporaryDirectory(prefix="cinemae-verify-") as folder:
-        bad = BadImages(Path(folder, splits.BAD_IMAGES))
-        once = OnlineSet(found, Extractor(scored.settings, scored.backbone, replicas))
-        table = scores.score(scored, once, bad, replicas)
+        unread = BadImages(Path(folder, UNREAD))
+        table = scores.score(scored, scored.online(found, replicas), replicas, unread)
     new = {image.example_id: image for image in receipt.images_of(table, scored.settings.num_seeds)}
     different, largest = receipt.differences(wanted, new, tolerance)
     facts = receipt.facts_of(scored, replicas)
     if not sample:
         facts |= {"images": found.fingerprint}
     before = {name: value for name, value in old.facts.items() if name in facts}
-    return Replay(len(wanted), different, largest, tolerance, receipt.changes(before, facts))
+    changes = [f"{name} {words}" for name, words in differences.changes(before, facts).items()]
+    return Replay(len(wanted), different, largest, tolerance, changes)
 
 
 def sampled(old: Receipt, count: int) -> Sequence[receipt.Image]:
-    """At least ``count`` images in whole batches, evenly spread; 0 or too many: all."""
+    """At least ``count`` images in whole, evenly spread batches; all if ``count`` is 0."""
     num_batches = math.ceil(len(old.images) / old.batch_size)
     wanted = math.ceil(count / old.batch_size)
     if not count or wanted >= num_batches:
@@ -128,26 +128,26 @@ def sampled(old: Receipt, count: int) -> Sequence[receipt.Image]:
 
 
 def _rows(images: Catalog, example_ids: Sequence[int]) -> Catalog:
-    """The images with some ids, in that order; those that are gone are left out."""
+    """The images with these ids, in this order, without missing ones."""
     at = pc.index_in(
         pa.array(example_ids, pa.uint64()), images.table["example_id"].combine_chunks()
     )
     if at.null_count == len(at):
         raise ReceiptError(
-            f"none of the receipt's {len(example_ids)} images is in {images.root}: "
-            "--root names their data set"
+            f"{images.root} holds none of the receipt's {len(example_ids)} images: name their "
+            "data set with --root"
         )
     return dataclasses.replace(images, table=images.table.take(at.drop_null()))
 
 
 def _devices(old: Receipt) -> Replicas:
-    """As many as there were: the shape of a device's share may decide a last bit."""
+    """As many devices as the receipt used: the shape of a shard can change the last bit."""
     count = int(old.facts["devices"]["count"])
     return Replicas(tuple(jax.devices()[:count])) if count < jax.device_count() else Replicas()
 
 
 def _settings(old: Receipt, detector: TrainedDetector) -> Settings:
-    """Those of the detector, with the receipt's batches and error rates."""
+    """The detector's settings with the receipt's batch size and error rates."""
     config, known = detector.settings, old.facts["calibration"]
     measured = dataclasses.replace(
         config.eval, batch_size=old.batch_size, fpr=known["fpr"], fnr=known["fnr"]

@@ -1,7 +1,4 @@
-"""Results for people and programs: terminal table, JSON, CSV, and one page as HTML and Markdown.
-
-The pages need nothing but themselves: figures and pictures are inside.
-"""
+"""Results as a terminal table, JSON, CSV, and self-contained HTML and Markdown pages."""
 
 import dataclasses
 import io
@@ -26,7 +23,7 @@ from cinemae_jax.evaluation.bootstrap import ECE_BINS
 from cinemae_jax.evaluation.metrics import METRICS, Estimate, Row
 from cinemae_jax.runtime.console import versions
 
-# Of each table: metric and column title. All numbers are per cent.
+# Table title → metric → column title.  All numbers are per cent.
 TABLES = {
     "accuracy at probability 0.5, and ranking": {
         "accuracy": "accuracy",
@@ -40,21 +37,21 @@ TABLES = {
         "nature_accuracy_calibrated": "nature right",
         "ai_accuracy_calibrated": "ai right",
     },
-    "at a rate of false alarms, and calibration": {
-        "tpr_at_fpr_1": "found at 1 %",
-        "tpr_at_fpr_5": "found at 5 %",
+    "at a fixed false-positive rate, and calibration": {
+        "tpr_at_fpr_1": "TPR at 1 % FPR",
+        "tpr_at_fpr_5": "TPR at 5 % FPR",
         "ece": "ECE",
         "brier": "Brier",
     },
 }
-WITH_INTERVAL = ("accuracy", "auc", "accuracy_calibrated")  # on the terminal
+WITH_INTERVAL = ("accuracy", "auc", "accuracy_calibrated")  # in the terminal table
 PACKAGES = ("cinemae_jax", "jax", "flax", "optax", "numpy", "pillow", "scikit-learn")
-TEXT_WIDTH = 160  # columns at most; the table takes what it needs
-NAME_WIDTH = 28  # longer generator names are cut
+TEXT_WIDTH = 160  # characters per line, at most
+NAME_WIDTH = 28  # longer generator names are cut off
 
 
 def as_text(rows: Sequence[Row], confidence: float) -> str:
-    """The tables as plain text: per cent, with the intervals of accuracy and AUC."""
+    """The tables as plain text, in per cent, with intervals of accuracy and AUC."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=TEXT_WIDTH, color_system=None)
     for title, columns in shown(rows).items():
@@ -80,7 +77,7 @@ def _table(rows: Sequence[Row], title: str, columns: Mapping[str, str]) -> Table
 
 
 def shown(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """``TABLES``; that of the calibrated threshold only if there is one."""
+    """``TABLES`` without the table of the calibrated threshold if there is none."""
     return {
         title: columns
         for title, columns in TABLES.items()
@@ -90,7 +87,7 @@ def shown(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
 
 
 def worst_in_words(rows: Sequence[Row]) -> list[str]:
-    """One sentence: the generator with the lowest accuracy, and that with the lowest AUC."""
+    """A sentence naming the generators with the lowest accuracy and the lowest AUC."""
     found = metrics.worst(rows)
     said = [
         f"{name} {format_value(found[metric].metrics[metric])} "
@@ -103,7 +100,7 @@ def worst_in_words(rows: Sequence[Row]) -> list[str]:
 
 
 def undefined(rows: Sequence[Row]) -> list[str]:
-    """One sentence for every generator that makes the mean undefined."""
+    """A sentence for every generator that makes the mean undefined."""
     return [
         f"No mean: {row.name} has {row.nature} readable nature and {row.ai} readable ai images."
         for row in rows
@@ -112,12 +109,12 @@ def undefined(rows: Sequence[Row]) -> list[str]:
 
 
 def format_value(estimate: Estimate) -> str:
-    """In per cent, for example ``91.2``; a dash where undefined."""
+    """Per cent, for example ``91.2``; a dash if undefined."""
     return "–" if math.isnan(estimate.value) else f"{100 * estimate.value:.1f}"
 
 
 def format_interval(estimate: Estimate) -> str:
-    """In per cent, for example ``[88.0, 94.1]``; empty where there is none."""
+    """Per cent, for example ``[88.0, 94.1]``; empty without an interval."""
     if math.isnan(estimate.low):
         return ""
     return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
@@ -125,17 +122,17 @@ def format_interval(estimate: Estimate) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Hard:
-    """An image that the detector got most wrong.
+    """One of the images that the detector got most wrong.
 
     Attributes:
       path: below the data root.
-      label: its class.
-      generator: whose set it is in.
-      probability: of AI, calibrated where that was possible.
+      label: name of its class.
+      generator: whose set it belongs to.
+      probability: calibrated probability of AI.
       verdict: at the calibrated thresholds.
-      is_wrong: whether it is on the wrong side of probability 0.5.
-      thumbnail, heatmap: data URIs of small JPEGs; empty where there is none.
-      note: why there is none.
+      is_wrong: whether the head's probability is on the wrong side of 0.5.
+      thumbnail, heatmap: data URIs of small JPEGs; may be empty.
+      note: why there is no thumbnail; empty if there is one.
     """
 
     path: str
@@ -158,13 +155,13 @@ def write(
 ) -> None:
     """Writes eval.json, eval.csv, scores.csv, report.html and report.md into ``workdir``.
 
-    An audit.json of the same detector that is there already becomes part of the pages.
+    The pages include an audit.json in ``workdir`` if it belongs to the same detector and images.
 
     Args:
-      workdir: made if it is missing.
+      workdir: created if missing.
       rows: of ``metrics.evaluate``.
-      scores: one row an image, as ``evaluate.score`` returns it.
-      facts: what the numbers rest on (hashes, settings, counts); JSON-able.
+      scores: of ``scores.score``, one row per image.
+      facts: what the numbers rest on (hashes, settings, counts), as JSON values.
       hardest: images to show.
     """
     workdir.mkdir(parents=True, exist_ok=True)
@@ -187,8 +184,8 @@ def pages(
     facts: Mapping[str, Any],
     hardest: Sequence[Hard] = (),
 ) -> dict[str, str]:
-    """report.html and report.md by name; ``write`` has the arguments."""
-    from cinemae_jax.evaluation import plots  # matplotlib: a second, which only reports pay
+    """report.html and report.md by file name; see ``write`` for the arguments."""
+    from cinemae_jax.evaluation import plots  # matplotlib takes a second: only reports pay
 
     found, why_not = audited.read(workdir / audited.FILE, facts)
     known = {
@@ -232,12 +229,12 @@ def _environment(page: str) -> jinja2.Environment:
 
 
 def _markdown(text: object) -> str:
-    """A name or sentence that is to be read as it is."""
+    """Text with Markdown's special characters escaped, on one line."""
     return "".join(f"\\{c}" if c in r"\`*_[]<>|#" else c for c in " ".join(str(text).split()))
 
 
 def _compared(found: audited.Audited | None) -> Iterator[tuple[Row, Row, Row]]:
-    """Of each generator: raw, equalised, difference."""
+    """Rows of raw and equalised images and their difference, by generator."""
     if found:
         parts = found.equalised
         yield from zip(parts.before, parts.after, parts.difference, strict=True)
@@ -245,7 +242,7 @@ def _compared(found: audited.Audited | None) -> Iterator[tuple[Row, Row, Row]]:
 
 def _audit_command(workdir: Path, facts: Mapping[str, Any]) -> str:
     data = facts["settings"]["data"]
-    root = data["root"] if data["source"] == "folder" else "FOLDER"  # that the records came from
+    root = data["root"] if data["source"] == "folder" else "FOLDER"  # of the original files
     detector = facts["settings"]["eval"]["detector"] or str(workdir)
     words = ["cinemae", "audit", root, "--detector", detector, "--robustness"]
     if data["quarantine"]:
@@ -254,7 +251,7 @@ def _audit_command(workdir: Path, facts: Mapping[str, Any]) -> str:
 
 
 def command() -> str:
-    """The command line of this process, to be repeated in a shell."""
+    """The command line of this process, quoted for a shell."""
     return shlex.join(sys.orig_argv)
 
 
@@ -281,7 +278,7 @@ def _as_record(row: Row) -> dict[str, Any]:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Dictionary columns as strings, which CSV needs."""
+    """The table with dictionary columns as strings, for CSV."""
     fields = [
         pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
         for f in table.schema

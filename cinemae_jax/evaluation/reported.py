@@ -1,7 +1,7 @@
-"""What papers report on GenImage, to be read beside our numbers; none of it was measured here.
+"""Accuracies that papers report on GenImage, in per cent; none of them was measured here.
 
-Accuracy in per cent, trained on Stable Diffusion v1.4.  The figures were collected from the papers
-and later corrections of them; protocols differ in crops, compression and image counts.
+All methods are trained on Stable Diffusion v1.4.  The numbers come from the papers and their later
+corrections; protocols differ in crops, compression and image counts.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cinemae_jax.evaluation.metrics import Row
 
-# GenImage's folders, in the order of the papers' tables, and what they call them.
+# Folder of GenImage → name in the papers, in the order of their tables.
 GENERATORS = {
     "Midjourney": "Midjourney",
     "stable_diffusion_v_1_4": "SD 1.4",
@@ -24,14 +24,14 @@ GENERATORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A method, and where it is from.
+    """A method and its reported accuracies.
 
     Attributes:
       name: of the method.
-      paper: reference, as far as it is known for certain.
-      by_generator: accuracy by folder of GenImage; some or none of the eight.
-      mean: over the eight; None if it is not reported.
-      note: which table or version, where there are several.
+      paper: reference.
+      by_generator: accuracy by folder of GenImage; may lack generators.
+      mean: over the eight generators; None if not reported.
+      note: table or version, if there are several.
     """
 
     name: str
@@ -46,7 +46,7 @@ def _eight(*values: float) -> dict[str, float]:
 
 
 CINEMAE = "arXiv 2511.06325"
-# Methods with numbers by generator, and CINEMAE.
+# CINEMAE, and methods with numbers by generator.
 SOURCES = (
     Source("CINEMAE", CINEMAE, {"Midjourney": 95.9}, 96.63, "v2: abstract, and Midjourney"),
     Source("CINEMAE, additive", CINEMAE, mean=95.74, note="v1, table 4; its summary says 95.96"),
@@ -64,7 +64,7 @@ SOURCES = (
     Source("DRCT", "ICML 2024", _eight(91.5, 95.0, 94.4, 79.4, 89.2, 94.7, 90.0, 81.7), 89.5),
 )
 
-# Other methods' means over the eight.
+# Means over the eight generators of further methods.
 MEANS = (
     ("LOTA", 98.5),
     ("SDID", 98.4),
@@ -88,12 +88,12 @@ NOTES = (
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
-    """One line of the table: ours and theirs.
+    """One line of the table of reported numbers.
 
     Attributes:
-      name: of the generator, as we have it.
-      ours: the row it comes from.
-      theirs: of each of ``SOURCES``, per cent; None where nothing is reported.
+      name: of the generator in our data set.
+      ours: measured row.
+      theirs: reported accuracy by ``SOURCES``, per cent; None if not reported.
     """
 
     name: str
@@ -102,10 +102,10 @@ class Beside:
 
 
 def beside(rows: Sequence[Row]) -> list[Beside]:
-    """Our rows that have reported numbers, in the papers' order.
+    """Our rows next to reported numbers, in the papers' order.
 
-    A generator is known by the name of its GenImage folder, whatever the case; the mean is there
-    only if exactly the eight were tested, since another mean is another number.
+    A generator is matched by the name of its GenImage folder, ignoring case.  The mean is included
+    only if exactly the eight generators were tested.
 
     Args:
       rows: of ``metrics.evaluate``.

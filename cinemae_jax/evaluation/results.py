@@ -1,58 +1,37 @@
-"""Scores every test image, measures the scores, writes the report and receipt."""
+"""Scores the test images, computes the metrics, writes report and receipt."""
 
 import dataclasses
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cinemae_jax.data.unread import BadImages, count_by_class
+from cinemae_jax.data.unread import count_by_class
 from cinemae_jax.detector import trained
-from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import hardest, metrics, receipt, report, scores
+from cinemae_jax.evaluation.bootstrap import Resampling
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import FeatureSet
 from cinemae_jax.runtime import collectives, progress
-from cinemae_jax.runtime.devices import Replicas
 
 
-def evaluate(
-    detector: TrainedDetector,
-    images: FeatureSet,
-    workdir: Path,
-    bad: BadImages,
-    replicas: Replicas | None = None,
-) -> None:
-    """Scores the images on all hosts; the first one measures and writes the results."""
-    replicas = replicas or Replicas()
-    config = detector.settings
-    replicas.check_batch_size(config.eval.batch_size, "config.eval.batch_size")
-    bad.forget(images.images)
-    calibration = detector.calibration()
-    table = scores.with_verdicts(scores.score(detector, images, bad, replicas), calibration)
-    if replicas.host.index == 0:
-        write_results(detector, table, calibration, images, workdir, bad, replicas)
+def evaluate(detector: TrainedDetector, images: FeatureSet, run: Run) -> None:
+    """Scores the images on all hosts; the first host computes the metrics and writes the files."""
+    size = detector.settings.eval.batch_size
+    run.replicas.check_batch_size(size, "config.eval.batch_size")
+    run.unread.forget(images.images)
+    table = scores.score(detector, images, run.replicas, run.unread)
+    if run.replicas.host.index == 0:
+        write_results(detector, images, table, run)
     collectives.barrier("the report is written")
 
 
-def write_results(
-    detector: TrainedDetector,
-    table: pa.Table,
-    calibration: Calibration,
-    images: FeatureSet,
-    workdir: Path,
-    bad: BadImages,
-    replicas: Replicas,
-) -> None:
-    """Measures a table of scores, writes the results and prints the table."""
-    config = detector.settings
-    rows = metrics.evaluate(
-        *scores.measured(table),
-        bootstrap=config.eval.bootstrap,
-        confidence=config.eval.confidence,
-        seed=config.seed,
-        calibration=calibration,
-    )
+def write_results(detector: TrainedDetector, images: FeatureSet, table: pa.Table, run: Run) -> None:
+    """Computes the metrics of a table of scores, writes all files and prints the summary."""
+    config, calibration, workdir = detector.settings, detector.calibration(), run.workdir
+    table = scores.with_verdicts(table, calibration)
+    resampling = Resampling(config.eval.bootstrap, config.eval.confidence, config.seed)
+    rows = metrics.evaluate(scores.scored_images(table), resampling, calibration=calibration)
     by_seed = scores.over_seeds(detector, table)
     facts = {
         "backbone": trained.describe(detector.backbone),
@@ -64,13 +43,13 @@ def write_results(
         "data_root": str(images.images.root),
         "test_images": images.images.fingerprint,
         "left_out": images.images.skipped,
-        "bad_images": count_by_class(bad.of(images.images)),
+        "bad_images": count_by_class(run.unread.of(images.images)),
         "low_context_images": pc.sum(table["low_context"]).as_py() or 0,
         "receipt": str(workdir / receipt.FILE),
         "settings": dataclasses.asdict(config),
     }
     workdir.mkdir(parents=True, exist_ok=True)
-    proof = receipt.of(detector, images, table, replicas, report.command())
+    proof = receipt.of(detector, images, table, run.replicas, report.command())
     receipt.write(workdir / receipt.FILE, proof)
     shown = hardest.find(detector, images.images, table)
     report.write(workdir, rows, table, facts, shown)
@@ -78,12 +57,12 @@ def write_results(
     progress.say("\n".join(calibration.in_words()))
     if by_seed:
         progress.say(
-            f"{config.num_seeds} heads, mean of generators: "
+            f"{config.num_seeds} heads, mean over generators: "
             + ", ".join(
                 f"{name.replace('_', ' ')} {100 * found['mean']:.1f} ± "
                 f"{100 * found['deviation']:.1f}"
                 for name, found in by_seed["mean"].items()
             )
-            + "; the table is the first one's"
+            + " (mean ± standard deviation); the table shows the first head"
         )
     progress.say(f"report    {workdir / 'report.html'}")

@@ -1,4 +1,4 @@
-"""A trained detector on labelled images: one row of scores per image."""
+"""Scores of a trained detector on labelled images: a table with one row per image."""
 
 import math
 
@@ -10,21 +10,23 @@ from cinemae_jax.detector import scoring
 from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import metrics
+from cinemae_jax.evaluation.bootstrap import Resampling
+from cinemae_jax.evaluation.metrics import ScoredImages
 from cinemae_jax.features.sources import FeatureSet
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.devices import Replicas
 
 
 def score(
-    detector: TrainedDetector, images: FeatureSet, bad: BadImages, replicas: Replicas
+    detector: TrainedDetector, images: FeatureSet, replicas: Replicas, unread: BadImages
 ) -> pa.Table:
-    """Scores every image exactly once, by every head.
+    """Scores every image exactly once with every head.
 
     Returns:
-      The catalog's columns and ``logit``, ``probability``, the statistics by name (as the head
-      takes them), ``uniform_share``, ``low_context`` and ``error``; with several heads, these are
-      those of the first, and ``logit_1``, ... those of the others.  Images that could not be read
-      have nulls and a reason, and are noted in ``bad``.
+      The catalog's columns plus ``logit``, ``probability``, the statistics by name (the head's
+      inputs), ``uniform_share``, ``low_context`` and ``error``.  With several heads, these are
+      those of the first; ``logit_1``, … are those of the others.  Unread images have nulls and a
+      reason, and are added to ``unread``.
     """
     config = detector.settings
     count, num_heads = len(images.images), config.num_seeds
@@ -37,7 +39,7 @@ def score(
     num_batches = math.ceil(count / config.eval.batch_size)
     batches = progress.steps(images.scoring(), 0, num_batches, "evaluate")
     for batch, scores in scorer(detector.heads, (batch for _, batch in batches)):
-        bad.note(images.images, batch)
+        unread.note(images.images, batch)
         valid, rows = batch["valid"], batch["row"]
         logit[rows[valid]] = scores.logit[valid]
         stats[rows[valid]] = scores.stats[valid, 0, : len(names)]
@@ -53,15 +55,15 @@ def score(
         "low_context": uniform_share > config.detector.low_context_share,
         **{f"logit_{i}": logit[:, i] for i in range(1, num_heads)},
     }
-    unread = np.array([error is not None for error in errors])
+    without = np.array([error is not None for error in errors])
     table = images.images.table
     for name, values in columns.items():
-        table = table.append_column(name, pa.array(values, mask=unread))
+        table = table.append_column(name, pa.array(values, mask=without))
     return table.append_column("error", pa.array(errors, pa.string()))
 
 
 def with_verdicts(table: pa.Table, calibration: Calibration) -> pa.Table:
-    """A table of scores and what they mean: ``calibrated_probability`` and ``verdict``."""
+    """Adds the columns ``calibrated_probability`` and ``verdict`` to a table of scores."""
     unread = table["error"].is_valid().to_numpy()
     logit = table["logit"].to_numpy(zero_copy_only=False)
     low_context = table["low_context"].fill_null(True).to_numpy(zero_copy_only=False)
@@ -73,11 +75,14 @@ def with_verdicts(table: pa.Table, calibration: Calibration) -> pa.Table:
     return table
 
 
-def measured(
-    table: pa.Table, logit: str = "logit"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, logits, generators and whether an image was read, as ``metrics.evaluate`` takes."""
-    return (
+def scored_images(table: pa.Table, logit: str = "logit") -> ScoredImages:
+    """Input of ``metrics.evaluate`` from a table of scores.
+
+    Args:
+      table: of ``score``.
+      logit: column, ``logit`` for the first head.
+    """
+    return ScoredImages(
         table["label"].to_numpy(),
         table[logit].to_numpy(zero_copy_only=False),
         np.array(table["generator"].to_pylist()),
@@ -91,18 +96,17 @@ ACROSS_SEEDS = ("accuracy", "auc")
 def over_seeds(
     detector: TrainedDetector, table: pa.Table
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and standard deviation (of a sample) over heads: by generator, then by metric.
+    """Mean and sample standard deviation over heads, by generator and metric.
 
     Empty for a single head.
     """
     num_heads = detector.settings.num_seeds
     if num_heads == 1:
         return {}
+    columns = ["logit", *(f"logit_{i}" for i in range(1, num_heads))]
     per_head = [
-        metrics.evaluate(
-            *measured(table, f"logit_{i}" if i else "logit"), bootstrap=0, confidence=0.0, seed=0
-        )
-        for i in range(num_heads)
+        metrics.evaluate(scored_images(table, column), Resampling(bootstrap=0))
+        for column in columns
     ]
     return {
         rows[0].name: {

@@ -1,4 +1,4 @@
-"""What a reader should know first: the numbers in one line, and what speaks against them."""
+"""The first screen of a report: the key numbers, and reasons to doubt them."""
 
 import dataclasses
 import math
@@ -11,20 +11,20 @@ from cinemae_jax.evaluation import metrics, phrases
 from cinemae_jax.evaluation.audited import Audited
 from cinemae_jax.evaluation.metrics import Estimate, Row
 
-# Images of a class; with fewer, one image moves a class's accuracy by a point or more.
+# Images per class; with fewer, a single image moves the accuracy of its class by a point or more.
 FEW = 100
-# Difference of the two classes' accuracies from which on it is worth a sentence.
+# A larger difference between the accuracies of the two classes is worth a sentence.
 LEANING = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """One number.
+    """One key number.
 
     Attributes:
-      what: it is.
+      what: its name.
       value: as printed.
-      detail: interval, or whose it is.
+      detail: its interval, and the generator if it belongs to one.
     """
 
     what: str
@@ -33,11 +33,11 @@ class Headline:
 
 
 def headlines(rows: Sequence[Row], audited: Audited | None) -> list[Headline]:
-    """The numbers to read if there is time for no more."""
+    """The key numbers."""
     mean, worst = rows[-1].metrics, metrics.worst(rows)
     found = [
-        Headline("accuracy, mean of generators", *_shown(mean["accuracy"])),
-        Headline("AUC, mean of generators", *_shown(mean["auc"])),
+        Headline("accuracy, mean over generators", *_shown(mean["accuracy"])),
+        Headline("AUC, mean over generators", *_shown(mean["auc"])),
     ]
     if "accuracy" in worst and len(rows) > 2:
         row = worst["accuracy"]
@@ -56,12 +56,12 @@ def headlines(rows: Sequence[Row], audited: Audited | None) -> list[Headline]:
 def doubts(
     rows: Sequence[Row], facts: Mapping[str, Any], audited: Audited | None, why_not: str
 ) -> list[str]:
-    """Sentences that speak against taking the numbers at their word; plain and in order of weight.
+    """Reasons to doubt the numbers, as sentences; the most important first.
 
     Args:
       rows: of ``metrics.evaluate``.
       facts: of the report.
-      audited: of this very detector, or None.
+      audited: audit of this detector, or None.
       why_not: why there is no audit.
     """
     mean = rows[-1].metrics
@@ -73,29 +73,31 @@ def doubts(
         said += [_sentence(one) for one in words]
     else:
         said.append(
-            "These are raw numbers. File format and image size can give the class away, and "
-            f"nothing here shows how much they do: {why_not}."
+            "These are raw numbers: file format and image size may reveal the class, and no audit "
+            f"measures by how much ({why_not})."
         )
     if mean["auc"].low <= 0.5:
-        said.append("The ranking is not measurably better than a coin (AUC 50).")
+        said.append("The ranking is not measurably better than chance (AUC 50).")
     nature, ai = mean["nature_accuracy"].value, mean["ai_accuracy"].value
     if abs(nature - ai) >= LEANING:
         weak, strong = ("photographs", "AI images")[:: 1 if nature < ai else -1]
         said.append(
-            f"It leans: {strong} are right in {100 * max(nature, ai):.0f} % of cases, {weak} in "
-            f"{100 * min(nature, ai):.0f} %. One accuracy hides that."
+            f"The detector leans to one class: it is right on {100 * max(nature, ai):.0f} % of "
+            f"{strong} but only on {100 * min(nature, ai):.0f} % of {weak}. A single accuracy "
+            "hides this."
         )
     few = [(getattr(row, name), name, row.name) for row in rows[:-1] for name in CLASS_NAMES]
     if few and min(few)[0] < FEW:
         count, name, generator = min(few)
         said.append(
-            f"Some generators have few images ({generator}: {count} {name}): their numbers move "
-            "by a point or more with every single image."
+            f"Some generators have few images ({generator}: {count} {name}): a single image moves "
+            "the accuracy of its class by a point or more."
         )
     learned = facts["settings"].get("data", {}).get("train_generators", ())
     if seen := sorted(set(learned) & {row.name for row in rows[:-1]}):
         said.append(
-            f"The mean includes {', '.join(seen)}, on whose other images the detector was trained."
+            f"The mean includes {', '.join(seen)}: the detector was trained on other images of "
+            "the same generator."
         )
     if "calibration" in facts:
         said += map(_sentence, Calibration.from_dict(facts["calibration"]).in_words())

@@ -1,8 +1,8 @@
-"""A bank: what the frozen backbone says of a set of images, in Parquet files, one row an image.
+"""The feature bank on disk: Parquet files with one row per image.
 
-A file (a part) holds a fixed range of the images and appears when it is complete; every part says
-in its metadata what recipe its features were made by, and parts of different recipes are never
-read together.  Any Parquet reader opens a bank as it is.
+A file (a part) holds a fixed range of the images and appears when it is complete.  Its metadata
+hold the recipe of its features; parts of different recipes are never read together.  Any Parquet
+reader opens a bank.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from cinemae_jax.runtime.files import replacing
 
 FORMAT = "cinemae-bank-2"
 METADATA = b"cinemae"
-WAY_OUT = "name another folder as config.features.bank, or delete this one to extract anew"
+WAY_OUT = "set config.features.bank to another folder, or delete this one to extract it again"
 # Columns of the LCAS terms, by their names in ``lcas.Terms``.
 TERMS = (
     "deviation",
@@ -43,7 +43,7 @@ FILE_FACTS = (
 
 
 class BankError(ValueError):
-    """A bank that is damaged, incomplete, or was made otherwise; the message says the way out."""
+    """A bank that is damaged, incomplete, or built with different settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Recipe:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns of features: without runs there are no terms."""
+        """Names of the feature columns; without runs there are no terms."""
         terms = TERMS if self.detector.get("anomaly") == "bands" else TERMS[:-1]
         return ("f_global", "uniform_share", *(terms if self.num_runs else ()))
 
     def require(self, made: Mapping[str, Any], where: Path) -> None:
-        """Raises BankError, naming what differs, unless ``where`` was made by this recipe."""
+        """Raises BankError, naming the differences, unless ``where`` was built by this recipe."""
         wanted = json.loads(json.dumps(dataclasses.asdict(self)))
         changed = [
             f"{name} was {made.get(name)!r}, is {value!r}"
@@ -81,7 +81,9 @@ class Recipe:
             if made.get(name) != value
         ]
         if changed:
-            raise BankError(f"{where} was made otherwise: {'; '.join(changed)}; {WAY_OUT}")
+            raise BankError(
+                f"{where} was built with different settings: {'; '.join(changed)}; {WAY_OUT}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Part:
 
 
 def plan(folder: Path, num_images: int, shard_images: int) -> list[Part]:
-    """The parts that a bank of some images consists of."""
+    """The parts of a bank."""
     starts = range(0, num_images, shard_images)
     return [
         Part(
@@ -124,15 +126,15 @@ def write(
     facts: Mapping[str, Sequence[Any]],
     features: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes one part; it is complete under its name, or not there.
+    """Writes one part: complete under its name, or not at all.
 
     Args:
       part: of ``plan``.
       recipe: that the features were made by.
       images: the catalog that ``part.rows`` counts.
-      facts: ``FILE_FACTS`` and ``error`` of each row; an error is why an image has no features,
-        else empty.
-      features: by ``recipe.columns``, float32, one row an image; views, runs and patches are
+      facts: ``FILE_FACTS`` and ``error`` of each row; ``error`` is empty for an image with
+        features.
+      features: by ``recipe.columns``, float32, one row per image; views, runs and patches are
         flattened in this order.
 
     Raises:
@@ -161,7 +163,7 @@ def write(
             pq.write_table(
                 table,
                 file,
-                compression="none",  # features are noise to a compressor
+                compression="none",  # features do not compress
                 use_dictionary=[name for name, _ in FILE_FACTS] + SCHEMA.names,
                 write_page_checksum=True,
             )
@@ -169,7 +171,7 @@ def write(
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(
-            error.errno, f"{error.strerror}: the bank keeps its finished parts", str(part.path)
+            error.errno, f"{error.strerror}; finished parts of the bank are kept", str(part.path)
         ) from error
     _sync_folder(part.path.parent)
 
@@ -199,7 +201,7 @@ class Stored:
     Attributes:
       columns: by name, float32: f_global (N, V, D), uniform_share (N, V), a term
         (N, V, R, M) or (N, V, R, C); only those that were asked for.
-      errors: (N,) str, why an image has no features, else empty.
+      errors: (N,) str, why an image has no features; empty if it has.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -212,7 +214,7 @@ class Stored:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What a part says of itself.
+    """The metadata of a part.
 
     Raises:
       BankError: if the file is damaged, or not a part of a bank.
@@ -223,11 +225,11 @@ def described(path: Path) -> dict[str, Any]:
     except (pa.ArrowException, OSError) as error:
         raise BankError(_damaged(path, error)) from error
     if METADATA not in metadata:
-        raise BankError(f"{path} is a Parquet file, but not part of a bank: name another folder")
+        raise BankError(f"{path} is a Parquet file, but not part of a bank: use another folder")
     found = json.loads(metadata[METADATA])
     if found.get("format") != FORMAT:
         raise BankError(
-            f"{path} is of format {found.get('format')!r}, expected {FORMAT!r}: {WAY_OUT}"
+            f"{path} has format {found.get('format')!r}, expected {FORMAT!r}: {WAY_OUT}"
         )
     return found
 
@@ -244,9 +246,9 @@ def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part
     there = [part for part in parts if part.path.exists()]
     if strangers:
         raise BankError(
-            f"{folder} holds {', '.join(sorted(strangers)[:3])}, which {len(images)} images in "
-            f"{len(parts)} parts do not have: the data set or config.features.shard_images has "
-            f"changed; {WAY_OUT}"
+            f"{folder} holds unexpected files for {len(images)} images in {len(parts)} parts "
+            f"({', '.join(sorted(strangers)[:3])}): the data set or config.features.shard_images "
+            f"has changed; {WAY_OUT}"
         )
     fingerprint = images.fingerprint if there else ""
     for part in there:
@@ -254,14 +256,13 @@ def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part
         recipe.require(found["recipe"], part.path)
         if found["images"] != fingerprint:
             raise BankError(
-                f"{part.path} is of another set of images than the {len(images)} asked for: "
-                f"{WAY_OUT}"
+                f"{part.path} was built from other images than these {len(images)}: {WAY_OUT}"
             )
     return [part for part in parts if not part.path.exists()]
 
 
 def files(part: Part) -> tuple[list[str], list[int]]:
-    """Of each image of a part: why it has no features, else ''; and the bytes that it had, else 0.
+    """The error of each image of a part ('' for none), and its size in bytes (0 if unread).
 
     Raises:
       BankError: if the part is damaged, or lacks a column.
@@ -289,8 +290,8 @@ def read(
       images: the catalog that it was made of.
       columns: some of ``Recipe.columns``.
       num_views, num_runs: V and R of the recipe.
-      memory: bytes; where the columns take more, they are held in a scratch file beside the parts,
-        which vanishes with the process.
+      memory: bytes; larger columns are held in a scratch file beside the parts, which disappears
+        with the process.
 
     Raises:
       BankError: if a part is damaged, or lacks a column.
@@ -302,7 +303,7 @@ def read(
         table = _read_part(part, ["example_id", "error", *columns])
         ids = images.table["example_id"].slice(part.rows.start, len(part.rows))
         if table["example_id"].to_pylist() != ids.to_pylist():
-            raise BankError(f"{part.path} does not hold the images that it should: delete it")
+            raise BankError(f"{part.path} holds other images than its part should: delete it")
         here = slice(part.rows.start, part.rows.stop)
         errors[here] = [error or "" for error in table["error"].to_pylist()]
         unread = errors[here] != ""
@@ -327,8 +328,8 @@ def _read_part(part: Part, columns: list[str]) -> pa.Table:
             lacking = sorted(set(columns) - set(file.schema_arrow.names))
             if lacking:
                 raise BankError(
-                    f"{part.path} lacks the columns {', '.join(lacking)}: delete it, and it will "
-                    "be extracted anew"
+                    f"{part.path} lacks the columns {', '.join(lacking)}: delete it to extract it "
+                    "again"
                 )
             return file.read(columns)
     except (pa.ArrowException, OSError) as error:
@@ -343,13 +344,13 @@ def _empty(shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
 
 
 def num_bytes(parts: Sequence[Part]) -> int:
-    """On disk."""
+    """Size on disk."""
     return sum(part.path.stat().st_size for part in parts)
 
 
 def _damaged(path: Path, error: Exception) -> str:
     reason = " ".join(str(error).split())
     return (
-        f"{path} is damaged or not a Parquet file ({reason}): delete it and run again; only its "
-        "images will be extracted anew"
+        f"{path} is damaged or not a Parquet file ({reason}): delete it and rerun; only its "
+        "images will be extracted again"
     )

@@ -4,19 +4,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.model import masking
-from cinemae_jax.model.cinemae import Backbone, Features, extract_features
+from cinemae_jax.model.cinemae import Backbone, Features, Reconstruct, extract_features
 from cinemae_jax.model.config import DetectorConfig
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas
-from cinemae_jax.settings import Settings
 
 # Entries of a loader's batch that the backbone needs.
 INPUTS = ("image", "example_id", "epoch")
@@ -39,12 +38,16 @@ def first_runs(count: int) -> Runs:
     return lambda keys, epoch: jnp.broadcast_to(jnp.arange(count), (*keys.shape, count))
 
 
-def drawn_runs(num_runs: int, num_stored: int, num_seeds: int) -> Runs:
+def drawn_runs(masks: Masks) -> Runs:
     """The S·K runs of an example in an epoch of training (``masking.draw_runs``)."""
 
     def runs(keys: Key[Array, " b"], epoch: Int[Array, " b"]) -> Int[Array, "b r"]:
         drawn = masking.draw_runs(
-            keys, epoch, num_runs=num_runs, num_stored=num_stored, num_seeds=num_seeds
+            keys,
+            epoch,
+            num_runs=masks.num_runs,
+            num_stored=masks.num_stored,
+            num_seeds=masks.num_seeds,
         )
         return drawn.reshape(len(epoch), -1)
 
@@ -52,7 +55,11 @@ def drawn_runs(num_runs: int, num_stored: int, num_seeds: int) -> Runs:
 
 
 def make_extract(
-    config: DetectorConfig, runs: Runs, *, whole: bool = False
+    config: DetectorConfig,
+    runs: Runs,
+    *,
+    whole: bool = False,
+    reconstruct: Reconstruct | None = None,
 ) -> Callable[[Backbone, Key[Array, ""], DeviceBatch], Features]:
     """Features of one device's share of a batch of images (entries ``INPUTS``).
 
@@ -68,7 +75,7 @@ def make_extract(
     def extract(backbone: Backbone, key: Key[Array, ""], batch: DeviceBatch) -> Features:
         keys = masking.example_keys(key, batch["example_id"])
         wanted = runs(keys, batch["epoch"])
-        features = extract_features(backbone, batch["image"], keys, wanted, config)
+        features = extract_features(backbone, batch["image"], keys, wanted, config, reconstruct)
         if whole or config.reads_global:
             return features
         return dataclasses.replace(features, f_global=jnp.zeros_like(features.f_global))
@@ -82,35 +89,54 @@ def make_extract(
 class Extractor:
     """The frozen backbone on all devices: placed once, compiled once for each kind of use."""
 
-    def __init__(self, config: Settings, backbone: Backbone, replicas: Replicas) -> None:
+    def __init__(
+        self,
+        detector: DetectorConfig,
+        masks: Masks,
+        backbone: Backbone,
+        replicas: Replicas,
+        *,
+        reconstruct: Reconstruct | None = None,
+        whole: bool = False,
+    ) -> None:
         """
         Args:
-          config: of the run.
+          detector: what its head reads.
+          masks: which masking runs an image gets.
           backbone: frozen.
           replicas: devices that share every batch.
+          reconstruct: stands in for the MAE's reconstruction; None for the MAE's own.
+          whole: keep what this detector's head does not read, in training and scoring too.
         """
-        self.config, self.model, self.replicas = config, backbone.config, replicas
-        placed = backbone.in_dtype(config.detector.dtype)
-        self._frozen = replicas.replicate((placed, mask_key(config)))
+        self.detector, self.masks = detector, masks
+        self.model, self.replicas = backbone.config, replicas
+        self._reconstruct, self._whole = reconstruct, whole
+        self.use(backbone)
+
+    def use(self, backbone: Backbone) -> None:
+        """Extracts with another backbone of the same architecture from now on; compiles nothing."""
+        placed = backbone.in_dtype(self.detector.dtype)
+        self._frozen = self.replicas.replicate((placed, self.masks.key))
 
     @functools.cached_property
     def training(self) -> Any:
         """Extraction of the runs that an epoch of training draws."""
-        num_runs, stored = self.config.detector.num_runs, self.config.features.num_runs
-        return self._compiled(drawn_runs(num_runs, stored, self.config.num_seeds))
+        return self._compiled(drawn_runs(self.masks))
 
     @functools.cached_property
     def scoring(self) -> Any:
         """Extraction of the runs that a score rests on."""
-        return self._compiled(first_runs(self.config.detector.num_runs))
+        return self._compiled(first_runs(self.masks.num_runs))
 
     @functools.cached_property
     def storing(self) -> Any:
         """Extraction of the runs that a bank holds."""
-        return self._compiled(first_runs(self.config.features.num_runs), whole=True)
+        return self._compiled(first_runs(self.masks.num_stored), whole=True)
 
     def _compiled(self, runs: Runs, *, whole: bool = False) -> Any:
-        extract = make_extract(self.config.detector, runs, whole=whole)
+        extract = make_extract(
+            self.detector, runs, whole=whole or self._whole, reconstruct=self._reconstruct
+        )
         return self.replicas.pmap_map(extract, replicated=2)
 
     def __call__(self, extract: Any, batches: Iterable[Batch]) -> Iterator[Featured]:
@@ -122,6 +148,13 @@ class Extractor:
             yield batch, extract(*self._frozen, self.replicas.split(sent))
 
 
-def mask_key(config: Settings) -> jax.Array:
-    """The base key of all masks of a run."""
-    return jax.random.key(config.features.seed)
+T = TypeVar("T")
+
+
+def ahead(dispatched: Iterable[T]) -> Iterator[T]:
+    """The same items, each handed out once the next one is under way on the devices."""
+    pending: list[T] = []
+    for item in dispatched:
+        yield from pending
+        pending = [item]
+    yield from pending

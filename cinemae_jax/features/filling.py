@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,24 @@ import numpy as np
 from tqdm import tqdm
 
 from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.collection import Source, open_images
 from cinemae_jax.data.decode import DecodeError
 from cinemae_jax.data.loader import Images
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.data.unread import BadImages
-from cinemae_jax.features import bank, sources
+from cinemae_jax.features import bank, extraction, sources
 from cinemae_jax.features.bank import Part, Recipe
 from cinemae_jax.features.extraction import Extractor, Featured
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import BankedSet, OnlineSet, Sets
 from cinemae_jax.features.splits import Data
 from cinemae_jax.model.cinemae import BEFORE_THE_HEAD, Backbone
 from cinemae_jax.runtime import collectives, hosts, preemption, progress
-from cinemae_jax.runtime.devices import Replicas, merge
-from cinemae_jax.settings import Settings
+from cinemae_jax.runtime.devices import merge
+from cinemae_jax.settings import DataSettings, FeatureSettings, Settings
 
 BANK = "bank"
-COMPARED = 100  # files of a bank whose size is looked at whenever it is opened
+COMPARED = 100  # image files whose size is checked when a bank is opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Bank:
     Attributes:
       images: in the order of the rows.
       transform: that makes their pixels.
-      num_calls: times that it is applied to each image; a grid of crops is one time.
+      num_calls: applications of it per image; a grid of crops counts as one.
       recipe: of the features.
       parts: files.
+      batch_size: images at a time through the backbone, over all devices of all hosts.
     """
 
     images: Catalog
@@ -45,19 +48,25 @@ class Bank:
     num_calls: int
     recipe: Recipe
     parts: Sequence[Part]
+    batch_size: int
 
     def missing(self) -> list[Part]:
         """Parts that are still to be extracted; ``bank.missing`` has the errors."""
         return bank.missing(self.parts, self.recipe, self.images)
 
     def made_of(self) -> dict[str, Any]:
-        """All that its bytes depend on, as JSON has it."""
+        """Everything its bytes depend on, ready for JSON."""
         return {"recipe": dataclasses.asdict(self.recipe), "images": self.images.fingerprint}
+
+
+def bank_folder(features: FeatureSettings, workdir: Path) -> Path:
+    """Where the bank of a run lies."""
+    return Path(features.bank) if features.bank else workdir / BANK
 
 
 def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> dict[str, Bank]:
     """The banks of a run, by the names of the parts of its data."""
-    folder = Path(config.features.bank) if config.features.bank else workdir / BANK
+    folder = bank_folder(config.features, workdir)
     size = backbone.config.image_size
     scored = config.data.eval_transform(size)
     learned = config.data.train_transform(size)
@@ -72,7 +81,7 @@ def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> di
             num_views=num_calls * math.prod(transform.shape[:-3]),
         )
         parts = bank.plan(folder / name, len(images), config.features.shard_images)
-        return Bank(images, transform, num_calls, recipe, parts)
+        return Bank(images, transform, num_calls, recipe, parts, config.features.batch_size)
 
     return {
         "train": one("train", data.train, learned, config.features.num_views),
@@ -81,33 +90,27 @@ def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> di
     }
 
 
-def open_sets(
-    config: Settings,
-    data: Data,
-    backbone: Backbone,
-    workdir: Path,
-    replicas: Replicas,
-    bad: BadImages,
-) -> Sets:
-    """The images of a run as its config wants their features; extracts what a bank still lacks.
+def open_sets(config: Settings, data: Data, backbone: Backbone, run: Run) -> Sets:
+    """The images of a run with their features; extracts the missing parts of its bank.
 
     Args:
       config: of the run.
       data: its images.
       backbone: frozen.
-      workdir: of the run, where its bank lies unless the config names another folder.
-      replicas: devices.
-      bad: takes note of the images that cannot be read.
+      run: its bank lies in the run's folder unless the config names another one.
 
     Raises:
       bank.BankError: if there is a bank that cannot be used.
     """
+    masks = config.masks
     if config.features.source == "online":
-        extractor = Extractor(config, backbone, replicas)
+        extractor = Extractor(config.detector, masks, backbone, run.replicas)
+        size, views = config.eval.batch_size, config.features.num_views
         parts = (getattr(data, field.name) for field in dataclasses.fields(data))
-        return Sets(*(OnlineSet(images, extractor) for images in parts))
-    made = banks(config, data, backbone, workdir)
-    fill(made, config, backbone, replicas, bad)
+        return Sets(*(OnlineSet(part, extractor, config.data, size, views) for part in parts))
+    made = banks(config, data, backbone, run.workdir)
+    local = Extractor(config.detector, masks, backbone, run.replicas.local)
+    fill(made, config.data, local, run)
     columns = sources.needed_columns(config.detector)
 
     def banked(one: Bank) -> BankedSet:
@@ -119,7 +122,16 @@ def open_sets(
             num_runs=one.recipe.num_runs,
             memory=config.features.memory * 1e9,
         )
-        return BankedSet(one.images, stored, config, backbone.config, replicas)
+        return BankedSet(
+            one.images,
+            stored,
+            config.detector,
+            masks,
+            backbone.config,
+            run.replicas,
+            batch_size=config.eval.batch_size,
+            num_views=config.features.num_views,
+        )
 
     return Sets(**{name: banked(one) for name, one in made.items()})
 
@@ -127,34 +139,30 @@ def open_sets(
 # --- extraction ---------------------------------------------------------------------------------
 
 
-def fill(
-    made: dict[str, Bank],
-    config: Settings,
-    backbone: Backbone,
-    replicas: Replicas,
-    bad: BadImages,
-) -> None:
-    """Extracts the parts that banks lack, each written when it is complete.
+def fill(made: Mapping[str, Bank], data: DataSettings, extractor: Extractor, run: Run) -> None:
+    """Extracts the missing parts of banks; writes each part when it is complete.
 
-    Every host extracts parts of its own, on its own devices; after each part they wait for each
-    other, so that a call to stop finds all of them between two parts.
+    Args:
+      made: banks by name.
+      data: how images are read.
+      extractor: on this host's devices alone (``Replicas.local``).
+      run: of all hosts.
+
+    Every host extracts its own parts on its own devices.  Hosts wait for each other after each
+    part, so a request to stop reaches all of them between two parts.
 
     Raises:
       bank.BankError: if there is a bank that cannot be used.
       OSError: if a part cannot be written, or does not show up on all hosts.
       Preempted: when the run was told to stop; finished parts are kept.
     """
-    _look_again(made, config, replicas.host.index == 0, bad)
+    _look_again(made, data.source, run)
     found = {name: {part.index for part in one.missing()} for name, one in made.items()}
     lacking = collectives.exchange({name: sorted(parts) for name, parts in found.items()})[0]
     todo = [(name, made[name].parts[i]) for name, parts in lacking.items() for i in parts]
     if not todo:
         return
-    host = replicas.host
-    share = dataclasses.replace(
-        config.features, batch_size=config.features.batch_size // host.count
-    )
-    extractor = Extractor(dataclasses.replace(config, features=share), backbone, replicas.local)
+    host = run.replicas.host
     mine = todo[host.index :: host.count]
     with tqdm(
         total=sum(len(part.rows) * made[name].num_calls for name, part in mine),
@@ -165,13 +173,15 @@ def fill(
         for turn in range(math.ceil(len(todo) / host.count)):
             preemption.check()
             for name, part in mine[turn : turn + 1]:
-                _extract(part, made[name], extractor, bad, bar)
+                one = made[name]
+                online = OnlineSet(one.images, extractor, data, one.batch_size // host.count)
+                extract_part(part, one, online, run.unread, bar)
             collectives.barrier(f"part {turn} of every host")
     unseen = [part.path for _, part in todo if not hosts.appears(part.path)]
     if unseen:
         raise FileNotFoundError(
-            f"{unseen[0]} and {len(unseen) - 1} more parts, which other hosts have written, are "
-            "not seen here: the bank must lie on a file system that all hosts share"
+            f"{unseen[0]} and {len(unseen) - 1} more parts written by other hosts do not appear "
+            "here: put the bank on a file system that all hosts share"
         )
     size = sum(bank.num_bytes(one.parts) for one in made.values())
     images = sum(len(one.images) for one in made.values())
@@ -179,18 +189,18 @@ def fill(
     progress.say(f"bank      {folder}: {images} images, {size / 1e6:,.1f} MB")
 
 
-def _look_again(made: dict[str, Bank], config: Settings, is_first: bool, bad: BadImages) -> None:
-    """Compares what is there of the banks with their files, on the first host for all of them.
+def _look_again(made: Mapping[str, Bank], source: Source, run: Run) -> None:
+    """Compares the existing parts with the image files, on the first host for all of them.
 
     Raises:
       bank.BankError: on every host, if a bank cannot be used.
     """
     refused, dropped = "", {}
-    if is_first:
+    if run.replicas.host.index == 0:
         try:
             for name, one in made.items():
-                one.missing()  # refuses what was made otherwise, before anything of it is dropped
-                dropped[name] = _drop_outdated(one, config.data.images(one.images))
+                one.missing()  # refuses other settings before anything is dropped
+                dropped[name] = _drop_outdated(one, open_images(one.images, source=source))
         except bank.BankError as error:
             refused = str(error)
     refused, dropped = collectives.exchange([refused, dropped])[0]
@@ -200,14 +210,14 @@ def _look_again(made: dict[str, Bank], config: Settings, is_first: bool, bad: Ba
         images = made[name].images
         for rows in (made[name].parts[number].rows for number in numbers):
             table = images.table.slice(rows.start, len(rows))
-            bad.forget(dataclasses.replace(images, table=table))
+            run.unread.forget(dataclasses.replace(images, table=table))
 
 
 def _drop_outdated(one: Bank, files: Images) -> list[int]:
-    """Drops the parts with an image that could not be read and can be by now; returns which.
+    """Drops the parts with an unread image that can be read now; returns their numbers.
 
-    Of the images that were read, ``COMPARED``, evenly spread, must have their old size: a data set
-    that was changed as a whole is found out, a single changed file is not.
+    ``COMPARED`` of the read images, evenly spread, must have their old size.  This finds a data set
+    that changed as a whole, not a single changed file.
 
     Raises:
       bank.BankError: if a file has another size now.
@@ -222,20 +232,20 @@ def _drop_outdated(one: Bank, files: Images) -> list[int]:
         if any(error and _is_readable(files, row, one.transform) for row, error, _ in rows):
             part.path.unlink()
             dropped.append(part.index)
-            progress.say(f"bank      {part.path.name} anew: images in it can be read by now")
+            progress.say(f"bank      {part.path.name} again: its unread images can be read now")
             continue
         read += [(row, size) for row, error, size in rows if not error]
     for i in np.linspace(0, len(read) - 1, min(COMPARED, len(read))).astype(int):
         row, before = read[i]
         try:
             now = len(files.read(row))
-        except (DecodeError, OSError):  # gone: its features are as good as ever
+        except (DecodeError, OSError):  # gone: its features stay valid
             continue
         if now != before:
             path = Path(one.images.root, one.images.table["path"][row].as_py())
             raise bank.BankError(
-                f"{path} had {before:,} bytes when the bank {one.parts[0].path.parent} was made, "
-                f"and has {now:,}: the images have changed; {bank.WAY_OUT}"
+                f"{path} had {before:,} bytes when the bank {one.parts[0].path.parent} was built "
+                f"and has {now:,} now: the images have changed; {bank.WAY_OUT}"
             )
     return dropped
 
@@ -248,11 +258,10 @@ def _is_readable(files: Images, row: int, transform: Transform) -> bool:
     return True
 
 
-def _extract(part: Part, one: Bank, extractor: Extractor, bad: BadImages, bar: tqdm) -> None:
-    """Makes one part on the devices of this host."""
-    source = OnlineSet(one.images, extractor)
-    batches = source.storing(one.transform, one.num_calls, part.rows)
-    facts, features = _collect(batches, one, part, bad, bar)
+def extract_part(part: Part, one: Bank, images: OnlineSet, unread: BadImages, bar: tqdm) -> None:
+    """Extracts and writes one part on the devices of this host."""
+    batches = images.storing(one.transform, one.num_calls, part.rows)
+    facts, features = _collect(batches, one, part, unread, bar)
     bank.write(part, one.recipe, one.images, facts, features)
 
 
@@ -262,7 +271,7 @@ def _collect(
     """File facts and features of the rows of a part."""
     facts: dict[str, list] = {name: [] for name, _ in (*bank.FILE_FACTS, ("error", None))}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in one.recipe.columns}
-    for batch, features in _ahead(batches):
+    for batch, features in extraction.ahead(batches):
         bad.note(one.images, batch)
         for name, values in facts.items():
             values.extend(batch[name].tolist())
@@ -276,14 +285,3 @@ def _collect(
         {name: values[:: one.num_calls][:rows] for name, values in facts.items()},  # views share it
         {name: np.concatenate(v)[:views].reshape(rows, -1) for name, v in columns.items()},
     )
-
-
-def _ahead(batches: Iterable[Featured]) -> Iterator[Featured]:
-    """The same batches, each handed out when the next one is under way on the devices."""
-    pending: Featured | None = None
-    for batch in batches:
-        if pending is not None:
-            yield pending
-        pending = batch
-    if pending is not None:
-        yield pending

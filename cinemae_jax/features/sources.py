@@ -6,34 +6,38 @@ Two kinds of set with the same methods: ``OnlineSet`` runs the backbone on every
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cinemae_jax.data import loader
+from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.loader import Batch
+from cinemae_jax.data.loader import Batch, Loader
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Transform
-from cinemae_jax.features import extraction
 from cinemae_jax.features.bank import Stored
-from cinemae_jax.features.extraction import Extractor, Featured
+from cinemae_jax.features.extraction import Extractor, Featured, drawn_runs
 from cinemae_jax.model import lcas, masking
 from cinemae_jax.model.cinemae import Features
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas
-from cinemae_jax.settings import Settings
+from cinemae_jax.settings import DataSettings
 
 
 class FeatureSet(Protocol):
-    """Some images and where their features come from; n crops of an image make n rows."""
+    """Images and where their features come from; n crops of an image make n rows."""
 
     @property
     def images(self) -> Catalog:
         """What ``row`` counts."""
+
+    @property
+    def num_patches(self) -> int:
+        """L of the backbone."""
 
     def training(self, order: Order, start_step: int) -> Iterable[Featured]:
         """Shuffled batches with the drawn runs of all seeds: terms are (B·n, S·K, M)."""
@@ -44,7 +48,7 @@ class FeatureSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """The images of a run: learned from, validated on, tested on."""
+    """The feature sets of a run."""
 
     train: FeatureSet
     validation: FeatureSet
@@ -53,55 +57,60 @@ class Sets:
 
 @dataclasses.dataclass(frozen=True)
 class OnlineSet:
-    """Some images, decoded and sent through the backbone whenever they are asked for."""
+    """Some images, decoded and sent through the backbone every time they are needed.
+
+    Attributes:
+      images: what ``row`` counts.
+      extractor: the frozen backbone.
+      data: how images are read.
+      batch_size: images at a time, over all devices, in ``scoring`` and ``storing``.
+      num_views: V, augmented views of each training image; 0 makes a new one every epoch.
+      change: of the transform that scored images go through; None for no change.
+      edit: of decoded batches before they are scored, for example an attack; None for none.
+    """
 
     images: Catalog
     extractor: Extractor
-
-    def training(self, order: Order, start_step: int) -> Iterator[Featured]:
-        config = self.extractor.config
-        batches = loader.train_batches(
-            config.data.images(self.images),
-            config.data.train_transform(self.extractor.model.image_size),
-            order,
-            seed=config.features.seed,
-            start_step=start_step,
-            host=self.extractor.replicas.host,
-            num_threads=config.data.num_threads,
-            num_views=config.features.num_views,
-        )
-        return self.extractor(self.extractor.training, batches)
+    data: DataSettings
+    batch_size: int
+    num_views: int = 0
+    change: Callable[[Transform], Transform] | None = None
+    edit: Callable[[Batch], Batch] | None = None
 
     @property
-    def scored(self) -> Transform:
-        """What scored images go through."""
-        return self.extractor.config.data.eval_transform(self.extractor.model.image_size)
+    def num_patches(self) -> int:
+        return self.extractor.model.num_patches
+
+    def training(self, order: Order, start_step: int) -> Iterator[Featured]:
+        shown = self._loader(self.data.train_transform(self.extractor.model.image_size))
+        batches = shown.train_batches(order, start_step=start_step, num_views=self.num_views)
+        return self.extractor(self.extractor.training, batches)
 
     def scoring(self) -> Iterator[Featured]:
-        config = self.extractor.config
-        batches = self.views(self.scored, 1, range(len(self.images)), config.eval.batch_size)
+        transform: Transform = self.data.eval_transform(self.extractor.model.image_size)
+        if self.change:
+            transform = self.change(transform)
+        batches = self.views(transform, 1, range(len(self.images)))
+        if self.edit:
+            batches = map(self.edit, batches)
         return self.extractor(self.extractor.scoring, batches)
 
     def storing(self, transform: Transform, num_views: int, rows: range) -> Iterator[Featured]:
         """All views of some rows, with the R runs that a bank holds."""
-        batch_size = self.extractor.config.features.batch_size
-        batches = self.views(transform, num_views, rows, batch_size)
-        return self.extractor(self.extractor.storing, batches)
+        return self.extractor(self.extractor.storing, self.views(transform, num_views, rows))
 
-    def views(
-        self, transform: Transform, num_views: int, rows: range, batch_size: int
-    ) -> Iterator[Batch]:
-        """The views of some rows one after the other (``loader.eval_batches``)."""
-        config = self.extractor.config
-        return loader.eval_batches(
-            config.data.images(self.images),
+    def views(self, transform: Transform, num_views: int, rows: range) -> Iterator[Batch]:
+        """The views of some rows, one after the other (``Loader.eval_batches``)."""
+        shown = self._loader(transform)
+        return shown.eval_batches(batch_size=self.batch_size, num_views=num_views, rows=rows)
+
+    def _loader(self, transform: Transform) -> Loader:
+        return Loader(
+            collection.open_images(self.images, source=self.data.source),
             transform,
-            batch_size=batch_size,
-            seed=config.features.seed,
+            seed=self.extractor.masks.seed,
             host=self.extractor.replicas.host,
-            num_threads=config.data.num_threads,
-            num_views=num_views,
-            rows=rows,
+            num_threads=self.data.num_threads,
         )
 
 
@@ -110,39 +119,49 @@ class OnlineSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BankedSet:
-    """Some images whose features were stored.
+    """Images whose features come from a bank.
 
     Attributes:
       images: in the order of ``stored``.
       stored: their features.
-      config: of the run.
+      detector: what its head reads.
+      masks: which of the stored runs it gets.
       model: architecture of the backbone.
       replicas: devices that share every batch.
+      batch_size: images at a time, over all devices, in ``scoring``.
+      num_views: V, augmented views that epochs of training show in turn.
     """
 
     images: Catalog
     stored: Stored
-    config: Settings
+    detector: DetectorConfig
+    masks: Masks
     model: MAEConfig
     replicas: Replicas
+    batch_size: int
+    num_views: int = 1
+
+    @property
+    def num_patches(self) -> int:
+        return self.model.num_patches
 
     def training(self, order: Order, start_step: int) -> Iterator[Featured]:
         host = self.replicas.host
         for step in range(start_step, order.num_steps):
             rows, epochs = (part[host.index :: host.count] for part in order.batch(step))
-            runs = np.empty((len(rows), self.config.num_seeds * self.config.detector.num_runs), int)
+            runs = np.empty((len(rows), self.masks.num_seeds * self.masks.num_runs), int)
             for epoch in np.unique(epochs):
                 here = epochs == epoch
                 runs[here] = self._drawn(int(epoch))[rows[here]]
-            crops = self.config.data.num_crops
-            first = (epochs % self.config.features.num_views)[:, None] * crops
+            crops = self.stored.num_views // self.num_views
+            first = (epochs % self.num_views)[:, None] * crops
             views = first + np.arange(crops)[None]
             yield self._batch(rows), self._features(rows[:, None], views, runs[:, None])
 
     def scoring(self) -> Iterator[Featured]:
-        size, host = self.config.eval.batch_size, self.replicas.host
+        size, host = self.batch_size, self.replicas.host
         views = np.arange(self.stored.num_views)
-        runs = np.arange(self.config.detector.num_runs)
+        runs = np.arange(self.masks.num_runs)
         for start in range(0, len(self.images), size):
             rows = np.arange(start, start + size)[host.index :: host.count]
             rows = np.where(rows < len(self.images), rows, -1)
@@ -158,11 +177,11 @@ class BankedSet:
             for n in (field.name for field in dataclasses.fields(lcas.Terms))
         }
         masked = None
-        if self.config.detector.sensitivity == "patch":
+        if self.detector.sensitivity == "patch":
             at, _, run = np.broadcast_arrays(*by_run)
             masked = _rows_first(self._masked(at, run))
         uniform_share = _rows_first(_taken(columns["uniform_share"], by_view))
-        if self.config.detector.reads_global:
+        if self.detector.reads_global:
             f_global = _rows_first(_taken(columns["f_global"], by_view))
         else:
             f_global = np.zeros((len(uniform_share), self.model.width), np.float32)
@@ -181,12 +200,11 @@ class BankedSet:
     @functools.cached_property
     def _keys(self) -> jax.Array:
         ids = self.images.table["example_id"].to_numpy().astype(np.uint32)  # the low half
-        return masking.example_keys(extraction.mask_key(self.config), jnp.asarray(ids))
+        return masking.example_keys(self.masks.key, jnp.asarray(ids))
 
     @functools.cached_property
     def _draw(self) -> Any:
-        num_runs, stored = self.config.detector.num_runs, self.config.features.num_runs
-        return jax.jit(extraction.drawn_runs(num_runs, stored, self.config.num_seeds))
+        return jax.jit(drawn_runs(self.masks))
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a batch may straddle two epochs
     def _drawn(self, epoch: int) -> np.ndarray:
@@ -194,16 +212,16 @@ class BankedSet:
         return np.asarray(self._draw(self._keys, jnp.full(len(self.images), epoch)))
 
     def _masked(self, rows: np.ndarray, runs: np.ndarray) -> np.ndarray:
-        """Ids of the masked patches, (..., M), which a bank does not hold: they follow by key."""
+        """Ids of the masked patches, (..., M): recomputed by key, as a bank does not hold them."""
         length = self.model.num_patches
-        visible = self.model.num_visible(self.config.detector.mask_ratio)
+        visible = self.model.num_visible(self.detector.mask_ratio)
         keys = self._keys[rows.reshape(-1)]
         masked = _masked_ids(keys, jnp.asarray(runs.reshape(-1)), length, visible)
         return np.asarray(masked).reshape(*rows.shape, -1)
 
 
 def _taken(column: np.ndarray, index: tuple[np.ndarray, ...]) -> np.ndarray:
-    """``column[index]``; NumPy is several times faster with one index than with several."""
+    """``column[index]``, several times faster: NumPy is quicker with one flat index."""
     depth = len(index)
     at = np.ravel_multi_index(np.broadcast_arrays(*index), column.shape[:depth], mode="wrap")
     return column.reshape(-1, *column.shape[depth:]).take(at, axis=0)
@@ -221,7 +239,7 @@ def _masked_ids(keys: jax.Array, runs: jax.Array, length: int, num_visible: int)
 
 
 def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
-    """Names of the columns of a bank that a detector's head reads."""
+    """Names of the bank columns that a detector's head reads."""
     return (*("f_global",) * config.reads_global, "uniform_share", *needed_terms(config))
 
 

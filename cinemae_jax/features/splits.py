@@ -6,57 +6,72 @@ from pathlib import Path
 
 import jax
 
+from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.unread import BadImage, BadImages, count_by_class
+from cinemae_jax.features.run import UNREAD
 from cinemae_jax.runtime import collectives, progress
-from cinemae_jax.settings import Settings
+from cinemae_jax.settings import DataSettings
+
+# Unread images named on the terminal; the others are in the list.
+LISTED = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The images of a run: learned from, validated on, tested on."""
+    """The images of a run: training, validation and test."""
 
     train: Catalog
     validation: Catalog
     test: Catalog
 
 
-def read_data(config: Settings) -> Data:
-    """Scans the data set and splits it; test images never take part in any choice."""
-    everything = config.data.scan()
-    progress.say(everything.explain())
-    report_skipped(everything)
-    learned = everything.select(generators=config.data.train_generators, split="train")
-    train, validation = learned.hold_out(config.data.holdout)
+def read_data(config: DataSettings) -> Data:
+    """Scans and splits the data set; test images take part in no choice."""
+    everything = scan(config)
+    learned = everything.select(generators=config.train_generators, split="train")
+    train, validation = learned.hold_out(config.holdout)
     train.require_both_classes("the training split")
-    validation.require_both_classes(f"its held-out part ({config.data.holdout:.0%})")
-    test = everything.select(generators=config.data.test_generators or None, split="val")
-    return Data(train, validation, test)
+    validation.require_both_classes(f"its held-out part ({config.holdout:.0%})")
+    return Data(train, validation, _tested(everything, config))
 
 
-BAD_IMAGES = "bad_images.csv"
-# Bad images named on the terminal; the others are in bad_images.csv.
-LISTED = 10
+def read_test(config: DataSettings) -> Catalog:
+    """Scans the data set for its test images alone."""
+    return _tested(scan(config), config)
 
 
-def share_bad_images(bad: BadImages) -> None:
+def scan(config: DataSettings) -> Catalog:
+    """All images of the data set; prints how it was read and what was left out."""
+    found = collection.scan(config.root, source=config.source, quarantine=config.quarantine)
+    progress.say(found.explain())
+    report_skipped(found)
+    return found
+
+
+def _tested(everything: Catalog, config: DataSettings) -> Catalog:
+    """The ``val`` splits of the generators that are tested."""
+    return everything.select(generators=config.test_generators or None, split="val")
+
+
+def share_unread(unread: BadImages) -> None:
     """Merges the lists of all hosts, for all of them and into one file."""
     if jax.process_count() == 1:
         return
-    for listed in collectives.exchange([dataclasses.asdict(image) for image in bad.listed]):
-        bad.add(BadImage(**image) for image in listed)
-    collectives.barrier("lists of bad images are merged")
+    for listed in collectives.exchange([dataclasses.asdict(image) for image in unread.listed]):
+        unread.add(BadImage(**image) for image in listed)
+    collectives.barrier("lists of unread images are merged")
     if jax.process_index() == 0:
-        bad.tidy()
+        unread.tidy()
 
 
-def report_bad_images(workdir: Path, bad: Sequence[BadImage]) -> None:
+def report_unread(workdir: Path, images: Sequence[BadImage]) -> None:
     """Names on the terminal the images that could not be read, the first few of them."""
-    for image in bad[:LISTED]:
+    for image in images[:LISTED]:
         progress.say(f"unread    {image.path}: {image.error}")
-    if bad:
-        counts = ", ".join(f"{n} {name}" for name, n in count_by_class(bad).items())
-        progress.say(f"unread    {len(bad)} images ({counts}), listed in {workdir / BAD_IMAGES}")
+    if images:
+        counts = ", ".join(f"{n} {name}" for name, n in count_by_class(images).items())
+        progress.say(f"unread    {len(images)} images ({counts}), listed in {workdir / UNREAD}")
 
 
 def report_skipped(images: Catalog) -> None:

@@ -1,9 +1,10 @@
-"""LCAS by spatial frequency: how a patch deviates, and from its reconstruction, band by band.
+"""LCAS split by spatial frequency; beyond the paper.
 
-Beyond the paper.  The terms V and R of METHOD 3 are split into the coefficients of a discrete
-cosine transform of each patch in luma and chroma, so that the traces of upsampling and of decoders,
-which are weak in energy but confined in frequency, are not drowned by content.  Patches are pooled
-by how textured they are.
+The terms V and R (METHOD 3) are split into the coefficients of a discrete cosine transform (DCT) of
+each patch in luma and chroma.  Traces of upsampling and of decoders are weak in energy but confined
+in frequency: band by band, image content does not drown them.  Patches are pooled by texture.
+
+In: masked patches of one run and their predictions (M, d).  Out: statistics (N,), float32.
 """
 
 import functools
@@ -22,23 +23,23 @@ LUMA_CHROMA = np.array(
     ((0.299, 0.587, 0.114), (-0.1687, -0.3313, 0.5), (0.5, -0.4187, -0.0813)), np.float32
 )
 
-# Variance of one grey level of 256 in ImageNet-normalised pixels: the floor of a patch's own.
+# Variance of one grey level of 256 in ImageNet-normalised pixels; added to a patch's own variance.
 GREY_LEVEL = 3e-4
-# Added to mean energies and to energies of single patches before a logarithm, as shares of the
-# patch's own variance.
+# Added before a logarithm, as shares of the patch's own variance: to mean energies of a stratum,
+# and to energies of single patches.
 ENERGY_FLOOR, RATIO_FLOOR = 1e-5, 1e-3
 
 
 def num_bands(config: MAEConfig) -> int:
-    """Length of ``band_statistics``."""
+    """Length of the result of ``band_statistics``."""
     return 2 * NUM_STRATA * config.patch_dim
 
 
 @functools.cache
-def cosine_basis(side: int) -> np.ndarray:
-    """(side, side), orthonormal: row u is the u-th basis function of the DCT-II."""
+def cosine_basis(side: int) -> Float[np.ndarray, "side side"]:
+    """The orthonormal DCT-II basis: row u is its u-th function, float32."""
     place, band = np.arange(side), np.arange(side)[:, None]
-    basis = np.cos(np.pi * band * (2 * place + 1) / (2 * side)) * np.sqrt(2 / side)
+    basis: np.ndarray = np.cos(np.pi * band * (2 * place + 1) / (2 * side)) * np.sqrt(2 / side)
     basis[0] /= np.sqrt(2)
     return basis.astype(np.float32)
 
@@ -59,13 +60,13 @@ def band_statistics(
 ) -> Float[Array, " n"]:
     """Own energy and relative error of the masked patches of one run, by stratum and band.
 
-    With z the spectrum of a patch (its mean colour less that of all masked patches), r that of its
-    error, and s² the variance of the patch around its own mean: log of the stratum's mean of
-    z²/s², and the stratum's mean of log r²/s² - log z²/s² (``relative`` of METHOD 3, per band).
+    z is the spectrum of a patch, its mean colour relative to that of all masked patches; r is the
+    spectrum of its error; s² is its variance around its own mean.  Per stratum: the log of the mean
+    of z²/s², and the mean of log r²/s² - log z²/s² (``relative`` of METHOD 3, per band).
 
     Args:
-      truth: masked patches in target space, (p, q, c) order.
-      predictions: of the backbone.
+      truth: masked patches in target space, values ordered (p, q, c).
+      predictions: the backbone's, in the same order.
 
     Returns:
       (2 · NUM_STRATA · d,): energies of all strata, then errors; bands in Y, Cb, Cr order.

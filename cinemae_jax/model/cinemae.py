@@ -1,14 +1,15 @@
-"""The detector on arrays: frozen features on one side, the trained head on the other.
+"""CINEMAE on arrays: images → frozen features → statistics → logits.
 
-``extract_features`` is the stop_gradient boundary: nothing before it is ever optimised, nothing
-after it looks at an image.  ``pixel_features`` is the same computation without the boundary towards
-the pixels, for who asks how the score changes with the image (``evaluation.attacks``).
+``extract_features`` is the stop_gradient boundary: nothing before it is trained, nothing after it
+sees an image.  ``pixel_features`` and ``unfrozen_features`` are the same computation for callers
+that need gradients with respect to pixels (``audit.attacks``) or to the backbone's parameters
+(``training.unfrozen``).
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from cinemae_jax.model import bands, lcas, masking
+from cinemae_jax.model.arrays import AnyArray, Params
 from cinemae_jax.model.config import (
     CHANNELS,
     LOGARITHMIC_SCORES,
@@ -30,25 +32,25 @@ from cinemae_jax.model.mae import MAE, initial_variables, normalize_images, patc
 
 @struct.dataclass
 class Backbone:
-    """A frozen MAE: a pytree whose leaves are its parameters and which nobody updates.
+    """A frozen MAE: a pytree whose leaves are its parameters, which are never updated.
 
     Attributes:
-      params: of ``MAE``, float32, or with kernels as ``in_dtype`` leaves them.
+      params: of ``MAE``, float32; after ``in_dtype``, kernels in that dtype.
       config: architecture and target.
-      sha256: of the file that it was read from; goes into every checkpoint, bank and report.
+      sha256: of the file that it was read from; stored in every checkpoint, bank and report.
     """
 
-    params: Any
+    params: Params
     config: MAEConfig = struct.field(pytree_node=False)
     sha256: str = struct.field(pytree_node=False, default="")
 
     def in_dtype(self, dtype: str) -> "Backbone":
-        """The same with kernels in the dtype to which every product rounds them anyway.
+        """A copy with kernels in ``dtype``, to which every product would round them anyway.
 
-        Features are the same to the bit; a program need not keep a rounded copy beside its weights.
+        Features do not change by a bit, and no program keeps a rounded copy beside its weights.
         """
 
-        def rounded(path: Any, leaf: Any) -> Any:
+        def rounded(path: tuple[Any, ...], leaf: AnyArray) -> AnyArray:
             return leaf.astype(dtype, copy=False) if path[-1].key == "kernel" else leaf
 
         params = jax.tree_util.tree_map_with_path(rounded, self.params)
@@ -57,22 +59,24 @@ class Backbone:
 
 @struct.dataclass
 class Features:
-    """What the frozen backbone says of a batch: all that the head will ever see.
+    """What the frozen backbone says of a batch: everything that the head sees.
+
+    ``batch`` is (B,); ``pmap`` adds axes in front while it moves the arrays.
 
     Attributes:
-      f_global: (B, D) float32.
+      f_global: global feature, float32.
       terms: the LCAS terms, (B, K, M) float32.
-      masked: (B, K, M) int32, ids of the scored patches; None where nothing asks for them.
-      uniform_share: (B,) float32, share of nearly uniform patches, by which images are flagged.
+      masked: ids of the scored patches, int32; None if nothing reads them.
+      uniform_share: share of nearly uniform patches, float32; above a limit, images are flagged.
     """
 
-    f_global: Any
+    f_global: Float[AnyArray, "*batch d"]
     terms: lcas.Terms
-    masked: Any
-    uniform_share: Any = None
+    masked: Int[AnyArray, "*batch k m"] | None
+    uniform_share: Float[AnyArray, "*batch"]
 
 
-# Fields of ``DetectorConfig`` that features depend on.
+# The fields of ``DetectorConfig`` that features depend on.
 BEFORE_THE_HEAD = ("mask_ratio", "pooling", "anomaly", "dtype", "uniform_variance")
 
 # Normalised pixels, visible and masked ids to predictions of the masked patches (target space).
@@ -93,19 +97,21 @@ def extract_features(
 
     Args:
       backbone: frozen.
-      images: uint8 RGB of the backbone's image size.
-      keys: one an example (``masking.example_keys``).
-      runs: the numbers of the runs wanted of each example; 0 … K-1 in evaluation, other ones in
-        every epoch of training.
-      config: static; of it ``BEFORE_THE_HEAD`` counts.
-      reconstruct: stands in for the backbone's own reconstruction, as a control.
+      images: RGB of the backbone's image size.
+      keys: one per example (``masking.example_keys``).
+      runs: numbers of each example's masking runs: 0 … K-1 in evaluation, others in every epoch of
+        training.
+      config: static; only the fields ``BEFORE_THE_HEAD`` are read.
+      reconstruct: replaces the backbone's reconstruction, for control experiments.
 
     Raises:
       ValueError: if the images are not of the backbone's size.
     """
     size = backbone.config.image_size
     if images.shape[1:] != (size, size, 3):
-        raise ValueError(f"images are {images.shape[1:]}, the backbone takes {(size, size, 3)}")
+        raise ValueError(
+            f"images are {images.shape[1:]}, the backbone takes {(size, size, 3)}: resize them"
+        )
     pixels = normalize_images(images)
     return jax.lax.stop_gradient(pixel_features(backbone, pixels, keys, runs, config, reconstruct))
 
@@ -118,13 +124,13 @@ def pixel_features(
     config: DetectorConfig,
     reconstruct: Reconstruct | None = None,
 ) -> Features:
-    """``extract_features`` of ImageNet-normalised pixels, differentiable in them alone."""
+    """``extract_features`` of ImageNet-normalised pixels, differentiable in the pixels only."""
     params = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, backbone.params))
     return unfrozen_features(params, backbone.config, pixels, keys, runs, config, reconstruct)
 
 
 def unfrozen_features(
-    params: Any,
+    params: Params,
     mae_config: MAEConfig,
     pixels: Float[Array, "b h w 3"],
     keys: Key[Array, " b"],
@@ -132,14 +138,13 @@ def unfrozen_features(
     config: DetectorConfig,
     reconstruct: Reconstruct | None = None,
 ) -> Features:
-    """The same, differentiable in the backbone's parameters too: no constant of anything."""
+    """The same, differentiable in the backbone's parameters too: nothing is held constant."""
     model, variables = MAE(mae_config, jnp.dtype(config.dtype)), {"params": params}
     patches = patchify(pixels, mae_config.patch_size)
     target = to_target(patches, mae_config.target)
     num_visible = mae_config.num_visible(config.mask_ratio)
 
-    tokens = model.apply(variables, pixels, method="encode")
-    tokens = tokens.astype(jnp.float32)
+    tokens = cast(Array, model.apply(variables, pixels, method="encode")).astype(jnp.float32)
     f_global = tokens[:, 0] if config.pooling == "cls" else tokens[:, 1:].mean(axis=1)
 
     def all_ids(key: Key[Array, ""], run: Int[Array, " k"]) -> Int[Array, "k n"]:
@@ -148,7 +153,7 @@ def unfrozen_features(
     visible = jax.vmap(all_ids)(keys, runs)  # (B, K, N_vis)
     masked = masking.masked_ids(visible, mae_config.num_patches)  # (B, K, M)
 
-    predict = functools.partial(model.apply, variables) if reconstruct is None else reconstruct
+    predict = reconstruct or cast(Reconstruct, functools.partial(model.apply, variables))
 
     def one_run(vis: Int[Array, "b n"], mask: Int[Array, "b m"]) -> lcas.Terms:
         predictions = predict(pixels, vis, mask)
@@ -161,7 +166,7 @@ def unfrozen_features(
 
     if runs.shape[1]:
         terms = jax.vmap(one_run, in_axes=1, out_axes=1)(visible, masked)
-    else:  # nothing to trace: an encoder-only backbone has no decoder
+    else:  # nothing to trace, and an encoder-only backbone has no decoder
         none = jnp.zeros((len(pixels), 0, mae_config.num_patches - num_visible))
         terms = lcas.Terms(none, none, none, none, jnp.zeros((len(pixels), 0, CHANNELS)))
     uniform = jax.vmap(lambda p: lcas.uniform_share(p, config.uniform_variance))(patches)
@@ -174,25 +179,28 @@ def statistics(
     num_patches: int,
     mismatch_weight: float | Float[Array, ""] | None = None,
 ) -> Float[Array, "b s"]:
-    """The configured statistics of every image as the head sees them before standardisation.
+    """The configured statistics of every image, before standardisation.
 
-    log1p is taken where the score cannot be negative (METHOD 4); zeros when K = 0.  Statistics by
-    frequency band are means over the runs.
+    They are log1p of s1 … s3 where the score cannot be negative (METHOD 4), means over the runs
+    for statistics by frequency band, and zeros with K = 0.
 
     Args:
       features: of a batch.
       config: static.
       num_patches: L.
       mismatch_weight: λ, where it is learned; None takes the configured one.
+
+    Raises:
+      ValueError: if a term that the configuration needs is None.
     """
     if config.num_runs == 0:
         return jnp.zeros((len(features.f_global), len(config.statistics)))
     if config.anomaly == "bands":
-        return features.terms.bands.mean(axis=1)
+        return features.terms.read("bands")[0].mean(axis=1)
     weight = config.mismatch_weight if mismatch_weight is None else mismatch_weight
     scores = lcas.score(features.terms, config.score, weight)
 
-    def one(score: Float[Array, "k m"], masked: Int[Array, "k m"] | None) -> Float[Array, " 3"]:
+    def one(score: Float[Array, "k m"], masked: Int[AnyArray, "k m"] | None) -> Float[Array, " 3"]:
         return lcas.summarize(
             score, sensitivity=config.sensitivity, masked=masked, num_patches=num_patches
         )
@@ -203,7 +211,7 @@ def statistics(
 
 
 def num_statistics(config: DetectorConfig, model: MAEConfig) -> int:
-    """Number of values that ``statistics`` gives of an image."""
+    """Length of one row of ``statistics``."""
     has_bands = config.anomaly == "bands" and config.num_runs
     return bands.num_bands(model) if has_bands else len(config.statistics)
 
@@ -211,9 +219,9 @@ def num_statistics(config: DetectorConfig, model: MAEConfig) -> int:
 def logits(
     head: HeadState, features: Features, config: DetectorConfig, num_patches: int
 ) -> tuple[Float[Array, " b"], Float[Array, "b s"]]:
-    """Logit of "AI-generated" for every image, float32, and the statistics it rests on."""
+    """Logit of "AI-generated" and statistics of every image, float32."""
     stats = statistics(features, config, num_patches, learned_weight(head.params))
-    return head_logits(head, features.f_global, stats, config), stats
+    return head_logits(head, jnp.asarray(features.f_global), stats, config), stats
 
 
 def head_logits(
@@ -222,15 +230,15 @@ def head_logits(
     stats: Float[Array, "b s"],
     config: DetectorConfig,
 ) -> Float[Array, " b"]:
-    """The head alone, on global features and statistics that were formed already."""
+    """The head alone: logits from global features and statistics."""
     f, s = head.normalizer(f_global, stats)
     if config.clip:
         s = jnp.clip(s, -config.clip, config.clip)
-    return head_of(config).apply({"params": head.params}, f, s)
+    return cast(Array, head_of(config).apply({"params": head.params}, f, s))
 
 
 def random_backbone(config: MAEConfig, seed: int = 0) -> Backbone:
-    """An untrained backbone: a control and a test fixture, never a default."""
+    """An untrained backbone, for controls and tests."""
     init = jax.jit(functools.partial(initial_variables, config))
     params = init(jax.random.key(seed))["params"]
     return Backbone(params, config, sha256=f"random-{seed}")

@@ -1,4 +1,4 @@
-"""What a backbone and a detector are made of: frozen choices, checked when they are made."""
+"""Configuration of a backbone and of a detector: frozen data classes that check their fields."""
 
 import dataclasses
 from typing import Any, Literal, get_args
@@ -10,12 +10,11 @@ Score = Literal[
     "deviation_plus_mismatch", "mismatch", "reconstruction_deviation", "conditional_nll", "relative"
 ]
 SCORES: tuple[str, ...] = get_args(Score)
-# Scores that can be negative: their statistics enter the head as they are, not as log1p.
+# Scores that can be negative: the head reads their statistics without log1p.
 LOGARITHMIC_SCORES = ("conditional_nll", "relative")
 
 Sensitivity = Literal["run", "patch"]
-Statistic = Literal["variability", "mean_anomaly", "perturbation_sensitivity"]
-# s1, s2, s3.
+Statistic = Literal["variability", "mean_anomaly", "perturbation_sensitivity"]  # s1, s2, s3
 STATISTICS: tuple[str, ...] = get_args(Statistic)
 Anomaly = Literal["statistics", "bands"]
 Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
@@ -32,14 +31,14 @@ class MAEConfig:
       image_size: side of the square input, pixels; a multiple of ``patch_size``.
       patch_size: side of a patch, pixels.
       width, depth, num_heads: of the encoder.
-      decoder_width, decoder_depth, decoder_num_heads: of the decoder; depth 0 means that there is
-        no decoder, and then only ``encode`` works.
-      target: what the decoder predicts: ``raw`` ImageNet-normalised pixels, or ``norm_pix``,
-        each patch normalised by its own mean and variance.
+      decoder_width, decoder_depth, decoder_num_heads: of the decoder; with depth 0 there is no
+        decoder, and only ``encode`` works.
+      target: what the decoder predicts: ``raw`` for ImageNet-normalised pixels, ``norm_pix`` for
+        patches normalised by their own mean and variance.
       layer_norm_eps: 1e-6 in the official code, 1e-12 in Hugging Face's configs.
 
     Raises:
-      ValueError: if a field is impossible; the message names it.
+      ValueError: naming the first impossible field.
     """
 
     image_size: int
@@ -56,7 +55,7 @@ class MAEConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "width", "depth", "num_heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"MAEConfig.{name} must be positive, is {getattr(self, name)}")
+                raise ValueError(f"MAEConfig.{name} must be 1 or more, is {getattr(self, name)}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"MAEConfig.image_size {self.image_size} is not a multiple of "
@@ -66,8 +65,8 @@ class MAEConfig:
             width, heads = getattr(self, f"{prefix}width"), getattr(self, f"{prefix}num_heads")
             if min(width, heads) < 1 or width % 4:
                 raise ValueError(
-                    f"MAEConfig.{prefix}width {width} must be a multiple of 4, for the position "
-                    f"table, and {prefix}num_heads {heads} positive"
+                    f"MAEConfig.{prefix}width {width} must be a multiple of 4 (position table), "
+                    f"and {prefix}num_heads {heads} must be 1 or more"
                 )
             if width % heads:
                 raise ValueError(
@@ -83,12 +82,12 @@ class MAEConfig:
 
     @property
     def num_patches(self) -> int:
-        """L."""
+        """L, patches per image."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def patch_dim(self) -> int:
-        """d, the number of values in a patch."""
+        """d, values per patch."""
         return self.patch_size**2 * CHANNELS
 
     def num_visible(self, mask_ratio: float) -> int:
@@ -100,14 +99,14 @@ class MAEConfig:
         visible = int(self.num_patches * (1 - mask_ratio))
         if not 0 < visible < self.num_patches:
             raise ValueError(
-                f"mask_ratio {mask_ratio} leaves {visible} of {self.num_patches} patches visible; "
-                "at least one must be visible and one masked"
+                f"mask_ratio {mask_ratio} leaves {visible} of {self.num_patches} patches visible: "
+                "at least one must be visible, and at least one masked"
             )
         return visible
 
 
 def vit_tiny(**overrides: Any) -> MAEConfig:
-    """ViT-Ti/16 at 224 with a decoder in proportion; not a size of the MAE paper."""
+    """ViT-Ti/16 at 224 with a small decoder; not in the MAE paper."""
     preset = MAEConfig(224, 16, 192, 12, 3, 128, 4, 4)
     return dataclasses.replace(preset, **overrides)
 
@@ -135,27 +134,27 @@ class DetectorConfig:
     """Every choice between the backbone and the logit; stored with a trained head.
 
     Attributes:
-      num_runs: K, masking runs an image; 0 leaves the encoder alone (fusion ``global``).
+      num_runs: K, masking runs per image; 0 uses the encoder alone (fusion ``global``).
       anomaly: what the head reads of the masked patches: ``statistics`` of one score (METHOD 4), or
-        energies and errors by frequency ``bands`` (``model.bands``), for which score, λ, statistics
-        and sensitivity mean nothing.
+        energies and errors by frequency, ``bands`` (``model.bands``); with ``bands``, the fields
+        score, mismatch_weight, statistics and sensitivity have no effect.
       mask_ratio: r, share of patches masked.
       pooling: f_global is the CLS token (``cls``) or the mean of the patch tokens (``mean``).
       score: LCAS variant, one of ``SCORES``.
       mismatch_weight: λ.
-      learn_mismatch_weight: optimise λ with the head, from ``mismatch_weight`` on.
+      learn_mismatch_weight: train λ with the head; it starts at ``mismatch_weight``.
       statistics: which of ``STATISTICS`` the head reads; all three in the paper.
-      sensitivity: how s3 is formed, ``run`` or ``patch``.
+      sensitivity: how s3 is formed, ``run`` or ``patch`` (``lcas.summarize``).
       fusion: one of ``FUSIONS``.
       hidden: hidden width of MLP_δ; 0 makes it linear.
-      clip: largest standardised value, either way, of what MLP_δ reads; 0 for no limit.
-      dtype: of the backbone's activations; LCAS and head are float32 always.
-      uniform_variance: variance within a patch, ImageNet-normalised pixels, below which it counts
-        as uniform; 1e-3 is a standard deviation of about 2 grey levels.
-      low_context_share: share of uniform patches above which an image is flagged low-context.
+      clip: MLP_δ reads standardised values clipped to [-clip, clip]; 0 does not clip.
+      dtype: of the backbone's activations; LCAS and head are always float32.
+      uniform_variance: a patch is uniform if the variance of its ImageNet-normalised pixels is
+        below; 1e-3 is a standard deviation of about 2 grey levels of 256.
+      low_context_share: images with a larger share of uniform patches are flagged low-context.
 
     Raises:
-      ValueError: if a field, or a pair of fields, makes no sense; the message names it.
+      ValueError: naming the first impossible field, or fields that contradict each other.
     """
 
     num_runs: int = 2
@@ -180,12 +179,22 @@ class DetectorConfig:
         return self.fusion != "lcas"
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_ranges()
+        self._check_learned_weight()
+        if self.num_runs == 0 and self.fusion != "global":
+            raise ValueError(
+                f"detector.num_runs = 0 leaves no anomaly scores for fusion {self.fusion!r}: "
+                "use fusion 'global' or num_runs of 1 or more"
+            )
+
+    def _check_choices(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
             "anomaly": get_args(Anomaly),
             "pooling": get_args(Pooling),
             "score": SCORES,
             "sensitivity": get_args(Sensitivity),
-            "fusion": get_args(Fusion),
+            "fusion": FUSIONS,
             "dtype": get_args(Dtype),
         }
         for name, allowed in choices.items():
@@ -193,39 +202,35 @@ class DetectorConfig:
                 raise ValueError(
                     f"detector.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
                 )
-        for name, low, high in (
-            ("mask_ratio", 0.0, 1.0),
-            ("mismatch_weight", 0.0, float("inf")),
-            ("uniform_variance", 0.0, float("inf")),
-            ("clip", 0.0, float("inf")),
-            ("low_context_share", 0.0, 1.0),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"detector.{name} must lie in [{low:g}, {high:g}], is {getattr(self, name)}"
-                )
         if not self.statistics or not set(self.statistics) <= set(STATISTICS):
             raise ValueError(
                 f"detector.statistics is {self.statistics}: use some of {', '.join(STATISTICS)}"
             )
-        if self.learn_mismatch_weight and self.mismatch_weight <= 0:
-            raise ValueError("detector.learn_mismatch_weight starts at mismatch_weight: above 0")
-        reads_weight = self.score in ("deviation_plus_mismatch", "reconstruction_deviation")
-        if self.learn_mismatch_weight and not (
-            reads_weight and self.anomaly == "statistics" and self.fusion != "global"
-        ):
-            raise ValueError(
-                "detector.learn_mismatch_weight has no weight to learn: of anomaly "
-                f"{self.anomaly!r}, score {self.score!r} and fusion {self.fusion!r} one reads none"
-            )
         if len(set(self.statistics)) < len(self.statistics):
             raise ValueError(f"detector.statistics is {self.statistics}: name each once")
-        if self.hidden < 0:
-            raise ValueError(f"detector.hidden must be 0 or more, is {self.hidden}")
-        if self.num_runs < 0:
-            raise ValueError(f"detector.num_runs must be 0 or more, is {self.num_runs}")
-        if self.num_runs == 0 and self.fusion != "global":
+
+    def _check_ranges(self) -> None:
+        for name in ("mask_ratio", "low_context_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"detector.{name} must lie in [0, 1], is {getattr(self, name)}")
+        for name in ("mismatch_weight", "uniform_variance", "clip", "hidden", "num_runs"):
+            if not getattr(self, name) >= 0:  # NaN is refused, too
+                raise ValueError(f"detector.{name} must be 0 or more, is {getattr(self, name)}")
+
+    def _check_learned_weight(self) -> None:
+        if not self.learn_mismatch_weight:
+            return
+        if self.mismatch_weight <= 0:
             raise ValueError(
-                f"detector.num_runs = 0 leaves no anomaly scores for fusion {self.fusion!r}: "
-                "use fusion 'global' or num_runs of 1 or more"
+                "detector.mismatch_weight is 0: with learn_mismatch_weight it is where λ starts, "
+                "and must be above 0"
+            )
+        if (
+            self.score not in ("deviation_plus_mismatch", "reconstruction_deviation")
+            or self.anomaly != "statistics"
+            or self.fusion == "global"
+        ):
+            raise ValueError(
+                "detector.learn_mismatch_weight needs a score and a fusion that use λ, is set with "
+                f"anomaly {self.anomaly!r}, score {self.score!r} and fusion {self.fusion!r}"
             )

@@ -1,36 +1,41 @@
 """The trained part: MLP_δ on the statistics, fusion with the global feature, classifier (METHOD 5).
 
-In: standardised global feature (B, D) and statistics (B, S).  Out: logits (B,), positive for AI.
+In: standardised global feature (B, D) and statistics (B, S).  Out: logits (B,), positive for ai.
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
+from cinemae_jax.model.arrays import AnyArray, Params
 from cinemae_jax.model.config import FUSIONS, DetectorConfig, Fusion
 from cinemae_jax.model.layers import LayerNorm
 
-# Name of the module that alone reads f_global in ``logit`` fusion; it has its own weight decay.
+# Module that reads f_global in ``logit`` fusion, and nothing else; it has its own weight decay.
 GLOBAL_PATHWAY = "global_classifier"
+# Parameter log λ, where λ is learned: λ stays positive.
+LOG_MISMATCH_WEIGHT = "log_mismatch_weight"
 
 STD_FLOOR = 1e-6
-_Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)  # float32, on TPU too
 GATE_BIAS = 2.0  # sigmoid(2) = 0.88: fusion starts near f_global
+_Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)  # float32, on TPU too
 
 
 @struct.dataclass
 class Normalizer:
-    """Training-set mean and standard deviation of the head's inputs; stored, never optimised."""
+    """Training-set mean and standard deviation of the head's inputs; stored, never optimised.
 
-    global_mean: Any  # (D,)
-    global_std: Any  # (D,)
-    stats_mean: Any  # (S,)
-    stats_std: Any  # (S,)
+    Float32.  ``seeds`` is () for one head, and the leading axis of heads that are trained together.
+    """
+
+    global_mean: Float[AnyArray, "*seeds d"]
+    global_std: Float[AnyArray, "*seeds d"]
+    stats_mean: Float[AnyArray, "*seeds s"]
+    stats_std: Float[AnyArray, "*seeds s"]
 
     def __call__(
         self, f_global: Float[Array, "b d"], stats: Float[Array, "b s"]
@@ -41,9 +46,9 @@ class Normalizer:
 
 
 class AnomalyMLP(nn.Module):
-    """MLP_δ: Dense → GELU → Dense; the last layer starts at zero, so fusion starts at f_global.
+    """MLP_δ: Dense → GELU → Dense; with ``hidden`` 0, the last Dense alone.
 
-    Without a hidden layer (``hidden`` 0) it is that last layer alone.
+    The last layer starts at zero, so fusion starts at f_global.
     """
 
     hidden: int
@@ -62,6 +67,9 @@ class Head(nn.Module):
       fusion: ``additive``, ``concat`` or ``gate`` of the paper; ``logit`` joins two separate
         pathways only at the logit; ``global`` and ``lcas`` are one pathway alone.
       hidden: width of MLP_δ's hidden layer; 0 makes it linear, and ``lcas`` a linear classifier.
+
+    Raises:
+      ValueError: if the fusion is unknown.
     """
 
     fusion: Fusion = "additive"
@@ -110,29 +118,25 @@ class HeadState:
     """Everything of a trained detector that is not the backbone.
 
     Attributes:
-      params: of ``Head``; the only thing that the optimiser holds.
+      params: of ``Head``, and log λ where it is learned; the optimiser holds nothing else.
       normalizer: training-set statistics of the inputs.
     """
 
-    params: Any
+    params: Params
     normalizer: Normalizer
 
 
-# Name of the parameter log λ, where λ is learned: so λ stays positive.
-LOG_MISMATCH_WEIGHT = "log_mismatch_weight"
-
-
-def init_params(config: DetectorConfig, key: Array, width: int, num_stats: int) -> Any:
-    """Fresh head parameters for global features of a width and a number of statistics."""
+def init_params(config: DetectorConfig, key: Key[Array, ""], width: int, num_stats: int) -> Params:
+    """Fresh float32 parameters of a head for f_global (B, width) and statistics (B, num_stats)."""
     inputs = jnp.zeros((1, width)), jnp.zeros((1, num_stats))
-    params = head_of(config).init(key, *inputs)["params"]
+    params: Params = head_of(config).init(key, *inputs)["params"]
     if config.learn_mismatch_weight:
-        params = params | {LOG_MISMATCH_WEIGHT: jnp.log(jnp.float32(config.mismatch_weight))}
+        params = {**params, LOG_MISMATCH_WEIGHT: jnp.log(jnp.float32(config.mismatch_weight))}
     return params
 
 
-def learned_weight(params: Any) -> Float[Array, ""] | None:
-    """λ, if it is one of the parameters."""
+def learned_weight(params: Params) -> Float[Array, ""] | None:
+    """λ if it is learned, else None."""
     return jnp.exp(params[LOG_MISMATCH_WEIGHT]) if LOG_MISMATCH_WEIGHT in params else None
 
 

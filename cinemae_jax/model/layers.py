@@ -1,7 +1,7 @@
-"""Layers of a vision transformer, with derivatives of their own, faster than what XLA derives.
+"""Layers of a vision transformer, with hand-written derivatives that are faster than JAX's.
 
-In and out: tokens (B, n, width) in the model's dtype.  Products round their operands to it and
-accumulate in float32; LayerNorm, GELU and softmax are float32.  docs/performance.md has the times.
+In and out: tokens (B, n, width) in the model's dtype.  Products round their operands to that dtype
+and accumulate in float32; LayerNorm, GELU and softmax are float32.  Times: docs/performance.md.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 
 def _product(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "..."]:
-    """Product over one axis of each, accumulated and returned in float32."""
+    """Product over one axis of each operand, accumulated and returned in float32."""
     axes = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(
         a, b, axes, precision=_precision(a, b), preferred_element_type=jnp.float32
@@ -25,7 +25,7 @@ def _product(a: Array, b: Array, contract: tuple[int, int]) -> Float[Array, "...
 
 
 def _precision(a: Array, b: Array) -> jax.lax.Precision | None:
-    """float32 is that on every device; JAX's default is TF32 on GPUs, and bfloat16 on TPUs."""
+    """Full float32 on every device; JAX's default is TF32 on GPUs and bfloat16 on TPUs."""
     return jax.lax.Precision.HIGHEST if a.dtype == b.dtype == jnp.float32 else None
 
 
@@ -65,28 +65,30 @@ def _kernel_gradient(x: Array, gradient: Array) -> Array:
 
 
 def _kernel_gradient_across(x: Array, gradient: Array) -> Array:
-    """The same with the narrower operand written out across, for XLA's CPU library of products.
+    """The same with the narrower operand transposed in memory, for XLA's matrix library on CPUs.
 
-    It takes a left operand only in rows of what is summed over; anything else goes to a slower
-    one, which knows no bfloat16.  The barriers keep XLA from folding the transpositions back in,
-    and from recomputing with strides what the operand was computed from.
+    The library needs the summed axis to be the last of its left operand; other products go to a
+    slower one without bfloat16.  The barriers keep XLA from folding the transpositions back in, and
+    from recomputing the operand with strides.
     """
     if gradient.shape[-1] <= x.shape[-1]:
-        return jax.lax.optimization_barrier(_product(_across(gradient), _flat(x), (1, 0))).T
+        turned: Array = jax.lax.optimization_barrier(_product(_across(gradient), _flat(x), (1, 0)))
+        return turned.T
     return _product(_across(x), _flat(gradient), (1, 0))
 
 
 def _across(x: Array) -> Array:
-    """(..., i) to (i, ...), flat."""
+    """(..., i) to (i, n), with n the product of the other axes."""
     columns = jnp.moveaxis(jax.lax.optimization_barrier(x), -1, 0)
-    return jax.lax.optimization_barrier(columns.reshape(x.shape[-1], -1))
+    flat: Array = jax.lax.optimization_barrier(columns.reshape(x.shape[-1], -1))
+    return flat
 
 
 affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Dense(nn.Module):
-    """``affine`` with parameters of its own, float32, named as in ``flax.linen.Dense``."""
+    """``affine`` with float32 parameters, named as in ``flax.linen.Dense``."""
 
     features: int
     dtype: DTypeLike
@@ -96,7 +98,7 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
-        x, kernel, bias = (jnp.asarray(part) for part in (x, kernel, bias))  # or NumPy's, of a file
+        x, kernel, bias = (jnp.asarray(part) for part in (x, kernel, bias))  # from files, NumPy's
         return affine(x.astype(self.dtype), kernel.astype(self.dtype), bias)
 
 
@@ -105,17 +107,16 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x Φ(x), exact, by erf as PyTorch does; XLA's erfc would evaluate both of its branches.
+    """x Φ(x), exact (erf, as in PyTorch); XLA's erfc would evaluate both of its branches.
 
-    Computed in float32 and returned in the dtype of ``x``, of which alone the derivative
-    is recomputed.
+    Computed in float32, returned in the dtype of ``x``; the derivative is recomputed from ``x``.
     """
     y = x.astype(jnp.float32)
     return (y * _normal_below(y)).astype(x.dtype)
 
 
 def _normal_below(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Φ, the share of a standard normal distribution below y."""
+    """Φ(y), the standard normal distribution function."""
     return 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
 
 
@@ -135,7 +136,7 @@ def layer_norm(
 ) -> Float[Array, "*batch w"]:
     """Each token with mean 0 and variance 1, times scale, plus bias; float32.
 
-    Two passes, as torch does: E[x²] - E[x]² loses its digits where a token's mean is large.
+    Two passes, as in torch: E[x²] - E[x]² loses its digits where a token's mean is large.
     """
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
@@ -157,7 +158,7 @@ def _row(values: Array, ndim: int) -> Array:
 def _layer_norm_backward(
     eps: float, saved: tuple[Array, Array, Array, Array], gradient: Array
 ) -> tuple[Array, Array, Array]:
-    del eps  # it is in ``inverse``
+    del eps  # already in ``inverse``
     x, scale, mean, inverse = saved
     normal = (x.astype(jnp.float32) - mean) * inverse
     scaled = gradient * _row(scale, x.ndim)
@@ -171,7 +172,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class LayerNorm(nn.Module):
-    """``layer_norm`` with parameters of its own, named as in ``flax.linen.LayerNorm``."""
+    """``layer_norm`` with float32 parameters, named as in ``flax.linen.LayerNorm``."""
 
     epsilon: float = 1e-6
 
@@ -193,7 +194,7 @@ def _sum(how: str, a: Array, b: Array) -> Float[Array, "..."]:
 def attend(qkv: Float[Array, "b n 3 h d"]) -> Float[Array, "b n h d"]:
     """softmax(q kᵀ / √d) v; scores and sums are float32, the operands keep their dtype.
 
-    Divides by the softmax's sum after the product with ``v``: d values a query instead of n.
+    The division by the softmax's sum follows the product with ``v``: d values per query, not n.
     """
     return _attend_forward(qkv)[0]
 
@@ -210,7 +211,7 @@ def _attend_forward(qkv: Array) -> tuple[Array, tuple[Array, Array, Array, Array
 def _attend_backward(
     saved: tuple[Array, Array, Array, Array], gradient: Array
 ) -> tuple[Float[Array, "b n 3 h d"]]:
-    """Σₖ p ∂p, of which the softmax's derivative needs one value a query, is gradient · output."""
+    """The derivative of a softmax needs Σₖ p ∂p, one value per query: gradient · output."""
     qkv, weights, total, mixed = saved
     q, k, v = _parts(qkv)
     by_head = gradient.swapaxes(1, 2).astype(jnp.float32)

@@ -1,20 +1,19 @@
-"""Local conditional anomaly scores and their three statistics (METHOD 3 and 4), in float32.
+"""Local conditional anomaly scores (LCAS) and their three statistics (METHOD 3 and 4), in float32.
 
-Functions take the plain arrays of one image (or one run of it); callers vmap.  Patches are in the
-target space of the backbone, d values ordered (p, q, c).
+Functions take the arrays of one image, or of one run of it; callers vmap.  Patches are in the
+target space of the backbone, their d values ordered (p, q, c).
 """
-
-from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from cinemae_jax.model.arrays import AnyArray
 from cinemae_jax.model.config import SCORES, Score, Sensitivity
 
 EPS = 1e-6
 
-# What each score is made of; the other terms of ``Terms`` may be None.
+# The terms that each score reads; the other terms of ``Terms`` may be None.
 TERMS_OF: dict[str, tuple[str, ...]] = {
     "deviation_plus_mismatch": ("deviation", "mismatch"),
     "reconstruction_deviation": ("reconstruction_deviation", "mismatch"),
@@ -26,25 +25,39 @@ TERMS_OF: dict[str, tuple[str, ...]] = {
 
 @struct.dataclass
 class Terms:
-    """What a masked run says of each masked patch, kept apart until the last moment.
+    """What masked runs say of each masked patch, kept apart until the score is formed.
 
-    Float32; (M,) for one run, (K, M) for an image, (B, K, M) for a batch.
+    Float32.  ``batch`` is () for one run, (K,) for an image, (B, K) for a batch.  A term that was
+    not computed or not stored is None.
 
     Attributes:
       deviation: D, of the true patch from the visible context.
       reconstruction_deviation: D', of the reconstruction from the visible context.
       mismatch: R, mean squared error of the reconstruction.
       patch_variance: V, of the true patch's own values.
-      context_variance: σ² of the visible pixels of each channel, one axis C in place of M.
-      bands: statistics by frequency band (``bands.band_statistics``) in place of M, where wanted.
+      context_variance: σ² of the visible pixels of each channel.
+      bands: statistics by frequency band (``bands.band_statistics``).
     """
 
-    deviation: Any
-    reconstruction_deviation: Any
-    mismatch: Any
-    patch_variance: Any
-    context_variance: Any
-    bands: Any = None
+    deviation: Float[AnyArray, "*batch m"] | None
+    reconstruction_deviation: Float[AnyArray, "*batch m"] | None
+    mismatch: Float[AnyArray, "*batch m"] | None
+    patch_variance: Float[AnyArray, "*batch m"] | None
+    context_variance: Float[AnyArray, "*batch c"] | None
+    bands: Float[AnyArray, "*batch n"] | None = None
+
+    def read(self, *names: str) -> list[Array]:
+        """The named terms.
+
+        Raises:
+          ValueError: if one of them is None.
+        """
+        missing = [name for name in names if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"features without {', '.join(missing)}: extract them with this detector's settings"
+            )
+        return [jnp.asarray(getattr(self, name)) for name in names]
 
 
 def context_stats(
@@ -65,7 +78,7 @@ def deviation(
 
 
 def mismatch(patches: Float[Array, "m d"], predictions: Float[Array, "m d"]) -> Float[Array, " m"]:
-    """R_i = mean_j (x_ij - x̂_ij)², MAE's own loss of a patch."""
+    """R_i = mean_j (x_ij - x̂_ij)², the loss of a patch in MAE's training."""
     difference = patches.astype(jnp.float32) - predictions.astype(jnp.float32)
     return (difference**2).mean(axis=-1)
 
@@ -78,11 +91,11 @@ def patch_variance(patches: Float[Array, "m d"]) -> Float[Array, " m"]:
 def uniform_share(
     patches: Float[Array, "l d"], threshold: float, *, channels: int = 3
 ) -> Float[Array, ""]:
-    """Share of the patches of an image that are nearly uniform: where LCAS has little to go by.
+    """Share of nearly uniform patches in an image; on those, LCAS has little to measure.
 
     Args:
-      patches: of ImageNet-normalised pixels, whatever the target space.
-      threshold: on the variance over the pixels of a patch, averaged over channels.
+      patches: ImageNet-normalised pixels, whatever the target space.
+      threshold: a patch is uniform if its variance over pixels, averaged over channels, is below.
     """
     pixels = patches.astype(jnp.float32).reshape(len(patches), -1, channels)
     return (pixels.var(axis=1).mean(axis=-1) < threshold).mean()
@@ -94,7 +107,7 @@ def run_terms(
     visible: Int[Array, " n"],
     masked: Int[Array, " m"],
 ) -> Terms:
-    """All terms of one masked run of one image; leaves are (M,), ``context_variance`` (C,)."""
+    """All terms except ``bands``, of one masked run of one image."""
     mean, var = context_stats(patches, visible)
     truth = patches[masked]
     return Terms(
@@ -121,32 +134,34 @@ def score(
     """The anomaly score of every masked patch, in the named variant (METHOD 3).
 
     Args:
-      terms: of one image or a batch.
+      terms: of one image or a batch; those of ``TERMS_OF[variant]`` are read.
       variant: one of ``SCORES``.
       weight: λ, ``mismatch_weight``; only the two deviation scores use it.
 
     Raises:
-      ValueError: if the variant is unknown.
+      ValueError: if the variant is unknown, or a term that it reads is None.
     """
-    if variant == "deviation_plus_mismatch":
-        return lcas(terms.deviation, terms.mismatch, weight)
-    if variant == "reconstruction_deviation":
-        return lcas(terms.reconstruction_deviation, terms.mismatch, weight)
+    if variant not in TERMS_OF:
+        raise ValueError(f"unknown LCAS score {variant!r}: use one of {', '.join(SCORES)}")
+    needed = terms.read(*TERMS_OF[variant])
     if variant == "mismatch":
-        return terms.mismatch
+        return needed[0]
     if variant == "conditional_nll":
-        var = terms.context_variance.mean(axis=-1, keepdims=True) + EPS
-        return 0.5 * (jnp.log(var) + terms.mismatch / var)
+        r, context_variance = needed
+        var = context_variance.mean(axis=-1, keepdims=True) + EPS
+        return 0.5 * (jnp.log(var) + r / var)
     if variant == "relative":
-        return jnp.log(terms.mismatch + EPS) - jnp.log(terms.patch_variance + EPS)
-    raise ValueError(f"unknown LCAS score {variant!r}: use one of {', '.join(SCORES)}")
+        r, v = needed
+        return jnp.log(r + EPS) - jnp.log(v + EPS)
+    d, r = needed
+    return lcas(d, r, weight)
 
 
 def summarize(
     lcas: Float[Array, "k m"],
     *,
     sensitivity: Sensitivity = "run",
-    masked: Int[Array, "k m"] | None = None,
+    masked: Int[AnyArray, "k m"] | None = None,
     num_patches: int | None = None,
 ) -> Float[Array, " 3"]:
     """[s1 variability, s2 mean anomaly, s3 perturbation sensitivity] of one image.
@@ -155,7 +170,10 @@ def summarize(
       lcas: scores of the masked patches, (K, M).
       sensitivity: ``run``: standard deviation over runs of the per-run mean; ``patch``: mean
         absolute difference over patches masked in both of two runs, averaged over pairs of runs.
-      masked, num_patches: ids of the scored patches and L; only needed for ``patch``.
+      masked, num_patches: ids of the scored patches and L; only ``patch`` needs them.
+
+    Raises:
+      ValueError: if the sensitivity is unknown, or ``patch`` lacks its arguments.
     """
     scores = lcas.astype(jnp.float32)
     if sensitivity == "run":
@@ -170,14 +188,14 @@ def summarize(
 
 
 def _deviation(values: Float[Array, "..."]) -> Float[Array, ""]:
-    """Standard deviation whose gradient is 0, not infinite, where there is none."""
+    """Standard deviation; where it is 0, so is its gradient (not infinite)."""
     variance = values.var()
     varies = variance > 0
     return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
 
 
 def _patch_sensitivity(
-    scores: Float[Array, "k m"], masked: Int[Array, "k m"], num_patches: int
+    scores: Float[Array, "k m"], masked: Int[AnyArray, "k m"], num_patches: int
 ) -> Float[Array, ""]:
     num_runs = len(scores)
     rows = jnp.arange(num_runs)[:, None]

@@ -4,15 +4,16 @@ In: images (B, H, W, 3) float, ImageNet-normalised, and the ids of their visible
 Out: encoder tokens, and predictions for the masked patches in the model's target space.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
+from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.config import (
     CHANNELS,
     PRESETS,
@@ -29,7 +30,7 @@ __all__ = ["MAE", "PRESETS", "MAEConfig", "vit_base", "vit_huge", "vit_large", "
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Added to a patch's variance where the target is per-patch-normalised (MAE's own constant).
+# Added to a patch's variance for the ``norm_pix`` target (MAE's own constant).
 NORM_PIX_EPS = 1e-6
 
 
@@ -40,7 +41,7 @@ def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]
 
 
 def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b l d"]:
-    """Images to patches, rows first; the values of a patch are ordered (p, q, c) as in MAE."""
+    """Images to patches, row by row; the values of a patch are ordered (p, q, c) as in MAE."""
     b, h, w, c = images.shape
     p = patch_size
     grid = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
@@ -86,9 +87,9 @@ def sincos_position_table(width: int, grid: int) -> Float[np.ndarray, "n width"]
 class MAE(nn.Module):
     """Encoder and decoder; parameters are float32, activations ``dtype``.
 
-    The position tables are parameters, so that a converted checkpoint keeps its own, but receive
-    no gradient.  Attention does not see order, so the decoder gets [CLS, visible, masked] tokens
-    with the position rows that belong to them instead of putting them back in raster order.
+    The position tables are parameters, so that a converted checkpoint keeps its own, but get no
+    gradient.  The decoder's tokens stay in the order [CLS, visible, masked], each with its own
+    position row; attention does not depend on order, so raster order is not restored.
     """
 
     config: MAEConfig
@@ -99,7 +100,7 @@ class MAE(nn.Module):
         grid = c.image_size // c.patch_size
         normal = nn.initializers.normal(0.02)
 
-        def table(width: int) -> Any:
+        def table(width: int) -> Callable[[Array], Array]:
             return lambda _: jnp.asarray(sincos_position_table(width, grid))[None]
 
         def blocks(prefix: str, depth: int, heads: int) -> list[Block]:
@@ -150,9 +151,13 @@ class MAE(nn.Module):
         visible: Int[Array, "b n"],
         masked: Int[Array, "b m"],
     ) -> Float[Array, "b m d"]:
-        """Predictions for the masked patches from the encoder's tokens of the visible ones."""
+        """Predictions for the masked patches from the encoder's tokens of the visible ones.
+
+        Raises:
+          ValueError: if the architecture has no decoder.
+        """
         if not self.config.has_decoder:
-            raise ValueError("this backbone has no decoder: it can encode, but not reconstruct")
+            raise ValueError("this backbone has no decoder: use num_runs 0 or a full checkpoint")
         position = jax.lax.stop_gradient(self.decoder_pos_embed).astype(self.dtype)
         x = self.decoder_embed(tokens)
         cls = x[:, :1] + position[:, :1]
@@ -172,7 +177,7 @@ class MAE(nn.Module):
         """Predicts the masked patches from the visible ones, in target space, in ``masked`` order.
 
         Args:
-          images: ImageNet-normalised; only their visible patches are looked at.
+          images: ImageNet-normalised; only their visible patches are read.
           visible, masked: complementary patch ids (``model.masking``).
         """
         return self.decode(self.encode(images, visible), visible, masked)
@@ -186,8 +191,8 @@ class MAE(nn.Module):
         return self.reconstruct(images, visible, masked)
 
 
-def initial_variables(config: MAEConfig, key: Array) -> Any:
-    """Flax variables of a fresh MAE, of its encoder alone if it has no decoder."""
+def initial_variables(config: MAEConfig, key: Key[Array, ""]) -> Mapping[str, Params]:
+    """Flax variables of a fresh MAE; without a decoder, of its encoder alone."""
     images = jnp.zeros((1, config.image_size, config.image_size, CHANNELS))
     ids = jnp.arange(config.num_patches)[None]
     if not config.has_decoder:

@@ -1,16 +1,19 @@
 """Random masks as MAE draws them: keys or noise in, ids of visible and masked patches out.
 
-The key of run k of an example is ``fold_in(fold_in(base_key, example_id), k)`` (METHOD 2), so an
-image gets the same masks whatever its batch, the number of devices or hosts, and whatever K.
+The key of run k of an example is ``fold_in(fold_in(base_key, example_id), k)`` (METHOD 2).  So the
+masks of an image depend neither on its batch, nor on the number of devices or hosts, nor on K.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+# Folded into an example's key to draw its runs; no run has this number.
 DRAW = 0x7FFFFFFF
-# Folded into an example's key for the choice of runs: no run has this number.
-SEED_STRIDE = 1 << 21  # runs of one head before those of the next, where none are stored
+# Where runs are not stored, head s takes runs from s * SEED_STRIDE on.
+SEED_STRIDE = 1 << 21
 
 
 def from_noise(noise: Float[Array, "*batch l"], num_visible: int) -> Int[Array, "*batch n"]:
@@ -21,11 +24,11 @@ def from_noise(noise: Float[Array, "*batch l"], num_visible: int) -> Int[Array, 
 def run_ids(
     key: Key[Array, ""], runs: Int[Array, " k"], num_patches: int, num_visible: int
 ) -> Int[Array, "k n"]:
-    """Visible patch ids of the given runs of one example.
+    """Visible patch ids of the given runs of one example, int32.
 
     Args:
-      key: of the example (``example_keys``).
-      runs: run numbers; run k has the same mask whichever other runs are asked for.
+      key: the example's (``example_keys``).
+      runs: run numbers; the mask of run k does not depend on the other runs asked for.
       num_patches: L.
       num_visible: N_vis.
     """
@@ -52,15 +55,15 @@ def draw_runs(
     num_stored: int,
     num_seeds: int = 1,
 ) -> Int[Array, "b s k"]:
-    """The masking runs that each head sees of each example in an epoch of training.
+    """Numbers of the masking runs that each head sees of each example in an epoch of training.
 
     Args:
-      keys: one an example (``example_keys``).
-      epoch: of each example.
+      keys: one per example (``example_keys``).
+      epoch: one per example.
       num_runs: K.
-      num_stored: R, runs to choose from: K different ones of 0 … R-1 are drawn for every example,
-        epoch and seed.  0 takes runs that were never used before.
-      num_seeds: S, heads trained at once; the draws of head s are the same whatever S.
+      num_stored: R, runs to choose from: every example, epoch and head draws K different ones of
+        0 … R-1.  With 0, no run is used twice.
+      num_seeds: S, heads trained at once; the draws of a head do not depend on S.
     """
     seeds = jnp.arange(num_seeds)
     if not num_stored:
@@ -87,5 +90,28 @@ def masked_ids(visible: Int[Array, "*batch n"], num_patches: int) -> Int[Array, 
 
 
 def example_keys(base_key: Key[Array, ""], example_ids: UInt32[Array, " b"]) -> Key[Array, " b"]:
-    """One key an example: ``fold_in(base_key, example_id)``."""
+    """One key per example: ``fold_in(base_key, example_id)``."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(base_key, example_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """Which masking runs an image gets.
+
+    Attributes:
+      seed: of the base key.
+      num_runs: K, runs that a score rests on.
+      num_stored: R, runs that a bank holds and epochs of training draw from; 0 for new ones each
+        time.
+      num_seeds: S, heads that draw their own runs in training.
+    """
+
+    seed: int
+    num_runs: int
+    num_stored: int
+    num_seeds: int = 1
+
+    @property
+    def key(self) -> Key[Array, ""]:
+        """The base key of all masks."""
+        return jax.random.key(self.seed)

@@ -148,7 +148,7 @@ class Interrupted:
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
-        self._regular = checkpoints
+        self.regular = checkpoints
         self._folder = checkpoints.folder.with_name("interrupted")
 
     @property
@@ -158,7 +158,7 @@ class Interrupted:
             return 0
         with Checkpoints(self._folder) as found:
             step = found.latest or 0
-        return step if step > (self._regular.latest or 0) else 0
+        return step if step > (self.regular.latest or 0) else 0
 
     def save(
         self,
@@ -171,7 +171,7 @@ class Interrupted:
 
         ``losses`` are those that are not in the log yet.
         """
-        if step <= max(self._regular.latest or 0, self.step):
+        if step <= max(self.regular.latest or 0, self.step):
             return
         unlogged = [np.asarray(loss).tolist() for loss in jax.device_get(list(losses))]
         with Checkpoints(self._folder) as folder:
@@ -196,8 +196,8 @@ class Interrupted:
                 losses = [np.asarray(loss, np.float32) for loss in metadata.pop("losses")]
                 require(metadata)
                 return step, found.restore(step, like), losses
-        step = self._regular.latest or 0
+        step = self.regular.latest or 0
         if not step:
             return 0, {}, []
-        require(self._regular.metadata(step))
-        return step, self._regular.restore(step, like), []
+        require(self.regular.metadata(step))
+        return step, self.regular.restore(step, like), []

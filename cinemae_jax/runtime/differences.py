@@ -8,6 +8,16 @@ from typing import Any
 from cinemae_jax.runtime.checkpoints import CheckpointError
 
 
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """Fields with different values: dotted name → ``was 1, is 2``; a missing field is None."""
+    old, new = _dotted(before), _dotted(after)
+    return {
+        name: f"was {old.get(name)!r}, is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    }
+
+
 def require_same(
     saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path, *, may_differ: Sequence[str]
 ) -> None:
@@ -21,11 +31,10 @@ def require_same(
     Raises:
       CheckpointError: naming the fields that differ.
     """
-    before, after = _dotted(saved), _dotted(json.loads(json.dumps(now)))
     changed = [
-        f"{name} was {before.get(name)!r}, is {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not name.startswith(tuple(may_differ))
+        f"{name} {words}"
+        for name, words in changes(saved, json.loads(json.dumps(now))).items()
+        if not name.startswith(tuple(may_differ))
     ]
     if changed:
         raise CheckpointError(

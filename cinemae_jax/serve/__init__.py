@@ -1,1 +1,1 @@
-"""``cinemae serve``: the detector as a page for people and as HTTP for programs."""
+"""``cinemae serve``: a detector as a web page and as an HTTP interface."""

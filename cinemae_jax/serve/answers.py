@@ -1,7 +1,6 @@
-"""What the server says of one picture and of its detector, and the schema of both.
+"""Answers of the server about an image and about its detector, with their schema.
 
-An answer is the row of ``cinemae predict``, with the map of ``--heatmaps`` as data in place of a
-file.
+An answer is a row of ``cinemae predict``; its heat map is data instead of a file.
 """
 
 import base64
@@ -9,111 +8,113 @@ import dataclasses
 import io
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import Normalize
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from cinemae_jax import __version__
 from cinemae_jax.data.decode import FORMATS
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.detector.calibration import Calibration, Verdict
-from cinemae_jax.detector.heatmap import OVERLAY, QUANTILES, SHOWN, STATEMENT, LcasMap
+from cinemae_jax.detector.heatmap import SHOWN, STATEMENT, LcasMap
 from cinemae_jax.detector.prediction import ALTERATIONS
 
-# Longest side of a map, pixels.
+# Longest side of a heat map, pixels.
 MAP_SIDE = 1024
 
 
 class UnreadableError(ValueError):
-    """A picture that could not be scored; the message is the decoder's."""
+    """An image that could not be scored; the message is the decoder's."""
 
 
 class Failure(BaseModel):
-    """Why there is no answer."""
+    """An error, in words for users."""
 
     error: str
 
 
 class Options(BaseModel):
-    """What may be asked for beside the score."""
+    """Optional parts of an answer."""
 
     model_config = ConfigDict(extra="forbid")
 
-    heatmap: bool = Field(default=False, description="also where reconstruction surprises")
+    heatmap: bool = Field(default=False, description="add a heat map")
     stability: bool = Field(
-        default=False, description="also judge again after mild JPEG and resize"
+        default=False, description="score the image again after mild JPEG compression and resizing"
     )
 
 
 class Heatmap(BaseModel):
-    """Mean reconstruction error of every patch, over the picture: `statement` says what it is."""
+    """Mean reconstruction error of every patch, drawn over the image."""
 
-    png: str = Field(description="data URI: the picture in grey, the map over it; at most 1024²")
+    png: str = Field(description="data URI: heat map over the image in grey, at most 1024² pixels")
     low: float = Field(description="score at the dark end of the colours (inferno)")
-    high: float = Field(description="score at their bright end")
-    score: str = Field(description="LCAS variant that is shown")
-    runs: int = Field(description="masks that it is the mean over")
-    hidden: tuple[int, int] = Field(description="least and greatest number that hid a patch")
-    statement: str
+    high: float = Field(description="score at the bright end of the colours")
+    score: str = Field(description="LCAS variant")
+    runs: int = Field(description="number of masking runs that are averaged")
+    hidden: tuple[int, int] = Field(
+        description="smallest and largest number of runs that masked a patch"
+    )
+    statement: str = Field(description="what the heat map shows")
 
 
 class Answer(BaseModel):
-    """One picture judged: the row of `cinemae predict --format json`."""
+    """One scored image: a row of `cinemae predict --format json`."""
 
-    path: str = Field(description="always empty: no name is kept")
-    probability: float = Field(description="of AI, calibrated")
+    path: str = Field(description="always empty: file names are not used")
+    probability: float = Field(description="calibrated probability of AI")
     verdict: Verdict
-    flags: list[str] = Field(description="reasons for care, each `name: words`")
-    error: None = Field(description="what cannot be scored is an HTTP error")
+    flags: list[str] = Field(description="reasons for caution, each `name: words`")
+    error: None = Field(description="always null: an image that cannot be scored is an HTTP error")
     detector: str = Field(description="name and first digits of its hash")
-    seconds: float = Field(description="of decoding and scoring; waiting apart")
-    logit: float = Field(description="what probability and verdict come from")
+    seconds: float = Field(description="time for decoding and scoring, without waiting")
+    logit: float = Field(description="score behind probability and verdict")
     uncertainty: float | None = Field(
-        description="standard deviation of the probability between groups of masks; null where "
-        "there is one group alone"
+        description="standard deviation of the probability between groups of masking runs; null "
+        "with fewer than two groups"
     )
     example_id: int = Field(description="hash of the pixels, by which masks are drawn")
-    stability: dict[str, float] | None = Field(description="probabilities after mild changes")
+    stability: dict[str, float] | None = Field(description="probability after each mild change")
     heatmap: Heatmap | None
-    note: str = Field(description="what a reader should be told")
+    note: str = Field(description="what to tell a reader")
 
 
 class Seen(BaseModel):
-    """Of the files that the detector was trained on."""
+    """What is known of the files that the detector was trained on."""
 
     formats: tuple[str, ...]
-    shorter_sides: tuple[int, int] = Field(description="least and greatest, pixels")
+    shorter_sides: tuple[int, int] = Field(description="smallest and largest, pixels")
 
 
 class About(BaseModel):
-    """The detector that answers, and what this server takes."""
+    """The detector, and what this server accepts."""
 
     name: str
-    identity: str = Field(description="12 digits that differ wherever scores could")
+    identity: str = Field(description="12 hex digits of everything that determines the scores")
     version: str = Field(description="of cinemae_jax")
     backbone_sha256: str
     train_generators: list[str]
-    seen: Seen | None = Field(description="null where nothing is known of the training files")
-    calibration: dict[str, Any] = Field(description="of logits; thresholds are logits too")
-    nature_below: float | None = Field(description="probabilities below are called nature, if any")
-    ai_above: float | None = Field(description="probabilities above are called ai, if any")
-    in_words: list[str] = Field(description="what a reader of its numbers should know")
-    card: str = Field(description="what its makers say of it, as Markdown; empty if nothing")
-    runs: int = Field(description="masks a picture")
-    num_groups: int = Field(description="groups of masks that `uncertainty` is taken between")
-    heatmaps: bool = Field(description="whether its backbone can make them")
-    alterations: list[str] = Field(description="changes that `stability` tries")
-    formats: list[str] = Field(description="files that are taken, whatever their names")
-    max_bytes: int = Field(description="largest request body")
+    seen: Seen | None = Field(description="null if nothing is known of the training files")
+    calibration: dict[str, Any] = Field(description="of logits; the thresholds are logits")
+    nature_below: float | None = Field(
+        description="lower probabilities are called nature; null if none is"
+    )
+    ai_above: float | None = Field(
+        description="higher probabilities are called ai; null if none is"
+    )
+    in_words: list[str] = Field(description="what to tell a reader of the numbers")
+    card: str = Field(description="description by its authors, as Markdown; may be empty")
+    runs: int = Field(description="masking runs per image")
+    num_groups: int = Field(description="groups of masking runs, compared for `uncertainty`")
+    heatmaps: bool = Field(description="whether the backbone has a decoder, which heat maps need")
+    alterations: list[str] = Field(description="changes that `stability` applies")
+    formats: list[str] = Field(description="accepted file formats, detected from the content")
+    max_bytes: int = Field(description="largest accepted request body")
 
 
 def judge(detector: Detector, data: bytes, options: Options) -> dict[str, Any]:
-    """The fields of ``Answer``.
+    """Scores an image; returns the fields of ``Answer``.
 
     Raises:
-      UnreadableError: if the picture cannot be scored.
+      UnreadableError: if the image cannot be scored.
     """
     (found,) = detector.predict(data, stability=options.stability)
     if found.error is not None:
@@ -123,11 +124,11 @@ def judge(detector: Detector, data: bytes, options: Options) -> dict[str, Any]:
 
 
 def about(detector: Detector, max_bytes: int) -> About:
-    """What ``/v1/detector`` says.
+    """The answer of ``/v1/detector``.
 
     Args:
-      detector: that answers.
-      max_bytes: that the server takes.
+      detector: scores the images.
+      max_bytes: largest accepted request body.
     """
     name, identity = detector.name.rsplit(" ", 1)
     trained, settings = detector.trained, detector.trained.settings
@@ -155,14 +156,14 @@ def about(detector: Detector, max_bytes: int) -> About:
 
 
 def has_heatmaps(detector: Detector) -> bool:
-    """Whether the backbone can reconstruct."""
+    """Whether the backbone has a decoder."""
     return detector.trained.backbone.config.has_decoder
 
 
 def band(calibration: Calibration) -> tuple[float | None, float | None]:
-    """Probabilities below which a picture is called nature, and above which it is called ai.
+    """The probability below which an image is called nature, and the one above which it is ai.
 
-    None where that verdict is never given; what lies between is inconclusive
+    None if that verdict is never given.  Probabilities between them are inconclusive
     (``Calibration.verdict``).
     """
     nature, ai = calibration.nature_threshold, calibration.ai_threshold
@@ -173,26 +174,14 @@ def band(calibration: Calibration) -> tuple[float | None, float | None]:
 
 
 def shown_map(anomaly: LcasMap) -> dict[str, Any]:
-    """The fields of ``Heatmap``: the right half of ``LcasMap.figure``, its legend in words."""
-    known = anomaly.values[np.isfinite(anomaly.values)]
-    low, high = np.quantile(known, QUANTILES) if known.size else (0.0, 1.0)
-    grey = anomaly.image.convert("L")
-    grey.thumbnail((MAP_SIDE, MAP_SIDE))
-    rows, columns = (
-        np.arange(shown) * whole // shown
-        for shown, whole in zip(grey.size[::-1], anomaly.values.shape, strict=True)
-    )
-    values = anomaly.values[np.ix_(rows, columns)]
-    colours = colormaps["inferno"](Normalize(low, high, clip=True)(values))[..., :3]
-    ground = np.asarray(grey, np.float64)[..., None] / 255
-    opacity = np.where(np.isfinite(values), OVERLAY, 0.0)[..., None]
-    pixels = np.round(255 * (opacity * colours + (1 - opacity) * ground)).astype(np.uint8)
+    """The fields of ``Heatmap``."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    anomaly.overlay(MAP_SIDE).save(buffer, "PNG")
+    low, high = anomaly.limits
     return {
         "png": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "score": anomaly.score,
         "runs": anomaly.runs,
         "hidden": (int(anomaly.shown.min()), int(anomaly.shown.max())),

@@ -1,7 +1,7 @@
-"""The HTTP service around one detector, and the page that is its first client.
+"""The HTTP service around one detector, and its web page.
 
-Requests wait in a bounded queue, and one picture at a time is with the detector, so that memory
-does not grow with the number of callers.  Nothing that is sent here is written or logged.
+Requests wait in a bounded queue, and the detector scores one image at a time, so memory does not
+grow with the number of clients.  Request content is neither stored nor logged.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ from cinemae_jax.serve.answers import About, Answer, Failure, Options
 from cinemae_jax.serve.guard import Guard
 
 PAGE = Path(__file__).parent / "page"
-RETRY_AFTER = "2"  # seconds that a caller is asked to wait when the queue is full
-GONE = 499  # nobody reads it: whoever asked has gone away
+RETRY_AFTER = "2"  # seconds to wait when the queue is full
+GONE = 499  # the client has disconnected: nobody reads this status
 
 REFUSALS = {
-    400: "no image, a malformed form, an unknown option",
-    403: "a page of another site, or another host's name",
-    408: "the body did not come in time",
-    413: "a larger body than this server takes",
-    415: "a body that says it is no image",
-    422: "cannot be decoded or scored, with the decoder's reason",
-    503: "the queue is full: `Retry-After` says when to come again",
+    400: "no image, a malformed form, or an unknown option",
+    403: "requested by a page of another site, or under another host's name",
+    408: "the body did not arrive in time",
+    413: "the body is larger than this server accepts",
+    415: "the content type is not that of an image",
+    422: "the image cannot be decoded or scored; the error gives the decoder's reason",
+    503: "the queue is full; `Retry-After` says when to try again",
 }
 BODY = {
     "required": True,
@@ -65,21 +65,21 @@ def create(
     queue: int,
     hosts: frozenset[str] | None,
 ) -> ASGIApp:
-    """The application.
+    """Builds the ASGI application.
 
     Args:
-      detector: that answers.
-      max_bytes: largest request body.
-      queue: requests that may be here at a time, that which is being answered included.
-      hosts: names that requests may be for; None for any.
+      detector: scores the images.
+      max_bytes: largest accepted request body.
+      queue: largest number of simultaneous requests, including the one being scored.
+      hosts: accepted host names; None accepts any.
     """
     app = FastAPI(
         title="cinemae serve",
         version=__version__,
-        description=f"How likely a picture is AI-generated. {OPINION}",
-        docs_url=None,  # that page would come from another host
+        description=f"How likely an image is AI-generated. {OPINION}",
+        docs_url=None,  # that page loads scripts from another host
         redoc_url=None,
-        telemetry={  # else requests are reported to whatever the environment names
+        telemetry={  # otherwise environment variables can send requests to a collector
             "tracing": False,
             "metrics": False,
             "logs": False,
@@ -96,14 +96,14 @@ def create(
         response_model=Answer,
         responses=refusals,
         openapi_extra={"requestBody": BODY},
-        summary="Judge one picture",
+        summary="Score one image",
     )(service.predict)
 
-    @app.get("/v1/detector", summary="Which detector answers, and what this server takes")
+    @app.get("/v1/detector", summary="The detector, and what this server accepts")
     async def about() -> About:
         return described
 
-    @app.get("/healthz", summary="Ready to answer")
+    @app.get("/healthz", summary="Whether the server is ready")
     async def health() -> dict[str, str]:
         return {"status": "ready"}
 
@@ -113,35 +113,35 @@ def create(
 
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(RequestValidationError, _misasked)
+    app.add_exception_handler(RequestValidationError, _bad_option)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _failed)
     return Guard(app, hosts)
 
 
 def warm_up(detector: Detector) -> None:
-    """Compiles, by a picture of noise, all that an answer needs."""
+    """Compiles everything that an answer needs, by scoring an image of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     options = Options(heatmap=answers.has_heatmaps(detector))
     answers.judge(detector, encode_png(noise), options)
 
 
 class Service:
-    """The detector, and those who wait for it."""
+    """The detector and the queue of requests."""
 
     def __init__(self, detector: Detector, *, max_bytes: int, queue: int) -> None:
-        """``create`` has the arguments."""
+        """See ``create`` for the arguments."""
         self._detector, self._max_bytes, self._free = detector, max_bytes, queue
         self._turn = asyncio.Lock()  # first come, first served
 
     async def predict(self, request: Request, options: Annotated[Options, Query()]) -> Any:
-        """The body is an image file, or a form with one in the field `image`.
+        """The body is an image file, or a form with one file in the field `image`.
 
-        The same picture gets the same number under any name and in any company.
+        The score does not depend on the file name or on other requests.
         """
         if options.heatmap and not answers.has_heatmaps(self._detector):
             raise HTTPException(
-                400, f"no heatmap: the backbone of {self._detector.name} has no decoder"
+                400, f"heatmap: the backbone of {self._detector.name} has no decoder"
             )
         with self._place():
             data = await body.read(request, self._max_bytes)
@@ -155,10 +155,10 @@ class Service:
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
-        """Taken before a body is read, so that what waits is bounded in bytes too."""
+        """A place in the queue, taken before the body is read: bounds the waiting bytes."""
         if not self._free:
             raise HTTPException(
-                503, "busy: the queue is full, come again soon", {"Retry-After": RETRY_AFTER}
+                503, "the queue is full: try again soon", {"Retry-After": RETRY_AFTER}
             )
         self._free -= 1
         try:
@@ -167,7 +167,7 @@ class Service:
             self._free += 1
 
 
-# --- failures, all of them as {"error": words} --------------------------------------------------
+# --- errors, all of them as {"error": words} ----------------------------------------------------
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -175,11 +175,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-async def _misasked(request: Request, error: Exception) -> Response:
+async def _bad_option(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     faults = (f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
     known = ", ".join(Options.model_fields)
-    return JSONResponse({"error": f"option {'; '.join(faults)} (there are {known})"}, 400)
+    return JSONResponse({"error": f"option {'; '.join(faults)} (options: {known})"}, 400)
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -187,5 +187,5 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A fault of this program; the server prints where."""
-    return JSONResponse({"error": "the server failed; its terminal says more"}, 500)
+    """A bug; the server prints the traceback."""
+    return JSONResponse({"error": "the server failed: see its terminal"}, 500)

@@ -1,4 +1,4 @@
-"""The bytes of one image out of a request: bounded in size and in time, and never on a disk."""
+"""Reads the bytes of one image from a request: bounded in size and time, never on disk."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -8,31 +8,31 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-# Name of the file in a form.
+# Form field of the file.
 FIELD = "image"
-# A body that takes longer is given up, and with it its place in the queue.
+# Time limit for a body; after it, the request loses its place in the queue.
 READ_SECONDS = 60
 ANY_IMAGE, BINARY, FORM = "image/*", "application/octet-stream", "multipart/form-data"
 
 
 async def read(request: Request, max_bytes: int) -> bytes:
-    """The image that a request carries: its whole body, or the file ``image`` of a form.
+    """The image of a request: its whole body, or the file ``image`` of a form.
 
     Args:
-      request: whose body nobody has read.
-      max_bytes: of the body; what is beyond it is not held, whatever was announced.
+      request: whose body has not been read yet.
+      max_bytes: largest accepted body; enforced whatever length was announced.
 
     Raises:
-      HTTPException: 400 without an image, 408 too slow, 413 too large, 415 no kind of image.
-      ClientDisconnect: if whoever sends it goes away.
+      HTTPException: 400 no image, 408 too slow, 413 too large, 415 not an image type.
+      ClientDisconnect: if the client disconnects.
     """
     kind = request.headers.get("content-type", BINARY).partition(";")[0].strip().lower()
     is_form = kind == FORM
     if not (is_form or kind == BINARY or kind.startswith(ANY_IMAGE[:-1])):
         raise HTTPException(
             415,
-            f"a body of type {kind} is no image: send the file itself, as {ANY_IMAGE} or {BINARY}, "
-            f"or a form ({FORM}) with the file in {FIELD!r}",
+            f"content type {kind} is not accepted: send the file itself as {ANY_IMAGE} or "
+            f"{BINARY}, or a form ({FORM}) with the file in {FIELD!r}",
         )
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
@@ -46,14 +46,14 @@ async def read(request: Request, max_bytes: int) -> bytes:
                 else b"".join([chunk async for chunk in chunks])
             )
     except TimeoutError as error:
-        raise HTTPException(408, f"no whole body within {READ_SECONDS} seconds") from error
+        raise HTTPException(408, f"the body took more than {READ_SECONDS} seconds") from error
     if not data:
         raise HTTPException(400, "no image: the body is empty")
     return data
 
 
 async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes; what was announced is not believed."""
+    """The chunks of the body, counted as they arrive."""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -63,17 +63,17 @@ async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
 
 
 def _too_large(max_bytes: int) -> HTTPException:
-    return HTTPException(413, f"too large: more than the {max_bytes:,} bytes that are taken here")
+    return HTTPException(413, f"too large: this server accepts at most {max_bytes:,} bytes")
 
 
 class _InMemory(MultiPartParser):
-    """Starlette's own parser would move files above 1 MB to a temporary file."""
+    """Keeps files in memory; Starlette's parser moves files above 1 MB to a temporary file."""
 
-    spool_max_size = 0  # never; the body as a whole is bounded
+    spool_max_size = 0  # no limit: the size of the whole body is bounded
 
 
 async def _of_form(request: Request, chunks: AsyncGenerator[bytes, None]) -> bytes:
-    wanted = f"send one file, in {FIELD!r}, and nothing else"
+    wanted = f"send exactly one file, in {FIELD!r}"
     try:
         form = await _InMemory(request.headers, chunks, max_files=1, max_fields=0).parse()
     except MultiPartException as error:

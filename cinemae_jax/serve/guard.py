@@ -1,7 +1,7 @@
-"""Before the application: which requests a browser may bring, what it may do with answers.
+"""Filters requests before the application and adds security headers to every response.
 
-A server on loopback is within reach of every page that its user opens.  Pages of other sites are
-turned away by their ``Origin``, and a name that was made to point here (DNS rebinding) by ``Host``.
+Every page that a user opens can reach a server on loopback.  Pages of other sites are rejected by
+their ``Origin``, and DNS rebinding by ``Host``.
 """
 
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Of every answer: nothing comes from elsewhere, nothing is framed, sniffed or kept.
+# Of every response: no content from other hosts, no framing, no content sniffing, no caching.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -22,11 +22,11 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI application around another one.
+    """ASGI middleware.
 
     Args:
-      app: what is guarded.
-      hosts: names that a request may be for, without port; None for any.
+      app: protected application.
+      hosts: accepted host names, without port; None accepts any.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
@@ -50,8 +50,8 @@ class Guard:
     def _fault(self, headers: Headers, method: str) -> str:
         host = headers.get("host", "")
         if self._hosts is not None and (name := _name(host)) not in self._hosts:
-            return f"this server is not {name!r}: it listens to this machine alone"
-        if method in ("GET", "HEAD"):  # following a link is no harm, and answers cannot be read
+            return f"host {name!r} is not accepted: this server is for this machine only"
+        if method in ("GET", "HEAD"):  # links are harmless: other sites cannot read the response
             return ""
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
@@ -62,8 +62,8 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """``[::1]:8000`` and ``localhost:8000`` without port and brackets."""
+    """The host name without port and brackets, for example of ``[::1]:8000``."""
     try:
         return urlsplit(f"//{host}").hostname or ""
-    except ValueError:  # brackets that do not match
+    except ValueError:  # unbalanced brackets
         return host

@@ -1,4 +1,4 @@
-"""An application on a socket that is bound already, from "ready" to the end."""
+"""Serves an application on a bound socket."""
 
 import logging
 import socket
@@ -7,23 +7,23 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
-LAST_SECONDS = 10  # that answers under way are waited for at the end
+LAST_SECONDS = 10  # time for pending requests at shutdown
 
 
 def serve(application: ASGIApp, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Listens until a signal ends it, which is then raised again.
+    """Serves until a signal arrives, which is then raised again.
 
     Args:
-      application: that answers.
-      listener: bound, and not yet listening.
-      ready: called when connections are taken.
+      application: ASGI application.
+      listener: bound socket that does not listen yet.
+      ready: called once connections are accepted.
     """
     make(application, ready).run(sockets=[listener])
 
 
 def make(application: ASGIApp, ready: Callable[[], None]) -> uvicorn.Server:
-    """The server, not yet running; it prints what fails, and nothing of who asked for what."""
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it quotes malformed forms
+    """The server, not yet running; it prints failures but no request."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warnings quote form content
     config = uvicorn.Config(
         application,
         log_level="warning",

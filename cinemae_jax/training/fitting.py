@@ -1,37 +1,36 @@
 """Trains the heads on frozen features, with checkpoints and validation."""
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cinemae_jax.data.order import Order
-from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import resuming, scoring, trained
 from cinemae_jax.detector.trained import HeldOut
 from cinemae_jax.evaluation import metrics
-from cinemae_jax.features.extraction import Featured
+from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import FeatureSet, Sets
 from cinemae_jax.model.cinemae import Backbone
+from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.head import HeadState, Normalizer
 from cinemae_jax.runtime import preemption, progress
 from cinemae_jax.runtime.checkpoints import Checkpoints, Interrupted
 from cinemae_jax.runtime.devices import Replicas, merge
-from cinemae_jax.settings import Settings
-from cinemae_jax.training import loop, metrics_log, optim, steps
+from cinemae_jax.settings import Settings, TrainSettings
+from cinemae_jax.training import optim, steps
+from cinemae_jax.training.loop import Loop
+from cinemae_jax.training.metrics_log import Metrics
 
 
 def fit(
     config: Settings,
     sets: Sets,
     backbone: Backbone,
-    workdir: Path,
-    replicas: Replicas,
-    bad: BadImages,
+    run: Run,
     checkpoints: Checkpoints,
     metadata: dict[str, Any],
 ) -> None:
@@ -40,99 +39,115 @@ def fit(
     Raises:
       Preempted: when the run was told to stop; its state is saved beside the checkpoints.
     """
-    images = sets.train.images
-    order = Order(len(images), config.train.batch_size, config.train.epochs, config.seed)
-    num_steps, num_patches = order.num_steps, backbone.config.num_patches
-    schedule = optim.warmup_cosine(config.train.learning_rate, num_steps, config.train.warmup)
-    tx = steps.make_optimizer(
-        schedule,
-        weight_decay=config.train.weight_decay,
-        global_weight_decay=config.train.global_weight_decay,
-    )
-    heads = trained.head_template(config, backbone)
-    state = steps.TrainState(heads.params, jax.vmap(tx.init)(heads.params))
+    learned, held_out = sets.train, sets.validation
+    order = Order(len(learned.images), config.train.batch_size, config.train.epochs, config.seed)
+    schedule, tx = _optimizer(config.train, order.num_steps)
     interrupted = Interrupted(checkpoints)
-    start, saved, losses = interrupted.resume(
-        {"head": heads, "opt_state": state.opt_state},
-        lambda before: resuming.require_same_run(before, metadata, checkpoints.folder),
-    )
-    if start:
-        heads, state = saved["head"], steps.TrainState(saved["head"].params, saved["opt_state"])
-        progress.say(f"resumed   at step {start} of {num_steps}")
-    else:
-        normalizer = fit_normalizer(config, sets.train, order, heads, num_patches, replicas)
+    heads = trained.head_template(config, backbone)
+    start, untold, heads, state = _resumed(heads, tx, interrupted, metadata)
+    if not start:
+        wanted = config.train.standardize_images
+        normalizer = fit_normalizer(config.detector, heads, learned, order, run.replicas, wanted)
         heads = HeadState(heads.params, normalizer)
-    log = metrics_log.Metrics(workdir)
-    log.rewind(start)
-    state, normalizer = replicas.replicate((state, heads.normalizer))
-    step_fn = replicas.pmap_step(
-        steps.make_head_step(config.detector, tx, num_patches), replicated=2, donate=(0,)
-    )
-    scorer = scoring.Scorer(config.detector, num_patches, replicas)
+    log = Metrics(run.workdir, start)
+    state, normalizer = run.replicas.replicate((state, heads.normalizer))
+    step = steps.make_head_step(config.detector, tx, learned.num_patches)
+    step_fn = run.replicas.pmap_step(step, replicated=2, donate=(0,))
+    scorer = scoring.Scorer(config.detector, learned.num_patches, run.replicas)
+    loop = Loop(start, order.num_steps, untold, rate_field="config.train.learning_rate")
 
-    def advance(state: steps.TrainState, sent: Featured) -> tuple[steps.TrainState, Any]:
-        batch, features = sent
-        bad.note(images, batch)
-        labels = replicas.shard(batch, ("label", "valid"))
-        return step_fn(state, normalizer, steps.Labelled(features, **labels))
+    def items() -> dict[str, Any]:
+        head = HeadState(state.params, heads.normalizer)
+        return {"head": head, "opt_state": state.opt_state}
 
-    def at_checkpoint(step: int) -> bool:
+    def is_recorded(step: int) -> bool:
         return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
 
-    def record(step: int, state: steps.TrainState, loss: float) -> None:
-        values = {
-            "epoch": step * config.train.batch_size / len(images),
-            "loss": loss,
-            "learning_rate": float(schedule(step)),
-        }
-        trained_heads = HeadState(state.params, heads.normalizer)
+    def record() -> None:
+        loss, step = loop.mean_loss(), loop.step
+        epoch = step * config.train.batch_size / len(learned.images)
+        values = {"epoch": epoch, "loss": loss, "learning_rate": float(schedule(step))}
         validated = {"validation_loss": math.inf}  # never the best checkpoint
-        held_out = HeldOut.unknown(len(sets.validation.images), config.num_seeds)
+        scores = HeldOut.unknown(len(held_out.images), config.num_seeds)
         if order.ends_epoch(step):
-            held_out = scoring.score_held_out(trained_heads, sets.validation, scorer, bad)
-            validated = validate(held_out)
+            scores = scoring.score_held_out(items()["head"], held_out, scorer, run.unread)
+            validated = validate(scores)
+            progress.say(f"step {step} of {order.num_steps}  {_in_words(loss, validated)}")
             values |= validated
-            progress.say(
-                f"step {step} of {num_steps}  loss {values['loss']:.4f}  validation loss "
-                f"{validated['validation_loss']:.4f}  AUC {validated['validation_auc']:.3f}"
-            )
         log.write(step, **values)
-        items = {"head": trained_heads, "opt_state": state.opt_state, "held_out": held_out}
-        checkpoints.save(step, items, metadata, validated)
+        checkpoints.save(step, items() | {"held_out": scores}, metadata, validated)
 
-    def keep(step: int, state: steps.TrainState, losses: Sequence[Any]) -> None:
-        items = {"head": HeadState(state.params, heads.normalizer), "opt_state": state.opt_state}
-        interrupted.save(step, items, metadata, losses)
+    with loop.saved_when_stopped(items, interrupted, metadata):
+        batches = learned.training(order, start)
+        for _, (batch, features) in loop.steps(batches, "train", is_recorded, record):
+            run.unread.note(learned.images, batch)
+            labels = run.replicas.shard(batch, ("label", "valid"))
+            state, loss = step_fn(state, normalizer, steps.Labelled(features, **labels))
+            loop.untold.append(loss)
 
-    loop.run(
-        state,
-        sets.train.training(order, start),
-        advance,
-        start=start,
-        num_steps=num_steps,
-        losses=losses,
-        at_checkpoint=at_checkpoint,
-        record=record,
-        keep=keep,
-        what="train",
-        rate_field="config.train.learning_rate",
+
+def _optimizer(
+    config: TrainSettings, num_steps: int
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    schedule = optim.warmup_cosine(config.learning_rate, num_steps, config.warmup)
+    return schedule, steps.make_optimizer(
+        schedule,
+        weight_decay=config.weight_decay,
+        global_weight_decay=config.global_weight_decay,
+    )
+
+
+def _resumed(
+    heads: HeadState,
+    tx: optax.GradientTransformation,
+    interrupted: Interrupted,
+    metadata: dict[str, Any],
+) -> tuple[int, list[np.ndarray], HeadState, steps.TrainState]:
+    """Steps taken before, losses that no record has told, heads and their training state."""
+    folder = interrupted.regular.folder
+    opt_state = jax.vmap(tx.init)(heads.params)
+    start, saved, untold = interrupted.resume(
+        {"head": heads, "opt_state": opt_state},
+        lambda before: resuming.require_same_run(before, metadata, folder),
+    )
+    if start:
+        heads, opt_state = saved["head"], saved["opt_state"]
+        progress.say(f"resumed   at step {start}")
+    return start, untold, heads, steps.TrainState(heads.params, opt_state)
+
+
+def _in_words(loss: float, validated: dict[str, float]) -> str:
+    return (
+        f"loss {loss:.4f}  validation loss {validated['validation_loss']:.4f}  "
+        f"AUC {validated['validation_auc']:.3f}"
     )
 
 
 def fit_normalizer(
-    config: Settings,
+    config: DetectorConfig,
+    heads: HeadState,
     images: FeatureSet,
     order: Order,
-    heads: HeadState,
-    num_patches: int,
     replicas: Replicas,
+    num_images: int,
 ) -> Normalizer:
-    """Mean and standard deviation of the heads' inputs over the first training images."""
+    """Mean and standard deviation of the heads' inputs over the first training images.
+
+    Args:
+      config: of the detector.
+      heads: fresh, with a leading axis of seeds.
+      images: training images.
+      order: in which they come.
+      replicas: devices that share every batch.
+      num_images: how many, at least; whole batches are taken.
+
+    Raises:
+      ValueError: if none of them can be read.
+    """
     head_inputs = replicas.pmap_map(
-        steps.make_head_inputs(config.detector, num_patches), replicated=1
+        steps.make_head_inputs(config, images.num_patches), replicated=1
     )
     params = replicas.replicate(heads.params)
-    wanted = config.train.standardize_images
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     count = 0
     for batch, features in images.training(order, 0):
@@ -142,14 +157,15 @@ def fit_normalizer(
         f_global, stats, valid = replicas.gather((f_global, stats, batch["valid"]))
         seen.append((f_global[valid], stats[valid]))
         count += len(valid)
-        if count >= wanted:
+        if count >= num_images:
             break
     f_global, stats = (np.concatenate(part).astype(np.float64) for part in zip(*seen, strict=True))
     if not len(f_global):
         raise ValueError(f"none of the first {count} training images could be read")
     images_and_crops = (0, 1)
+    num_seeds = len(jax.tree.leaves(heads.params)[0])
     moments = [f_global.mean(images_and_crops), f_global.std(images_and_crops)]
-    same = [np.broadcast_to(m, (config.num_seeds, *m.shape)) for m in moments]
+    same = [np.broadcast_to(m, (num_seeds, *m.shape)) for m in moments]
     moments = [*same, stats.mean(images_and_crops), stats.std(images_and_crops)]
     return Normalizer(*(jnp.asarray(m, jnp.float32) for m in moments))
 

@@ -13,16 +13,13 @@ from cinemae_jax.runtime import files
 class Metrics:
     """metrics.jsonl of a run: one JSON object a line, with its step."""
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, start: int) -> None:
+        """Opens the log of a run that has taken ``start`` steps; drops the lines of later ones."""
         self.path = workdir / "metrics.jsonl"
         workdir.mkdir(parents=True, exist_ok=True)
-
-    def rewind(self, step: int) -> None:
-        """Drops what was written after ``step``: it will be computed again."""
-        if jax.process_index() or not self.path.exists():
-            return
-        with files.replacing(self.path) as partial:
-            partial.write_text("".join(f"{line}\n" for line in self._up_to(step)))
+        if jax.process_index() == 0 and self.path.exists():
+            with files.replacing(self.path) as partial:
+                partial.write_text("".join(f"{line}\n" for line in self._up_to(start)))
 
     def _up_to(self, step: int) -> Iterator[str]:
         for line in self.path.read_text().splitlines():

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.decode import encode_png
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Crop, RandomResizedCrop
-from cinemae_jax.data.unread import BadImage, BadImages
+from cinemae_jax.data.unread import BadImage
 from cinemae_jax.features import splits
+from cinemae_jax.features.run import Run
 from cinemae_jax.model.cinemae import random_backbone
 from cinemae_jax.model.mae import MAE
 from cinemae_jax.model.reconstruction import masked_loss, pictures
@@ -30,7 +31,9 @@ from cinemae_jax.runtime import collectives, differences, preemption, progress
 from cinemae_jax.runtime.checkpoints import Checkpoints, Interrupted
 from cinemae_jax.runtime.devices import AXIS, Replicas
 from cinemae_jax.settings import PretrainSettings
-from cinemae_jax.training import loop, metrics_log, optim
+from cinemae_jax.training import optim
+from cinemae_jax.training.loop import Loop
+from cinemae_jax.training.metrics_log import Metrics
 
 INPUTS = ("image", "example_id", "epoch", "valid")
 # What a resumed run may do otherwise; the photographs themselves must be the same.
@@ -111,50 +114,54 @@ def pretrain(
     Returns:
       The photographs that could not be read.
     """
-    replicas = replicas or Replicas()
-    replicas.check_batch_size(config.batch_size, "config.batch_size")
-    model = MAE(config.model, jnp.dtype(config.dtype))
+    run = Run.start(workdir, replicas)
+    run.replicas.check_batch_size(config.batch_size, "config.batch_size")
     photographs, held_out = catalog.photographs(config.data.photos).hold_out(config.data.holdout)
-    size = config.model.image_size
-    order = Order(len(photographs), config.batch_size, config.epochs, config.seed)
-    num_steps = order.num_steps
-    schedule = optim.warmup_cosine(config.learning_rate, num_steps, config.warmup)
-    tx = optim.adamw(schedule, weight_decay=config.weight_decay, b2=config.b2)
-    key = jax.random.key(config.seed)
-
-    params = first_params(config)
-    state = PretrainState(params, tx.init(params))
     metadata = {
         "kind": "pretraining",
         "photographs": photographs.fingerprint,
         "settings": dataclasses.asdict(config),
     }
-    step_fn = replicas.pmap_step(make_step(model, tx, config.mask_ratio), replicated=2, donate=(0,))
-    eval_fn = replicas.pmap_step(make_eval(model, config.mask_ratio), replicated=2)
     collectives.require_equal(metadata)
-    bad = BadImages(workdir / splits.BAD_IMAGES, replicas.host)
-    log = metrics_log.Metrics(workdir)
+    params = fit(config, photographs, held_out, run, metadata)
+    if run.replicas.host.index == 0:
+        path, origin = workdir / "backbone.safetensors", _origin(config, len(photographs))
+        digest = weights.save(path, config.model, jax.device_get(params), origin)
+        progress.say(f"{path}  sha256 {digest}")
+    collectives.barrier("the backbone is written")
+    splits.share_unread(run.unread)
+    splits.report_unread(workdir, run.unread.listed)
+    return run.unread.listed
 
-    def validation_loss(params: Any) -> float:
-        total, count = 0.0, 0
-        batches = _eval_batches(held_out, size, config.batch_size, replicas)
-        for batch in preemption.checked(batches):
-            bad.note(held_out, batch)
-            loss, valid = eval_fn(params, key, replicas.shard(batch, INPUTS))
-            total, count = total + float(loss), count + int(valid)
-        return total / count if count else math.nan
+
+def fit(
+    config: PretrainSettings,
+    photographs: Catalog,
+    held_out: Catalog,
+    run: Run,
+    metadata: dict[str, Any],
+) -> Any:
+    """Optimises an MAE on photographs and returns its parameters, on the devices.
+
+    Raises:
+      Preempted: when the run was told to stop; its state is saved beside the checkpoints.
+    """
+    model, replicas = MAE(config.model, jnp.dtype(config.dtype)), run.replicas
+    order = Order(len(photographs), config.batch_size, config.epochs, config.seed)
+    schedule = optim.warmup_cosine(config.learning_rate, order.num_steps, config.warmup)
+    tx = optim.adamw(schedule, weight_decay=config.weight_decay, b2=config.b2)
+    key, params = jax.random.key(config.seed), first_params(config)
+    step_fn = replicas.pmap_step(make_step(model, tx, config.mask_ratio), replicated=2, donate=(0,))
+    validation_loss = _validation(model, held_out, config, run)
 
     def require_same(before: dict[str, Any]) -> None:
         differences.require_same(before, metadata, checkpoints.folder, may_differ=MAY_DIFFER)
 
-    def at_checkpoint(step: int) -> bool:
-        return step % config.checkpoint_every == 0 or step == num_steps
+    def is_recorded(step: int) -> bool:
+        return step % config.checkpoint_every == 0 or step == order.num_steps
 
-    def advance(state: PretrainState, batch: loader.Batch) -> tuple[PretrainState, Any]:
-        bad.note(photographs, batch)
-        return step_fn(state, key, replicas.shard(batch, INPUTS))
-
-    def record(step: int, state: PretrainState, loss: float) -> None:
+    def record() -> None:
+        step, loss = loop.step, loop.mean_loss()
         values = {
             "loss": loss,
             "validation_loss": validation_loss(state.params),
@@ -162,55 +169,60 @@ def pretrain(
             "learning_rate": float(schedule(step)),
         }
         log.write(step, **values)
-        progress.say(
-            f"step {step} of {num_steps}  loss {values['loss']:.4f}  "
-            f"validation loss {values['validation_loss']:.4f}"
-        )
+        validated = f"validation loss {values['validation_loss']:.4f}"
+        progress.say(f"step {step} of {order.num_steps}  loss {loss:.4f}  {validated}")
         checkpoints.save(step, {"train_state": state}, metadata)
         if replicas.host.index == 0:
-            _write_pictures(workdir, state.params, held_out, model, config)
+            _write_pictures(run.workdir, state.params, held_out, model, config)
 
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    with Checkpoints(run.workdir / "checkpoints") as checkpoints:
         interrupted = Interrupted(checkpoints)
-        start, saved, losses = interrupted.resume({"train_state": state}, require_same)
-        if start:
-            state = saved["train_state"]
-        else:
-            bad.forget()
-        log.rewind(start)
-        batches = loader.train_batches(
-            loader.from_catalog(photographs),
-            RandomResizedCrop(size, config.data.scale, native=config.data.native),
-            order,
-            seed=config.seed,
-            start_step=start,
-            host=replicas.host,
-            num_threads=config.data.num_threads,
-        )
-        state = loop.run(
-            replicas.replicate(state),
-            batches,
-            advance,
-            start=start,
-            num_steps=num_steps,
-            losses=losses,
-            at_checkpoint=at_checkpoint,
-            record=record,
-            keep=lambda step, state, losses: interrupted.save(
-                step, {"train_state": state}, metadata, losses
-            ),
-            what="pretrain",
-            rate_field="config.learning_rate",
-        )
-    path = workdir / "backbone.safetensors"
-    if replicas.host.index == 0:
-        origin = _origin(config, len(photographs))
-        digest = weights.save(path, config.model, jax.device_get(state.params), origin)
-        progress.say(f"{path}  sha256 {digest}")
-    collectives.barrier("the backbone is written")
-    splits.share_bad_images(bad)
-    splits.report_bad_images(workdir, bad.listed)
-    return bad.listed
+        first = PretrainState(params, tx.init(params))
+        start, saved, untold = interrupted.resume({"train_state": first}, require_same)
+        if not start:
+            run.unread.forget()
+        log = Metrics(run.workdir, start)
+        state = replicas.replicate(saved.get("train_state", first))
+        loop = Loop(start, order.num_steps, untold, rate_field="config.learning_rate")
+        batches = _train_batches(photographs, order, start, config, replicas)
+        with loop.saved_when_stopped(lambda: {"train_state": state}, interrupted, metadata):
+            for _, batch in loop.steps(batches, "pretrain", is_recorded, record):
+                run.unread.note(photographs, batch)
+                state, loss = step_fn(state, key, replicas.shard(batch, INPUTS))
+                loop.untold.append(loss)
+    return state.params
+
+
+def _validation(
+    model: MAE, held_out: Catalog, config: PretrainSettings, run: Run
+) -> Callable[[Any], float]:
+    """Parameters to the loss on the held-out photographs; NaN if none could be read."""
+    eval_fn = run.replicas.pmap_step(make_eval(model, config.mask_ratio), replicated=2)
+    key, size = jax.random.key(config.seed), config.model.image_size
+
+    def validation_loss(params: Any) -> float:
+        total, count = 0.0, 0
+        batches = _eval_batches(held_out, size, config.batch_size, run.replicas)
+        for batch in preemption.checked(batches):
+            run.unread.note(held_out, batch)
+            loss, valid = eval_fn(params, key, run.replicas.shard(batch, INPUTS))
+            total, count = total + float(loss), count + int(valid)
+        return total / count if count else math.nan
+
+    return validation_loss
+
+
+def _train_batches(
+    photographs: Catalog, order: Order, start: int, config: PretrainSettings, replicas: Replicas
+) -> Iterable[loader.Batch]:
+    shown = loader.Loader(
+        loader.from_catalog(photographs),
+        RandomResizedCrop(config.model.image_size, config.data.scale, native=config.data.native),
+        seed=config.seed,
+        host=replicas.host,
+        num_threads=config.data.num_threads,
+    )
+    return shown.train_batches(order, start_step=start)
 
 
 def first_params(config: PretrainSettings) -> Any:
@@ -234,9 +246,8 @@ def _eval_batches(
     images: Catalog, size: int, batch_size: int, replicas: Replicas
 ) -> Iterable[loader.Batch]:
     crop = Crop(size, resize=round(size * 8 / 7))  # MAE's own 256 and 224, in proportion
-    return loader.eval_batches(
-        loader.from_catalog(images), crop, batch_size=batch_size, host=replicas.host
-    )
+    shown = loader.Loader(loader.from_catalog(images), crop, host=replicas.host)
+    return shown.eval_batches(batch_size=batch_size)
 
 
 def _write_pictures(

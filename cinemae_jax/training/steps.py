@@ -1,8 +1,7 @@
-"""What runs on the devices: features of a batch, the update of the heads, their scores.
+"""The update of the heads on the devices, from features of a batch.
 
-The frozen side is one function, the trained side another: features pass from one to the other as
-arrays, straight away (online) or through a bank.  Heads of several seeds have a leading axis S in
-every parameter and are trained and scored together, by vmap.
+Heads of several seeds have a leading axis S in every parameter; vmap trains and scores them
+together.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from cinemae_jax.training import optim
 
 @struct.dataclass
 class TrainState:
-    """All that training changes; every leaf has a leading axis S, one head a seed."""
+    """Everything that training changes; every leaf has a leading axis S, one head per seed."""
 
     params: Any
     opt_state: optax.OptState
@@ -33,21 +32,18 @@ class TrainState:
 
 @struct.dataclass
 class Labelled:
-    """Features of a batch, and what the head is to make of them.
+    """Features of a batch and their labels.
 
     Attributes:
       features: of B examples, n crops of one in n rows; in training with the runs of all seeds,
         (B·n, S·K, M).
       label: (B,), 1 for AI.
-      valid: (B,), False where there is no image.
+      valid: (B,), False for padding and unread images.
     """
 
     features: Features
     label: Any
     valid: Any
-
-
-# --- the trained side ---------------------------------------------------------------------------
 
 
 def make_optimizer(
@@ -123,7 +119,8 @@ def make_head_inputs(
         def of_head(params: Any, features: Features) -> Float[Array, "b n"]:
             return statistics(features, config, num_patches, learned_weight(params))
 
-        return features.f_global, per_head(of_head, out_axes=1)(params, features)
+        f_global = jnp.asarray(features.f_global)
+        return f_global, per_head(of_head, out_axes=1)(params, features)
 
     return head_inputs
 
@@ -161,7 +158,7 @@ def per_head(
 def over_heads(
     function: Callable[..., Any], *, in_axes: tuple[int, ...], out_axes: int = 0
 ) -> Callable[..., Any]:
-    """vmap, but a head that is alone goes without: on CPU, XLA makes that twice as fast."""
+    """vmap, but a single head skips it: on CPU, XLA is then twice as fast."""
     together = jax.vmap(function, in_axes, out_axes)
 
     def mapped(*arguments: Any) -> Any:

@@ -1,14 +1,13 @@
 """The unfrozen ablation: a head and parts of its backbone trained together, on purpose.
 
-Everything else in this package treats the backbone as a constant; here the gradient goes on into
-the encoder, the decoder or both, in an optimiser of their own.  Only ``ablate`` uses this.
+Everything else in this package treats the backbone as a constant.  Here the gradient reaches the
+encoder, the decoder or both, which have their own optimiser.  Only ``ablate`` uses this.
 """
 
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -18,24 +17,29 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Key
 
-from cinemae_jax.data import loader
+from cinemae_jax.data import collection, loader
+from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.order import Order
-from cinemae_jax.data.unread import BadImages
-from cinemae_jax.detector import resuming, trained
+from cinemae_jax.detector import resuming, scoring, trained
 from cinemae_jax.detector.trained import HeldOut
 from cinemae_jax.features import extraction
-from cinemae_jax.features.extraction import Extractor, mask_key
+from cinemae_jax.features.run import Run
+from cinemae_jax.features.sources import OnlineSet
 from cinemae_jax.features.splits import Data
 from cinemae_jax.model import masking
 from cinemae_jax.model.cinemae import Backbone, logits, unfrozen_features
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.head import HeadState, Normalizer
 from cinemae_jax.model.mae import normalize_images
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.checkpoints import Checkpoints, Interrupted
 from cinemae_jax.runtime.devices import AXIS, Replicas
-from cinemae_jax.settings import Settings
-from cinemae_jax.training import loop, metrics_log, optim, steps
+from cinemae_jax.runtime.shard import Shard
+from cinemae_jax.settings import DataSettings, FeatureSettings, Settings, TrainSettings
+from cinemae_jax.training import fitting, optim, steps
+from cinemae_jax.training.loop import Loop
+from cinemae_jax.training.metrics_log import Metrics
 
 Part = Literal["encoder", "decoder", "both"]
 PARTS: tuple[str, ...] = typing.get_args(Part)
@@ -100,7 +104,7 @@ class Tuned:
     step: int
 
 
-def split(params: dict[str, Any], part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(params: Mapping[str, Any], part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters of a backbone as (trained, fixed); the mask token belongs to the decoder."""
 
     def is_trained(name: str) -> bool:
@@ -111,15 +115,6 @@ def split(params: dict[str, Any], part: Part) -> tuple[dict[str, Any], dict[str,
         {name: leaf for name, leaf in params.items() if is_trained(name)},
         {name: leaf for name, leaf in params.items() if not is_trained(name)},
     )
-
-
-class MovingExtractor(Extractor):
-    """An extractor whose backbone may change; still compiled once."""
-
-    def move(self, backbone: Backbone) -> None:
-        """Extracts by another backbone of the same architecture from now on."""
-        placed = backbone.in_dtype(self.config.detector.dtype)
-        self._frozen = self.replicas.replicate((placed, mask_key(self.config)))
 
 
 def make_step(
@@ -169,21 +164,33 @@ def make_step(
 
 
 def make_optimizers(
-    config: Settings, how: Unfrozen, num_steps: int
+    config: TrainSettings, how: Unfrozen, num_steps: int
 ) -> dict[str, optax.GradientTransformation]:
     """AdamW for the head, as in every training, and another for the backbone."""
 
     def schedule(peak: float) -> optax.Schedule:
-        return optim.warmup_cosine(peak, num_steps, config.train.warmup)
+        return optim.warmup_cosine(peak, num_steps, config.warmup)
 
     return {
         "head": steps.make_optimizer(
-            schedule(config.train.learning_rate),
-            weight_decay=config.train.weight_decay,
-            global_weight_decay=config.train.global_weight_decay,
+            schedule(config.learning_rate),
+            weight_decay=config.weight_decay,
+            global_weight_decay=config.global_weight_decay,
         ),
         "backbone": optim.adamw(schedule(how.learning_rate), weight_decay=how.weight_decay),
     }
+
+
+def validator(images: OnlineSet, detector: DetectorConfig, run: Run) -> Validate:
+    """Scores held-out images by a backbone and its heads; moves the images' extractor to it."""
+    scorer = scoring.Scorer(detector, images.num_patches, run.replicas)
+
+    def validate(now: Backbone, heads: HeadState) -> tuple[HeldOut, dict[str, float]]:
+        images.extractor.use(now)
+        scores = scoring.score_held_out(heads, images, scorer, run.unread)
+        return scores, fitting.validate(scores)
+
+    return validate
 
 
 def fit(
@@ -193,92 +200,91 @@ def fit(
     backbone: Backbone,
     heads: HeadState,
     validate: Validate,
-    workdir: Path,
-    replicas: Replicas,
-    bad: BadImages,
+    run: Run,
 ) -> Tuned:
-    """Trains, or goes on where it was stopped; every epoch ends with a validated checkpoint.
+    """Trains, or resumes; every epoch ends with a validated checkpoint.
 
     Args:
       config: of the run, of one seed.
       how: what is trained besides the head, and how.
-      data: the images of the run.
-      backbone: to start from; is not changed.
-      heads: to start from, of one seed; the normalizer stays as it is.
+      data: images of the run.
+      backbone, heads: to start from; the normalizer stays as it is.
       validate: scores the held-out images.
-      workdir: of the run; checkpoints go to ``FOLDER`` in it.
-      replicas: devices that share every batch.
-      bad: takes note of the images that cannot be read.
+      run: checkpoints go to ``FOLDER`` in its folder.
 
     Raises:
       ValueError: if the loss is no longer finite.
       CheckpointError: if the folder belongs to another run.
       Preempted: when the run was told to stop; its state is saved beside the checkpoints.
     """
+    replicas = run.replicas
     order = Order(len(data.train), config.train.batch_size, config.train.epochs, config.seed)
-    optimizers = make_optimizers(config, how, order.num_steps)
+    optimizers = make_optimizers(config.train, how, order.num_steps)
     moving, fixed = split(backbone.params, how.part)
-    params = {"head": heads.params, "backbone": moving}
-    state = State(params, {name: tx.init(params[name]) for name, tx in optimizers.items()})
-    metadata = trained.metadata(config, backbone, data.train, data.validation)
+    step_fn = _step_on_devices(config.detector, config.masks, backbone.config, optimizers, replicas)
+    constant = replicas.replicate((fixed, heads.normalizer, config.masks.key))
+    metadata = trained.metadata(config, backbone, data)
     metadata |= {"kind": KIND, "how": dataclasses.asdict(how)}
-    with Checkpoints(workdir / FOLDER, best=resuming.validation_score) as checkpoints:
+
+    def is_recorded(step: int) -> bool:
+        return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
+
+    def record() -> None:
+        values, validated = {"loss": loop.mean_loss()}, {"validation_loss": math.inf}  # never best
+        scores = HeldOut.unknown(len(data.validation), 1)
+        if order.ends_epoch(loop.step):
+            now = dataclasses.replace(backbone, params=state.params["backbone"] | constant[0])
+            scores, validated = validate(now, HeadState(state.params["head"], constant[1]))
+            values |= validated
+        log.write(loop.step, **values)
+        loss = np.asarray(validated["validation_loss"])
+        items = {"state": state, "held_out": scores, "loss": loss}
+        checkpoints.save(loop.step, items, metadata, validated)
+
+    with Checkpoints(run.workdir / FOLDER, best=resuming.validation_score) as checkpoints:
         interrupted = Interrupted(checkpoints)
-        start, saved, losses = interrupted.resume(
-            {"state": state},
-            lambda before: resuming.require_same_run(before, metadata, checkpoints.folder),
-        )
-        if start:
-            state = saved["state"]
-            progress.say(f"resumed   at step {start} of {order.num_steps}")
-        log = metrics_log.Metrics(workdir)
-        log.rewind(start)
-        runs = extraction.drawn_runs(config.detector.num_runs, config.features.num_runs, 1)
-        step_fn = replicas.pmap_step(
-            make_step(config.detector, backbone.config, optimizers, runs),
-            replicated=4,
-            donate=(0,),
-        )
-        constant = replicas.replicate((fixed, heads.normalizer, mask_key(config)))
-        own = jax.tree.map(np.array, jax.device_get(state))  # steps donate it: no caller's arrays
-
-        def advance(state: State, batch: loader.Batch) -> tuple[State, Any]:
-            bad.note(data.train, batch)
-            return step_fn(state, *constant, replicas.shard(batch, INPUTS))
-
-        def at_checkpoint(step: int) -> bool:
-            return order.ends_epoch(step) or step % config.train.checkpoint_every == 0
-
-        def record(step: int, state: State, loss: float) -> None:
-            values = {"loss": loss}
-            held_out = HeldOut.unknown(len(data.validation), 1)
-            validated = {"validation_loss": math.inf}  # never the best checkpoint
-            if order.ends_epoch(step):
-                params = state.params["backbone"] | constant[0]
-                now = Backbone(params, backbone.config, backbone.sha256)
-                held_out, validated = validate(now, HeadState(state.params["head"], constant[1]))
-                values |= validated
-            log.write(step, **values)
-            of_validation = np.asarray(validated["validation_loss"])
-            items = {"state": state, "held_out": held_out, "loss": of_validation}
-            checkpoints.save(step, items, metadata, validated)
-
-        state = loop.run(
-            replicas.replicate(own),
-            _batches(config, data, backbone.config.image_size, order, start, replicas),
-            advance,
-            start=start,
-            num_steps=order.num_steps,
-            losses=losses,
-            at_checkpoint=at_checkpoint,
-            record=record,
-            keep=lambda step, state, losses: interrupted.save(
-                step, {"state": state}, metadata, losses
-            ),
-            what="train unfrozen",
-            rate_field="config.unfrozen.learning_rate",
-        )
+        params = {"head": heads.params, "backbone": moving}
+        start, untold, state = _resumed(params, optimizers, interrupted, metadata, replicas)
+        log = Metrics(run.workdir, start)
+        loop = Loop(start, order.num_steps, untold, rate_field="config.unfrozen.learning_rate")
+        images = data.train, order, start, replicas.host
+        batches = _batches(config.data, config.features, backbone.config.image_size, *images)
+        with loop.saved_when_stopped(lambda: {"state": state}, interrupted, metadata):
+            for _, batch in loop.steps(batches, "train unfrozen", is_recorded, record):
+                run.unread.note(data.train, batch)
+                state, loss = step_fn(state, *constant, replicas.shard(batch, INPUTS))
+                loop.untold.append(loss)
         return _best(checkpoints, state, fixed, heads.normalizer, len(data.validation))
+
+
+def _step_on_devices(
+    detector: DetectorConfig,
+    masks: Masks,
+    model: MAEConfig,
+    optimizers: dict[str, optax.GradientTransformation],
+    replicas: Replicas,
+) -> Callable[..., tuple[State, Any]]:
+    step = make_step(detector, model, optimizers, extraction.drawn_runs(masks))
+    return replicas.pmap_step(step, replicated=4, donate=(0,))
+
+
+def _resumed(
+    params: dict[str, Any],
+    optimizers: dict[str, optax.GradientTransformation],
+    interrupted: Interrupted,
+    metadata: dict[str, Any],
+    replicas: Replicas,
+) -> tuple[int, list[np.ndarray], State]:
+    """Steps taken before, losses that no record has told, and the state on the devices."""
+    first = State(params, {name: tx.init(params[name]) for name, tx in optimizers.items()})
+    folder = interrupted.regular.folder
+    start, saved, untold = interrupted.resume(
+        {"state": first}, lambda before: resuming.require_same_run(before, metadata, folder)
+    )
+    if start:
+        progress.say(f"resumed   at step {start}")
+    own = jax.tree.map(np.array, jax.device_get(saved.get("state", first)))  # steps donate it
+    return start, untold, replicas.replicate(own)
 
 
 def _best(
@@ -299,15 +305,19 @@ def _best(
 
 
 def _batches(
-    config: Settings, data: Data, size: int, order: Order, start: int, replicas: Replicas
+    data: DataSettings,
+    features: FeatureSettings,
+    size: int,
+    images: Catalog,
+    order: Order,
+    start: int,
+    host: Shard,
 ) -> Iterator[loader.Batch]:
-    return loader.train_batches(
-        config.data.images(data.train),
-        config.data.train_transform(size),
-        order,
-        seed=config.features.seed,
-        start_step=start,
-        host=replicas.host,
-        num_threads=config.data.num_threads,
-        num_views=config.features.num_views,
+    shown = loader.Loader(
+        collection.open_images(images, source=data.source),
+        data.train_transform(size),
+        seed=features.seed,
+        host=host,
+        num_threads=data.num_threads,
     )
+    return shown.train_batches(order, start_step=start, num_views=features.num_views)

@@ -1,1 +1,1 @@
-"""Rebuild the demonstration images; ``scripts/build_demo_set.py`` is the way in."""
+"""Rebuild the demonstration images; run ``scripts/build_demo_set.py``."""

@@ -1,4 +1,4 @@
-"""Write ``ATTRIBUTION.md``: how the files were made, whose they are, under which licence.
+"""Write ``ATTRIBUTION.md``: how the files were made, their authors and licences.
 
 In: the rows of the manifest. Out: the Markdown text.
 """
@@ -24,60 +24,59 @@ INTRODUCTION = """\
 
 This file is written by `scripts/build_demo_set.py`; do not edit it by hand.
 
-The folders beside this file hold a few photographs (`nature`) and images made by named generators
-(`ai`), so that the programs of this project can be tried without a download. They are a
-**demonstration, not a benchmark**: the set is small, the two classes differ in their subjects, and
-a figure measured on it says nothing about how well a detector works elsewhere.
+The folders next to this file hold photographs (`nature`) and images from named generators (`ai`),
+so that you can try the programs of this project without a download. They are a **demonstration,
+not a benchmark**: the set is small, the two classes show different subjects, and a result on it
+says nothing about how well a detector works elsewhere.
 
 ## How the files were made
 
 Every file was chosen by hand from a package that allows redistribution (`demo_selection.csv`).
-Each was turned upright and cropped to the square in its centre, or for a few files to another
-square (column `crop` of `manifest.csv`), to keep the subject in the picture or to leave out a badge
-laid over a corner. Squares above {common} pixels were reduced to {common}, then all were reduced to
-{side} x {side} with a Lanczos filter and saved as JPEG, quality {quality}, 4:2:0, without metadata.
-So every image here is a **modified copy** of its source. `manifest.csv` gives size and format of
-each source, which is in most cases itself a lossy WebP or JPEG file.
+Each was turned upright and cropped to its central square. A few were cropped to another square
+(column `crop` of `manifest.csv`), to keep the subject in view or to remove a badge in a corner.
+Squares above {common} pixels were reduced to {common}, then all were reduced to {side} x {side}
+with a Lanczos filter and saved as JPEG, quality {quality}, 4:2:0, without metadata. So every image
+here is a **modified copy** of its source. `manifest.csv` gives the size and format of each source;
+most sources are lossy WebP or JPEG files themselves. Colour profiles were dropped, not converted.
 
-The credits of the photographs from `gcompris-qt-data` were taken from the README files that lie
-beside the pictures inside its resource containers; they name the pictures of this version, which
-the copyright file of the Debian package does not. Those of `lomiri-wallpapers-16.04` stand in its
-copyright file, those of the Python packages in their documentation. Colour profiles were dropped,
-not converted.
+The credits of the photographs from `gcompris-qt-data` come from the README files inside its
+resource containers; these name the pictures of this version, which the copyright file of the Debian
+package does not. The credits of `lomiri-wallpapers-16.04` come from its copyright file, those of
+the Python packages from their documentation.
 
-What a generator is called is what its source says, by its file name or its metadata; nobody has
-checked it independently. Folder `stable_diffusion` holds several models of that family and
-fine-tuned models built on it; `other_diffusion` pools models with openly published weights and the
-FLUX.2 and FLUX.3 families; `commercial_api` pools models that are offered as a service only.
+Generator names come from the source's file name or metadata and were not checked independently.
+`stable_diffusion` holds several models of that family and models fine-tuned from it;
+`other_diffusion` holds models with published weights and the FLUX.2 and FLUX.3 families;
+`commercial_api` holds models that are offered only as a service.
 
-Edits of a given picture (image to image, inpainting, outpainting, restoration) were left out. What
-an image was made from stands in column `made from` below (`condition` in `manifest.csv`), as the
-workflow in its package says, or its file name where there is none. Most began with text alone.
-Some were guided by a depth map, edge map, scribble or pose (a ControlNet or the like; `control
-image` where the kind is not told), which fixes the layout but gives no pixels, by boxes for the
-subjects, or by images used as prompts. In a few, the model went a second time over its own output.
-The persons of `gemini_3_pro` are invented; each image had earlier images of the same person, by the
-same model, as reference.
+Edits of an existing image (image to image, inpainting, outpainting, restoration) were left out. The
+column `made from` below (`condition` in `manifest.csv`) says what an image was made from, according
+to the workflow in its package, or to its file name if there is no workflow. Most were made from
+text alone. Some were guided by a depth map, edge map, scribble or pose (a ControlNet or similar;
+`control image` if the kind is unknown), which fixes the layout but provides no pixels; others by
+boxes for the subjects, or by images used as prompts. For a few, the model processed its own output
+a second time. The persons of `gemini_3_pro` are invented; each image used earlier images of the
+same person, from the same model, as a reference.
 
 ## Licences
 
 These images are not covered by the Apache licence of the program code. Each keeps the licence of
-its source, as the tables say:
+its source, as listed in the tables:
 
 {licences}
 
-* **CC-BY** files: keep the name of the author when you pass them on.
-* **CC-BY-SA** files (share-alike): the modified copies here remain under the same CC-BY-SA licence,
-  and so must whatever you make from them. This holds for these single files, not for the set, which
-  is a collection.
+* **CC-BY** files: keep the name of the author when you share them.
+* **CC-BY-SA** files (share-alike): the modified copies here stay under the same CC-BY-SA licence,
+  and so must anything you make from them. This applies to the individual files, not to the set,
+  which is a collection.
 * **MIT** files are the AI images; the packages they come from put them under the MIT licence, whose
-  text is at the end. The terms of the services that made some of them may say more.
+  text is at the end. The services that made some of them may add further terms.
 * **CC0 and public domain** files: no conditions; the authors are named as a courtesy. "Public
   domain" is what the source states and may differ in some countries.
 
-Persons in the photographs appear at public performances, or are public figures. That a picture is
-free to copy does not free it from the rights of the persons shown; do not use it to suggest that
-they endorse anything. The AI images show no real persons; a likeness would be unintended.
+Persons in the photographs appear at public performances, or are public figures. A free licence does
+not waive the rights of the persons shown; do not use the images to suggest that they endorse
+anything. The AI images show no real persons; any likeness is unintended.
 """
 
 MIT_TEXT = """\
@@ -160,7 +159,7 @@ def attribution(rows: list[dict[str, str]]) -> str:
     )
     photographs = photograph_table([row for row in rows if row["label"] == "nature"])
     images = ai_table([row for row in rows if row["label"] == "ai"])
-    note = f"`...` stands for `{DATASET}`. All files were cropped and reduced as told above."
+    note = f"`...` stands for `{DATASET}`. All files were cropped and reduced as described above."
     sections = [introduction, "## Photographs\n", note, "", *photographs, ""]
     sections += ["## AI images\n", *images, "", MIT_TEXT]
     return "\n".join(sections)

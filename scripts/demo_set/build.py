@@ -1,6 +1,6 @@
 """Build the set: the images, ``manifest.csv`` and ``ATTRIBUTION.md``.
 
-In: the selection table and the packages it names. Out: the folder of the set, written anew.
+In: the selection table and its packages. Out: the folder of the set.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MANIFEST_COLUMNS = [
 
 
 def build_image(entry: Entry, data: bytes, out: Path) -> dict[str, str]:
-    """Write one output file and return its row of the manifest."""
+    """Write one output file; return its row of the manifest."""
     with Image.open(io.BytesIO(data)) as image:
         source_format = image.format or ""
         width, height = ImageOps.exif_transpose(image).size
@@ -56,7 +56,7 @@ def build_images(entries: list[Entry], out: Path, cache: Path) -> list[dict[str,
 
 
 def remove_old_images(out: Path) -> None:
-    """Images that left the table must leave the set too."""
+    """Delete all images, so that those no longer in the table disappear."""
     for old in out.glob(f"*/{DATASET}/*/*/*.jpg"):
         old.unlink()
 
@@ -70,7 +70,7 @@ def manifest(rows: list[dict[str, str]]) -> str:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """The files go into the wheel, so everybody may read them whatever the umask here."""
+    """Write a file readable by everybody whatever the umask, because it goes into the wheel."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     path.chmod(0o644)
@@ -91,7 +91,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--cache",
         type=Path,
         default=DEFAULT_CACHE,
-        help="folder for the package files (about 0.5 GB); files that are there are not fetched; "
+        help="folder for the package files (about 0.5 GB), which are downloaded if missing; "
         "default: %(default)s",
     )
     return parser.parse_args(arguments)

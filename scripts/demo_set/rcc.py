@@ -1,6 +1,6 @@
-"""Read Qt binary resource containers (.rcc), in which gcompris keeps its pictures.
+"""Read Qt binary resource containers (.rcc), where gcompris keeps its pictures.
 
-In: the bytes of a container. Out: its files, as pairs of path and content.
+In: the bytes of a container. Out: (path, content) of its files.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def is_rcc(data: bytes) -> bool:
 def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield (path, content) of every file in a Qt binary resource container.
 
-    The header gives the format version and the offsets of three sections: the tree of fixed-size
-    nodes (node 0 is the root), the contents, and the names. A directory node holds the number of
-    its children and the index of the first; they lie one after another.
+    The header holds the format version and the offsets of three sections: the tree of fixed-size
+    nodes (node 0 is the root), the contents and the names. A directory node holds the number of its
+    children and the index of the first; they are consecutive.
     """
     version, tree, contents, names = struct.unpack_from(">4I", data, 4)
-    node_size = 14 if version < 2 else 22  # version 2 appended the time of modification
+    node_size = 14 if version < 2 else 22  # version 2 added the modification time
 
     def name_at(offset: int) -> str:
         (length,) = struct.unpack_from(">H", data, names + offset)
@@ -37,7 +37,7 @@ def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
         (length,) = struct.unpack_from(">I", data, contents + offset)
         start = contents + offset + 4
         raw = data[start : start + length]
-        # A compressed content begins with 4 bytes that tell its full length.
+        # Compressed contents start with 4 bytes for the full length.
         return zlib.decompress(raw[4:]) if flags & COMPRESSED else raw
 
     def walk(index: int, parent: str) -> Iterator[tuple[str, bytes]]:

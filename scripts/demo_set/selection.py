@@ -1,6 +1,6 @@
-"""The selection table: which file of which package goes where in the set.
+"""Read the selection table: source and destination of every image.
 
-In: ``demo_selection.csv``, made by hand. Out: its rows, checked, in the order of the output files.
+In: ``demo_selection.csv``, written by hand. Out: its checked rows, sorted by output path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the selection table: one source image and its place in the set."""
+    """One row of the selection table: a source image and its place in the set."""
 
     package: str
     member: str
@@ -48,7 +48,7 @@ def read_selection(path: Path) -> list[Entry]:
 
 
 def check_selection(entries: list[Entry]) -> None:
-    """Refuse a table that would leak between the splits or the classes."""
+    """Refuse a table that leaks between splits or classes."""
     known = {package.spec for package in PACKAGES}
     for entry in entries:
         if entry.package not in known or entry.label not in LABELS or entry.split not in SPLITS:
@@ -58,7 +58,7 @@ def check_selection(entries: list[Entry]) -> None:
     counts = Counter((entry.generator, entry.split, entry.label) for entry in entries)
     for generator, split, _ in counts:
         if counts[generator, split, "ai"] != counts[generator, split, "nature"]:
-            raise ValueError(f"{generator}/{split} does not hold as many nature as ai images")
+            raise ValueError(f"{generator}/{split} has different numbers of nature and ai images")
     check_authors(entries)
 
 
@@ -69,11 +69,11 @@ def refuse_repeats(what: str, values: list[str]) -> None:
 
 
 def check_authors(entries: list[Entry]) -> None:
-    """All photographs of one author stay on one side, so that no series is split."""
+    """Refuse an author with photographs in both splits, which could split a series."""
     splits: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
         if entry.label == "nature":
             splits[entry.author].add(entry.split)
     torn = sorted(author for author, found in splits.items() if len(found) > 1)
     if torn:
-        raise ValueError(f"authors with photographs in train and in val: {torn}")
+        raise ValueError(f"authors with photographs in both train and val: {torn}")

@@ -1,6 +1,7 @@
-"""cinemae calibrate: what becomes of a detector's promise on photographs of one's own."""
+"""cinemae calibrate: a detector's promise holds on the photographs it is given."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,12 @@ from cinemae_jax.detector.trained import HeldOut
 from tests.conftest import photo
 from tests.helpers.small_detector import small_bundle
 
-FPR = 0.2  # that of the small detector: four photographs can promise it
+FPR = 0.2  # of the small detector: four photographs are enough to promise it
 
 
 @pytest.fixture(scope="module")
 def detector_file(backbone_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector that calls every picture AI: its held-out photographs have low logits."""
+    """A detector that calls every image AI, because its held-out photographs have low logits."""
     found = small_bundle(backbone_file)
     held_out = found.detector.held_out
     low = HeldOut(held_out.logit - 100, held_out.label)
@@ -53,7 +54,7 @@ def test_the_promise_holds_on_the_photographs_that_were_given(
     assert run(detector_file, backbone_file, out, tmp_path / "a", tmp_path / "b") == 1
     printed = capsys.readouterr().out
     assert f"unread    {tmp_path / 'b' / 'torn.png'}: " in printed
-    assert "29 photographs: 100.0% called ai before, 17.2% now" in printed  # 5 of 29
+    assert re.search("29 photographs: 100.0% .* 17.2%", printed)  # 5 of 29
     before, after = (bundle.load(f, backbone=str(backbone_file)) for f in (detector_file, out))
     assert after.card == before.card
     assert bundle.identity(after.detector) == bundle.identity(before.detector)
@@ -67,9 +68,7 @@ def test_the_promise_holds_on_the_photographs_that_were_given(
     assert made.ai_threshold == np.sort(logit[np.isfinite(logit)])[-6]  # of 29: (29 + 1) · 0.2
 
 
-def test_another_share_may_be_asked_for(
-    detector_file: Path, backbone_file: Path, tmp_path: Path
-) -> None:
+def test_fpr_can_be_changed(detector_file: Path, backbone_file: Path, tmp_path: Path) -> None:
     write_photographs(tmp_path / "a", 20, 0)
     out = tmp_path / "mine.safetensors"
     assert run(detector_file, backbone_file, out, tmp_path / "a", "--fpr", 0.05) == 0
@@ -82,14 +81,14 @@ def test_another_share_may_be_asked_for(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--fpr", 0.01), "20 photographs are too few to promise that at most 0.01"),
+        (("--fpr", 0.01), "20 photographs are too few"),
         (("--fpr", 2), "fpr"),
-        (("--out", "no/such/folder/x"), "cannot write no/such/folder/x"),
-        (("--backbone", "lost.safetensors"), "lost.safetensors does not exist"),
-        (("../a",), "lie in each other: name the outer one alone"),
+        (("--out", "no/such/folder/x"), "no/such/folder/x"),
+        (("--backbone", "lost.safetensors"), "lost.safetensors"),
+        (("../a",), "/a"),
     ],
 )
-def test_mistakes_are_told_before_any_work(
+def test_usage_errors_come_before_any_work(
     detector_file: Path,
     backbone_file: Path,
     tmp_path: Path,
@@ -106,7 +105,7 @@ def test_mistakes_are_told_before_any_work(
     assert not out.exists()
 
 
-def test_ctrl_c_is_no_traceback(
+def test_ctrl_c_prints_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(argv: object) -> int:
@@ -117,7 +116,7 @@ def test_ctrl_c_is_no_traceback(
     assert capsys.readouterr().err == "stopped   by Ctrl-C\n"
 
 
-def test_photographs_that_cannot_be_read_do_not_count(
+def test_unread_photographs_do_not_count(
     detector_file: Path, backbone_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = write_photographs(tmp_path / "a", 4, 0)

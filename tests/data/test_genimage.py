@@ -45,7 +45,7 @@ def picture(rng: np.random.Generator, kind: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two generators, files of every kind: 39 + 18 images, three of them bad."""
+    """Two generators, files of every kind: 39 + 18 images, three of them unreadable."""
     root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
     files = {
         f"{generator}/{INNER[generator]}/{split}/{label}/{name}": picture(rng, kind)
@@ -76,7 +76,7 @@ def data_dir(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(data_dir: Path, tmp_path: Path) -> Path:
-    """To be damaged."""
+    """A copy that a test may damage."""
     return shutil.copytree(data_dir, tmp_path / "copy")
 
 
@@ -92,7 +92,7 @@ def shards(data_dir: Path, split: str = "train") -> list[Path]:
 # --- the same data set --------------------------------------------------------------------------
 
 
-def test_the_catalog_is_that_of_the_folder(root: Path, data_dir: Path) -> None:
+def test_the_catalog_equals_that_of_the_folder(root: Path, data_dir: Path) -> None:
     found, scanned = tfds_records.open_tfds(data_dir)[0], catalog.scan(root)
     assert found.table.equals(scanned.table)
     assert found.table.schema.equals(records.SCHEMA, check_metadata=True)
@@ -103,7 +103,7 @@ def test_the_catalog_is_that_of_the_folder(root: Path, data_dir: Path) -> None:
 
 @pytest.mark.parametrize("generators", [None, [ADM], [OTHER], [OTHER, ADM]])
 @pytest.mark.parametrize("split", [None, "val"])
-def test_a_part_is_that_of_the_folder(
+def test_a_selection_equals_that_of_the_folder(
     root: Path, data_dir: Path, generators: list[str] | None, split: str | None
 ) -> None:
     found, images = tfds_records.open_tfds(data_dir, generators=generators, split=split)
@@ -148,31 +148,31 @@ def test_threads_and_other_processes_can_read(root: Path, data_dir: Path) -> Non
 RANDOM_CROP = Crop(SIZE, resize=0, random=True)
 
 
-def test_batches_are_those_of_the_folder(root: Path, data_dir: Path) -> None:
+def test_batches_equal_those_of_the_folder(root: Path, data_dir: Path) -> None:
     part = catalog.scan(root).select(generators=[ADM], split="train")
     sources = (
         loader.from_catalog(part),
         tfds_records.open_tfds(data_dir, generators=[ADM], split="train")[1],
     )
 
-    def same(make: Callable[[loader.Images], Iterable[loader.Batch]]) -> list[str]:
+    def same(make: Callable[[loader.Loader], Iterable[loader.Batch]]) -> list[str]:
         errors: list[str] = []
-        for one, two in zip(*map(make, sources), strict=True):
+        loaders = (loader.Loader(x, RANDOM_CROP, seed=3, num_threads=3) for x in sources)
+        for one, two in zip(*map(make, loaders), strict=True):
             assert one.keys() == two.keys()
             for name in one:
                 np.testing.assert_array_equal(one[name], two[name])
             errors += [error for error in two["error"].tolist() if error]
         return errors
 
-    options = {"seed": 3, "num_threads": 3}
-    bad = same(lambda images: loader.eval_batches(images, RANDOM_CROP, batch_size=8, **options))
-    assert len(bad) == 2
-    assert "empty file" in bad
+    errors = same(lambda images: images.eval_batches(batch_size=8))
+    assert len(errors) == 2
+    assert "empty file" in errors
     order = Order(len(part), 8, 4, seed=3)
-    assert same(lambda images: loader.train_batches(images, RANDOM_CROP, order, **options))
+    assert same(lambda images: images.train_batches(order))
 
 
-def test_records_say_what_the_files_are(root: Path, data_dir: Path) -> None:
+def test_records_describe_their_files(root: Path, data_dir: Path) -> None:
     builder = tfds.builder_from_directory(data_dir / "gen_image" / ADM / "1.0.0")
     assert builder.info.features["label"].names == ["nature", "ai"]
     skip = {"image": tfds.decode.SkipDecoding()}
@@ -189,7 +189,7 @@ def test_records_say_what_the_files_are(root: Path, data_dir: Path) -> None:
         facts = (record["width"], record["height"], record["format"].decode())
         if path in (EMPTY, NO_IMAGE):
             assert facts == (0, 0, "")
-        else:  # d.JPG holds a PNG, and a file that was cut off still has its head
+        else:  # d.JPG holds a PNG, and the cut-off file still has its header
             assert facts == (50, 30, NAMES.get(Path(path).name, "PNG"))
 
 
@@ -207,15 +207,15 @@ def test_building_again_changes_nothing(root: Path, data_dir: Path, tmp_path: Pa
     assert again.keys() == before.keys()
 
 
-def test_other_images_are_not_taken_for_those_that_were_built(root: Path, tmp_path: Path) -> None:
+def test_changed_images_are_not_mistaken_for_the_built_ones(root: Path, tmp_path: Path) -> None:
     tree = shutil.copytree(root, tmp_path / "tree")
     build_all(tree, tmp_path / "tfds")
     with open(tree / CUT, "ab") as file:
         file.write(b"mended")
-    with pytest.raises(CatalogError, match=r"ADM/1.0.0 was built from files of .* were replaced"):
+    with pytest.raises(CatalogError, match=r"ADM/1\.0\.0 was built from files .*delete it"):
         build_all(tree, tmp_path / "tfds")
     (tree / CUT).unlink()
-    with pytest.raises(CatalogError, match=r"ADM/1.0.0 was built from other images .*10 ai"):
+    with pytest.raises(CatalogError, match=r"ADM/1\.0\.0 was built from other images .*10 ai"):
         build_all(tree, tmp_path / "tfds")
 
 
@@ -248,7 +248,7 @@ def test_object_stores_get_the_same_shards(
     folder = genimage.build(root, "s3://bucket/tfds", ADM)
     for local in sorted((data_dir / "gen_image" / ADM / "1.0.0").glob("*array_record*")):
         assert (folder / local.name).read_bytes() == local.read_bytes()
-    with pytest.raises(CatalogError, match="array_record reads no s3://bucket/tfds"):
+    with pytest.raises(CatalogError, match=r"array_record .*s3://bucket/tfds"):
         tfds_records.open_tfds("s3://bucket/tfds")
 
 
@@ -280,7 +280,7 @@ def test_every_process_writes_the_same_shards(root: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("manual_dir", "generator", "message"),
     [
-        ("", "Nobody", r"generator Nobody not found in .*; there are: ADM, my own v1\.5"),
+        ("", "Nobody", r"generator Nobody not found .*ADM, my own v1\.5"),
         ("nowhere", ADM, "nowhere is not a folder"),
     ],
 )
@@ -342,15 +342,15 @@ def empty(data_dir: Path) -> None:
             remove_shard,
             r"ADM/1.0.0 lacks 1 shards, for example gen_image-train\.array_record-00001",
         ),
-        (cut_shard, r"shards of train hold .* bytes instead of .*: they were not copied whole"),
-        (remove_index, r"ADM in .* is unfinished or not of this builder: .*catalog\.parquet"),
-        (remove_info, r"ADM/1\.0\.0 is no TFDS data set: .*dataset_info\.json"),
+        (cut_shard, r"shards of train .* bytes instead of"),
+        (remove_index, r"ADM in .* is unfinished .*catalog\.parquet"),
+        (remove_info, r"ADM/1\.0\.0 .*TFDS.*dataset_info\.json"),
         (exchange_index, r"ADM/1\.0\.0 holds the catalog\.parquet of \['my own v1\.5'\]"),
-        (shorten_index, r"catalog\.parquet and dataset_info\.json are of different builds"),
-        (empty, r"holds no folder gen_image: .*python -m cinemae_jax\.data\.genimage"),
+        (shorten_index, r"catalog\.parquet and dataset_info\.json .*different builds"),
+        (empty, r"no folder gen_image: .*python -m cinemae_jax\.data\.genimage"),
     ],
 )
-def test_what_is_incomplete_is_refused(
+def test_an_incomplete_data_set_is_refused(
     copy: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(copy)
@@ -360,14 +360,14 @@ def test_what_is_incomplete_is_refused(
         assert len(tfds_records.open_tfds(copy, generators=[OTHER])[0]) == 18
 
 
-def test_what_is_not_built_is_named(data_dir: Path) -> None:
-    with pytest.raises(CatalogError, match=r"generator VQDM is not built in .*: ADM, my own v1\.5"):
+def test_a_generator_that_is_not_built_is_named(data_dir: Path) -> None:
+    with pytest.raises(CatalogError, match=r"VQDM is not built .*: ADM, my own v1\.5"):
         tfds_records.open_tfds(data_dir, generators=["VQDM"])
     with pytest.raises(CatalogError, match=r"no images .*split 'train'"):
         tfds_records.open_tfds(data_dir, generators=[OTHER], split="train")
 
 
-def test_a_damaged_record_is_one_bad_image(root: Path, copy: Path) -> None:
+def test_a_damaged_record_is_one_unread_image(root: Path, copy: Path) -> None:
     shard = shards(copy)[0]
     data = bytearray(shard.read_bytes())
     victim = (root / ADM / INNER[ADM] / "train/ai/001.PNG").read_bytes()
@@ -389,7 +389,7 @@ def test_shards_in_the_wrong_place_are_not_read(copy: Path) -> None:
     (copy / "kept").rename(two)
     found, images = tfds_records.open_tfds(copy)
     train = [s.as_py() == "train" for s in found.table["split"]].index(True)
-    with pytest.raises(CatalogError, match=r"train/ai/000\.PNG is not where catalog\.parquet says"):
+    with pytest.raises(CatalogError, match=r"train/ai/000\.PNG .*catalog\.parquet"):
         images.read(train)
 
 
@@ -400,7 +400,7 @@ def test_generators_of_different_roots_are_not_mixed(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "x.png").write_bytes(picture(rng, "PNG"))
         build_all(tmp_path / name, tmp_path / "tfds")
-    with pytest.raises(CatalogError, match=r"share paths: .*one.*two.* are different roots"):
+    with pytest.raises(CatalogError, match=r"share paths.*one.*two"):
         tfds_records.open_tfds(tmp_path / "tfds")
     assert len(tfds_records.open_tfds(tmp_path / "tfds", generators=["two"])[0]) == 1
 
@@ -410,5 +410,5 @@ def test_a_catalog_of_other_images_is_refused(root: Path, data_dir: Path, tmp_pa
     (tree / NO_IMAGE).rename((tree / NO_IMAGE).with_name("renamed.png"))
     other, _ = tfds_records.open_tfds(build_all(tree, tmp_path / "tfds"))
     shutil.copytree(data_dir, tmp_path / "tfds", dirs_exist_ok=True)
-    with pytest.raises(CatalogError, match=r"val/ai/renamed\.png is not in .*tfds: the catalog"):
+    with pytest.raises(CatalogError, match=r"val/ai/renamed\.png is not in .*tfds"):
         tfds_records.from_catalog(other)

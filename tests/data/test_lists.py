@@ -52,7 +52,7 @@ def test_a_list_is_read(tmp_path: Path, name: str) -> None:
         "adm/train 1 nature + 1 ai; adm/val 1 nature + 1 ai; sd/train 1 nature + 1 ai"
     )
     assert found.table["example_id"].to_pylist() == [records.example_id(p) for p in expected]
-    assert f"sd/train ai: 1 images from {name}, label 1 or ai or fake" in found.explain()
+    assert f"sd/train ai: 1 image from {name}, label 1 or ai or fake" in found.explain()
     assert found.table.schema == records.SCHEMA
 
 
@@ -61,8 +61,8 @@ def test_generator_and_split_of_a_list_have_defaults(tmp_path: Path) -> None:
     found = catalog.scan(file)
     assert found.describe() == "mine/val 1 nature + 1 ai"
     assert found.explain().splitlines()[1] == (
-        "mine/val ai: 1 images from mine.csv, label 1; no column generator: name of the list; "
-        "no column split: val"
+        "mine/val ai: 1 image from mine.csv, label 1; no generator column: name of the list; "
+        "no split column: val"
     )
 
 
@@ -78,15 +78,14 @@ def test_labels_of_a_parquet_list_may_have_any_type(tmp_path: Path, labels: pa.A
     [
         ({"label": None}, r"no column label \(its columns: path, generator, split, note\)"),
         ({"path": None, "label": None}, "no column path, label "),
-        ({"label": ["1", "cat", "", "0"]}, "row 3, column label: 'cat' is none of 0, nature, real,"
-         r".*\(2 rows"),
-        ({"split": ["train", "dev", "val", "val"]}, "row 3, column split: 'dev' is none of train"),
+        ({"label": ["1", "cat", "", "0"]}, r"row 3, column label: 'cat' .*nature.*\(2 such rows"),
+        ({"split": ["train", "dev", "val", "val"]}, "row 3, column split: 'dev' .*train"),
         ({"generator": ["a", "a", "a", ""]}, "row 5, column generator: '' is empty"),
         ({"path": ["x", "", "y", "z"]}, "row 3, column path: '' is empty"),
-        ({"path": ["x", "y", "b/../x", "z"]}, "row 4, column path: 'x' occurs before, in row 2"),
+        ({"path": ["x", "y", "b/../x", "z"]}, "row 4, column path: 'x' repeats row 2"),
     ],
 )  # fmt: skip
-def test_mistakes_in_a_list_are_placed(
+def test_mistakes_in_a_list_name_row_and_column(
     tmp_path: Path, change: dict[str, list | None], message: str
 ) -> None:
     columns = {k: v for k, v in (ROWS | change).items() if v is not None}
@@ -96,16 +95,16 @@ def test_mistakes_in_a_list_are_placed(
 
 
 def test_the_folder_of_a_list_adds_no_column(tmp_path: Path) -> None:
-    """Arrow would read ``split=train`` as one, as Hive does."""
+    """Arrow would read the folder ``split=train`` as a column, as Hive does."""
     columns = {"path": ["x.png"], "label": [1]}
     found = catalog.scan(write_list(tmp_path / "split=train" / "mine.parquet", columns))
     assert found.describe() == "mine/val 0 nature + 1 ai"
 
 
-def test_rows_of_parquet_lists_have_no_header(tmp_path: Path) -> None:
+def test_rows_of_a_parquet_list_are_counted_without_a_header(tmp_path: Path) -> None:
     columns = {"path": ["x", "y"], "label": ["ai", None]}
     file = write_list(tmp_path / "some.parquet", columns, exist=False)
-    with pytest.raises(CatalogError, match="row 2, column label: '' is none of"):
+    with pytest.raises(CatalogError, match="row 2, column label: ''"):
         catalog.scan(file)
 
 
@@ -117,17 +116,17 @@ def test_rows_of_parquet_lists_have_no_header(tmp_path: Path) -> None:
         (b"path,label\nx.png,1,2\n", "cannot be read as a list.*Row #2"),
         (b"path,label\n\xff.png,1\n", "cannot be read as a list"),
         (b"path,path,label\nx,y,1\n", "has more than one column path"),
-        (b"path,label\nx.png,1\n", r"lists images that are not there, for example .*x\.png"),
+        (b"path,label\nx.png,1\n", r".*not found.*x\.png"),
     ],
 )
-def test_files_that_are_no_lists_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_unusable_lists_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "some.csv"
     file.write_bytes(content)
-    with pytest.raises(CatalogError, match=rf"(?s)some\.csv {message}"):
+    with pytest.raises(CatalogError, match=rf"(?s)some\.csv.*{message}"):
         catalog.scan(file)
 
 
-def test_a_list_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
+def test_a_list_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
     touch(tmp_path, 'a "b"\nc.png')
     file = tmp_path / "some.csv"
     file.write_bytes(b'\xef\xbb\xbfpath,label\r\n"a ""b""\nc.png",1\r\nNULL,0\r\n')

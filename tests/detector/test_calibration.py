@@ -14,14 +14,14 @@ CLASSES = ("nature", "ai", "inconclusive")
 
 
 def draw(seed: int, count: int, *, shift: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of a head that is too sure of itself and leans to AI; the truth is 2 · shift · x."""
+    """Logits of an overconfident head that leans to AI; the true logit is 2 · shift · x."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 2
     x = rng.normal(shift * (2 * labels - 1), 1)
     return 6 * shift * x + 2, labels
 
 
-def test_calibration_makes_probabilities_of_new_images_truer() -> None:
+def test_calibration_improves_probabilities_of_new_images() -> None:
     for seed in range(5):
         found = fit(*draw(seed, 1000))
         new, labels = draw(100 + seed, 4000)
@@ -39,7 +39,7 @@ def test_scale_and_offset_are_those_of_the_truth() -> None:
 
 @pytest.mark.parametrize(("count", "rate"), [(19, 0.05), (200, 0.05), (250, 0.01), (137, 0.1)])
 def test_the_promised_rates_hold_over_a_thousand_calibrations(count: int, rate: float) -> None:
-    """Uniform logits, so that the true rate beyond a threshold is known without drawing.
+    """Uniform logits: the true rate beyond a threshold is known exactly.
 
     It is Beta(r, n + 1 - r): mean r / (n + 1) with r = ⌊(n + 1) · rate⌋, which the mean of 1,000
     may miss by 4 of its standard errors; the 95 % range holds 95 ± 2.8 % of them (4 deviations).
@@ -61,7 +61,7 @@ def test_the_promise_survives_ties_and_outliers() -> None:
     assert np.mean(called) <= 0.05 + 4 * np.std(called) / math.sqrt(1000)
 
 
-def test_a_whole_number_of_images_is_not_lost_to_rounding() -> None:
+def test_rounding_does_not_lose_an_image() -> None:
     """100 · 0.29 is 28.999999999999996 in floating point: 28 of 99 lie above, not 27."""
     assert (np.arange(99) > threshold(np.arange(99.0), 0.29)).sum() == 28
 
@@ -84,17 +84,17 @@ def test_probability_rises_with_the_logit_and_the_verdict_follows() -> None:
         assert set(order) == {0, 1, 2}
 
 
-def test_between_classes_that_lie_apart_an_image_is_like_neither() -> None:
+def test_between_separated_classes_an_image_is_inconclusive() -> None:
     labels = np.arange(200) % 2
     found = fit(np.where(labels == 1, 10.0, -10.0) + np.linspace(-1, 1, 200), labels)
     assert found.nature_threshold > found.ai_threshold
     assert found.verdict([-11, 0, 11]).tolist() == ["nature", "inconclusive", "ai"]
-    # that no error was seen does not make the scale infinite, nor any probability 1
+    # without errors the scale stays finite and no probability is 1
     assert 0.9 < found.probability(10.0) < 1
     assert found.probability([-10, 10]).sum() == pytest.approx(1, abs=0.01)
 
 
-def test_it_does_not_matter_in_which_order_or_unit_the_logits_come() -> None:
+def test_order_and_unit_of_the_logits_do_not_matter() -> None:
     z, y = draw(3, 300)
     found = fit(z, y)
     order = np.random.default_rng(0).permutation(300)
@@ -107,7 +107,7 @@ def test_it_does_not_matter_in_which_order_or_unit_the_logits_come() -> None:
         assert other.verdict(at).tolist() == found.verdict(new).tolist()
 
 
-def test_classes_swapped_are_the_same_the_other_way_round() -> None:
+def test_swapped_classes_mirror_the_calibration() -> None:
     z, y = draw(4, 300)
     found, mirrored = fit(z, y, fpr=0.1, fnr=0.02), fit(-z, 1 - y, fpr=0.02, fnr=0.1)
     assert mirrored.probability(-z) == pytest.approx(1 - found.probability(z), abs=1e-6)
@@ -149,7 +149,7 @@ def test_too_few_images_give_no_verdict_rather_than_a_promise(rate: float, least
         assert any("no image is called ai" in line for line in found.in_words()) != promised
         if not promised:
             assert found.fpr_range() == (0, 0)
-            assert f"{least:,} held-out nature images are needed" in " ".join(found.in_words())
+            assert f"{least:,} held-out nature images" in " ".join(found.in_words())
 
 
 @pytest.mark.parametrize("labels", [[], [0], [1], [0, 1], [0] * 500, [1] * 500])
@@ -169,13 +169,13 @@ def test_json_and_back_is_the_same_to_the_bit() -> None:
 
 def test_errors_name_what_is_wrong() -> None:
     z, y = draw(0, 40)
-    with pytest.raises(ValueError, match="1 of 40 held-out logits are not finite"):
+    with pytest.raises(ValueError, match="1 of 40"):
         fit(np.where(np.arange(40) == 3, np.nan, z), y)
-    with pytest.raises(ValueError, match="labels must be 0"):
+    with pytest.raises(ValueError, match="labels"):
         fit(y, z)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="shape"):
         fit(z[1:], y)
-    with pytest.raises(ValueError, match=r"calibration.fpr must be in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"calibration\.fpr"):
         fit(z, y, fpr=0)
     record = fit(z, y).to_dict()
     with pytest.raises(ValueError, match="temperature"):

@@ -1,4 +1,4 @@
-"""The public detector: the same number for the same picture, whatever it comes from or with."""
+"""The public detector: one image has one score, whatever its source or batch."""
 
 import concurrent.futures
 import dataclasses
@@ -66,7 +66,7 @@ def test_it_gives_the_scores_of_evaluation(
     pictures = [inputs.read(data_set / row["path"]) for row in test]
     crops = np.stack([inputs.crops(one.image, trained.transform) for one in pictures])
     ids = np.array([row["example_id"] for row in test], np.uint64).astype(np.uint32)
-    found = trained._score(crops, ids).logit[:, 0]  # by the masks of evaluation
+    found = trained._score(crops, ids).logit[:, 0]  # with the masks of evaluation
     np.testing.assert_allclose(found, [expected[row["path"]] for row in test], atol=1e-4)
 
 
@@ -79,7 +79,7 @@ def test_preprocessing_is_that_of_training(trained: Detector) -> None:
         )
 
 
-def test_a_picture_has_one_number_whatever_it_comes_as(
+def test_the_score_does_not_depend_on_the_source(
     detector: Detector, photos: list[np.ndarray], tmp_path: Path
 ) -> None:
     array = photos[0]
@@ -94,7 +94,7 @@ def test_a_picture_has_one_number_whatever_it_comes_as(
     assert [one.path for one in found] == ["", "", str(path), str(path), "", "", ""]
 
 
-def test_a_picture_has_one_number_whatever_it_is_batched_with(
+def test_the_score_does_not_depend_on_the_batch(
     detector: Detector, photos: list[np.ndarray]
 ) -> None:
     together = [one.logit for one in detector.predict(photos)]
@@ -123,10 +123,10 @@ def test_batch_and_devices_do_not_matter(
     other = Detector(small_bundle(backbone_file), batch_size=batch_size, replicas=replicas)
     expected = [one.logit for one in detector.predict(photos)]
     found = [one.logit for one in other.predict(photos)]
-    np.testing.assert_allclose(found, expected, atol=1e-5)  # programs differ, sums may too
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # different programs round differently
 
 
-def test_many_threads_get_each_their_own(detector: Detector, photos: list[np.ndarray]) -> None:
+def test_many_threads_get_their_own_scores(detector: Detector, photos: list[np.ndarray]) -> None:
     expected = [one.logit for one in detector.predict(photos)]
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
         found = list(pool.map(lambda one: detector.predict(one)[0].logit, photos))
@@ -148,7 +148,7 @@ def test_a_folder_larger_than_memory_is_streamed(detector: Detector) -> None:
     stream.close()
 
 
-def test_more_masks_are_more_groups(backbone_file: Path, photos: list[np.ndarray]) -> None:
+def test_more_runs_form_more_groups(backbone_file: Path, photos: list[np.ndarray]) -> None:
     small = small_bundle(backbone_file)
     two, four = (Detector(small, runs=runs, replicas=one_device()) for runs in (2, 4))
     first, both = two.predict(photos[:3]), four.predict(photos[:3])
@@ -160,9 +160,9 @@ def test_more_masks_are_more_groups(backbone_file: Path, photos: list[np.ndarray
     spread = four.calibration.probability(groups).std(axis=1, ddof=1)
     np.testing.assert_allclose([one.uncertainty for one in both], spread)
     assert first[0].uncertainty is None
-    assert "4 masks a picture, more than the 2 of training" in four.in_words()[-1]
+    assert "4 masking runs per image" in four.in_words()[-1]
     for runs in (1, 3, 0):
-        with pytest.raises(ValueError, match=r"use a multiple of 2"):
+        with pytest.raises(ValueError, match="multiple of 2"):
             Detector(small, runs=runs, replicas=one_device())
 
 
@@ -176,7 +176,7 @@ def test_probability_and_verdict_are_the_calibrated_ones(
         for one in judge.predict(photos):
             assert one.probability == judge.calibration.probability(one.logit)
             assert one.verdict == judge.calibration.verdict(one.logit)
-    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"fpr is 1\.5"):
         Detector(small, fpr=1.5, replicas=one_device())
 
 
@@ -218,7 +218,7 @@ def test_flags_say_what_is_known(backbone_file: Path) -> None:
     assert names(unknown.predict(cases["png"][0])[0].flags) == []
 
 
-def test_stability_tells_a_turned_verdict(backbone_file: Path, photos: list[np.ndarray]) -> None:
+def test_stability_reports_a_changed_verdict(backbone_file: Path, photos: list[np.ndarray]) -> None:
     judge = Detector(small_bundle(backbone_file), batch_size=4, replicas=one_device())
     plain, tried = judge.predict(photos), judge.predict(photos, stability=True)
     assert [one.logit for one in plain] == [one.logit for one in tried]
@@ -238,10 +238,10 @@ def test_stability_tells_a_turned_verdict(backbone_file: Path, photos: list[np.n
 @pytest.mark.parametrize(
     "wrong", [np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3)), np.zeros((40, 40, 4), np.uint8)]
 )
-def test_what_is_no_picture_is_the_callers_mistake(detector: Detector, wrong: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="is no picture: give"):
+def test_objects_that_cannot_be_images_raise(detector: Detector, wrong: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="is not an image"):
         detector.predict([wrong])
-    with pytest.raises(TypeError, match="give"):
+    with pytest.raises(TypeError, match="int"):
         detector.predict(7)
 
 
@@ -266,32 +266,31 @@ def test_run_and_bundle_are_one_detector(
     image = photo(np.random.default_rng(5), ai=True)
     assert shared.predict(image)[0].logit == trained.predict(image)[0].logit
     (tmp_path / backbone_file.name).write_bytes(backbone_file.read_bytes())
-    assert Detector.load(path, replicas=one_device()).name == shared.name  # found beside it
+    assert Detector.load(path, replicas=one_device()).name == shared.name  # found next to it
 
 
-def test_detectors_that_cannot_be_used_say_why(backbone_file: Path, tmp_path: Path) -> None:
+def test_unusable_detectors_raise_and_name_the_problem(backbone_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     bundle.save(path, small_bundle(backbone_file))
     moved = tmp_path / "elsewhere" / "moved.safetensors"
     moved.parent.mkdir()
     moved.write_bytes(path.read_bytes())
-    bundle_of_another_place = r"needs the backbone small.safetensors \(sha256"
-    with pytest.raises(weights.BackboneError, match=bundle_of_another_place):
+    with pytest.raises(weights.BackboneError, match=r"needs the backbone small\.safetensors"):
         Detector.load(moved)
     other = tmp_path / "other.safetensors"
     weights.save(other, SMALL, random_backbone(SMALL, seed=1).params)
-    with pytest.raises(CheckpointError, match="was trained on the backbone with sha256"):
+    with pytest.raises(CheckpointError, match="backbone"):
         Detector.load(path, backbone=str(other))
     with pytest.raises(weights.BackboneError, match="absent does not exist"):
         Detector.load(path, backbone="absent")
-    with pytest.raises(BundleError, match="is no detector"):
+    with pytest.raises(BundleError, match="is not a detector"):
         Detector.load(backbone_file)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(BundleError, match="not a readable safetensors file"):
         Detector.load(path, backbone=str(backbone_file))
     with pytest.raises(BundleError, match="no detector nowhere"):
         Detector.load("nowhere")
-    with pytest.raises(CheckpointError, match="no checkpoints"):
+    with pytest.raises(CheckpointError, match="checkpoints"):
         Detector.load(tmp_path)
 
 
@@ -299,7 +298,7 @@ def test_a_missing_bundled_detector_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(bundle, "ASSETS", tmp_path)
-    with pytest.raises(BundleError, match="'tiny' is not part of this installation"):
+    with pytest.raises(BundleError, match="'tiny'"):
         Detector.load("tiny")
 
 
@@ -325,15 +324,15 @@ def test_export_gives_the_same_logits(
     predicted = detector.predict(photos)
     crops = [inputs.crops(Image.fromarray(one), detector.transform) for one in photos]
     ids = np.array([one.example_id for one in predicted], np.uint32)
-    for count in (1, 5):  # any number of pictures
+    for count in (1, 5):  # any number of images
         found = again(np.stack(crops[:count]), ids[:count])
         expected = [one.logit for one in predicted[:count]]
         np.testing.assert_allclose(found, expected, atol=1e-5)
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(export.ExportError, match="is not the file that"):
+    with pytest.raises(export.ExportError, match="do not match"):
         export.load(path)
     path.unlink()
-    with pytest.raises(export.ExportError, match="does not exist"):
+    with pytest.raises(export.ExportError, match="is missing"):
         export.load(path)
 
 

@@ -1,4 +1,4 @@
-"""Heatmaps show what was computed, where it was computed, and depend on the trained weights."""
+"""Heat maps show the right values in the right places and depend on the trained weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +16,10 @@ from cinemae_jax.detector import heatmap, inference
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.detector.inputs import crops
 from cinemae_jax.features import extraction
-from cinemae_jax.features.extraction import mask_key
 from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.model.config import DetectorConfig, Score
 from cinemae_jax.model.head import HeadState, Normalizer
+from tests.conftest import photo
 from tests.helpers.small_detector import one_device, small_bundle
 
 TINY_RUNS = 6
@@ -93,22 +93,22 @@ def test_the_map_of_the_scored_masks_has_their_mean(detector: Detector) -> None:
         "epoch": np.zeros(1, np.int32),
     }
     extract = jax.jit(extraction.make_extract(config, extraction.first_runs(config.num_runs)))
-    terms = extract(detector.trained.backbone, mask_key(detector.trained.settings), batch).terms
+    terms = extract(detector.trained.backbone, detector.trained.mask_key, batch).terms
     mean = (terms.deviation + config.mismatch_weight * terms.mismatch).mean()
     weighted = np.nansum(found.patches * found.shown) / found.shown.sum()
     np.testing.assert_allclose(weighted, mean, rtol=1e-5)
 
 
-def test_more_runs_hide_every_patch(detector: Detector) -> None:
+def test_more_runs_mask_every_patch(detector: Detector) -> None:
     (one,) = detector.predict(scene(1, 40))
     found = one.lcas_map(score="mismatch")
     assert found.runs == heatmap.RUNS
-    assert found.shown.min() >= 4  # of 16; below it with probability 4e-6 a patch
+    assert found.shown.min() >= 4  # of 16; fewer has probability 4e-6 per patch
     again = detector.lcas_map(scene(1, 40), score="mismatch")
     np.testing.assert_array_equal(again.values, found.values)
 
 
-def test_what_cannot_be_mapped_is_said(detector: Detector) -> None:
+def test_invalid_requests_for_a_heat_map_raise(detector: Detector) -> None:
     with pytest.raises(ValueError, match="runs must be 1 or more"):
         detector.lcas_map(scene(0), runs=0)
     with pytest.raises(ValueError, match="use one of deviation_plus_mismatch"):
@@ -117,11 +117,29 @@ def test_what_cannot_be_mapped_is_said(detector: Detector) -> None:
         detector.predict(b"")[0].lcas_map()
 
 
-def test_the_figure_says_what_it_is(detector: Detector, tmp_path: Path) -> None:
+def test_the_overlay_is_bright_where_the_score_is_high_and_grey_outside_all_crops(
+    detector: Detector,
+) -> None:
+    found = detector.lcas_map(photo(np.random.default_rng(3), ai=False, side=33), score="mismatch")
+    unseen = ~np.isfinite(found.values)  # a border: crops are cut after a resize to 36
+    assert unseen.any()
+    pixels = np.asarray(found.overlay(), int)
+    grey = np.asarray(found.image.convert("L"), int)
+    assert (pixels[unseen] == grey[unseen][:, None]).all()
+    colour = pixels.sum(axis=-1) - 3 * (1 - heatmap.OVERLAY) * grey  # without the grey image
+    order = np.argsort(found.values[~unseen])
+    darkest, brightest = np.array_split(colour[~unseen][order], 10)[::9]
+    assert darkest.mean() < brightest.mean()
+    low, high = found.limits
+    assert np.nanmin(found.values) <= low < high <= np.nanmax(found.values)
+    assert max(found.overlay(max_side=20).size) == 20
+
+
+def test_the_figure_explains_itself(detector: Detector, tmp_path: Path) -> None:
     found = detector.lcas_map(scene(2, 60), runs=4, score="mismatch")
     texts = " ".join(t.get_text() for t in found.figure().findobj(lambda a: hasattr(a, "get_text")))
     assert " ".join(heatmap.STATEMENT.split()) in " ".join(texts.split())
-    assert "mean of 4 masks" in texts
+    assert "mean of 4 masking runs" in texts
     found.save(tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as image:
         assert image.format == "PNG"
@@ -129,7 +147,7 @@ def test_the_figure_says_what_it_is(detector: Detector, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
 
 
-# --- sanity: does it say anything of the model? (Adebayo and others, arXiv 1810.03292) -----------
+# --- sanity: does the map depend on the model? (Adebayo and others, arXiv 1810.03292) -----------
 
 
 DEFAULT: Score = "deviation_plus_mismatch"
@@ -143,9 +161,9 @@ def tiny() -> Backbone:
 
 @pytest.fixture(scope="module")
 def maps() -> Callable[[Backbone, np.ndarray], Maps]:
-    """Maps (N, L) of N pictures of the tiny backbone's size, in two variants; compiled once."""
+    """Maps (N, L) of N images of the tiny backbone's size, in two LCAS variants; compiled once."""
     config = DetectorConfig(num_runs=TINY_RUNS)
-    head = HeadState({}, Normalizer(0, 1, 0, 1))  # of it, only a learned λ would count
+    head = HeadState({}, Normalizer(0, 1, 0, 1))  # only a learned λ would matter
     variants = {s: inference.make_maps(config, TINY_RUNS, s) for s in (heatmap.SHOWN, DEFAULT)}
 
     @jax.jit
@@ -157,12 +175,12 @@ def maps() -> Callable[[Backbone, np.ndarray], Maps]:
 
         return jax.lax.map(one, (pictures, jnp.arange(len(pictures), dtype=jnp.uint32)))
 
-    # the hash is part of what is compiled for, and does not matter here
+    # the hash is static: without it both backbones share one program
     return lambda backbone, pictures: jax.device_get(every(backbone.replace(sha256=""), pictures))
 
 
 def alike(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean rank correlation of maps; patches that a map lacks do not count."""
+    """Mean rank correlation of maps over patches that both have."""
     known = np.isfinite(first) & np.isfinite(second)
     return float(
         np.mean([spearmanr(a[k], b[k])[0] for a, b, k in zip(first, second, known, strict=True)])
@@ -174,13 +192,13 @@ def test_random_weights_lose_the_pattern_of_what_is_shown(
 ) -> None:
     pictures = np.stack([scene(i) for i in range(4)])
     trained, untrained = maps(tiny, pictures), maps(random_backbone(tiny.config), pictures)
-    # Measured over six such scenes and 16 masks: 0.43 for the error of the reconstruction, and 0.90
-    # for the default score: its deviation never asks the model. Hence heatmap.SHOWN.
+    # Measured over six such scenes and 16 runs: 0.43 for the reconstruction error, and 0.90
+    # for the default score, whose deviation does not use the model. Hence heatmap.SHOWN.
     assert alike(trained[heatmap.SHOWN], untrained[heatmap.SHOWN]) < 0.65
     assert alike(trained[DEFAULT], untrained[DEFAULT]) > 0.8
 
 
-def test_a_patch_from_another_picture_stands_out_in_its_place(
+def test_a_patch_from_another_image_stands_out(
     tiny: Backbone, maps: Callable[[Backbone, np.ndarray], Maps]
 ) -> None:
     smooth = np.stack([blurred(scene(i)) for i in range(4)])

@@ -9,8 +9,10 @@ import pyarrow.csv
 import pytest
 from sklearn import metrics as sk
 
+from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.evaluation import bootstrap, metrics, report
-from cinemae_jax.evaluation.metrics import Row
+from cinemae_jax.evaluation.bootstrap import Resampling
+from cinemae_jax.evaluation.metrics import Row, ScoredImages
 from tests.helpers.small_detector import CALIBRATION
 
 
@@ -21,14 +23,20 @@ def scored(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return labels, logits, np.where(np.arange(n) < n // 3, "a", "b")
 
 
-def evaluate(labels: np.ndarray, logits: np.ndarray, names: np.ndarray, **options: object) -> list:
-    settings = {
-        "valid": np.ones(len(labels), bool),
-        "bootstrap": 200,
-        "confidence": 0.95,
-        "seed": 0,
-    } | options
-    return metrics.evaluate(labels, logits, names, **settings)
+def evaluate(
+    labels: np.ndarray,
+    logits: np.ndarray,
+    names: np.ndarray,
+    *,
+    valid: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    calibration: Calibration | None = None,
+    **options: float,
+) -> list[Row]:
+    valid = np.ones(len(labels), bool) if valid is None else valid
+    images = ScoredImages(labels, logits, names, valid, groups)
+    resampling = Resampling(**{"bootstrap": 200} | options)
+    return metrics.evaluate(images, resampling, calibration=calibration)
 
 
 def test_values_are_scikit_learns_and_the_mean_is_unweighted() -> None:
@@ -66,7 +74,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         )
         estimate = row.metrics["accuracy"]
         hits += estimate.low <= truth <= estimate.high
-    # binomial with p = 0.9: mean 54, standard deviation 2.3; a bootstrap is a bit too narrow
+    # binomial with p = 0.9: mean 54, standard deviation 2.3; a bootstrap is slightly too narrow
     assert 45 <= hits <= 59
 
 
@@ -108,7 +116,7 @@ def test_no_bootstrap_means_no_interval() -> None:
 
 @pytest.mark.parametrize("decimals", [8, 0])  # without and with ties
 def test_a_weighting_is_the_set_with_its_images_repeated(decimals: int) -> None:
-    """Every metric of every weighting, to rounding: against scikit-learn on the repeated images."""
+    """All metrics equal scikit-learn's on the repeated images, up to rounding."""
     rng = np.random.default_rng(1)
     labels, logits, _ = scored(80)
     logits = np.round(logits.astype(float), decimals)
@@ -129,8 +137,8 @@ def test_a_weighting_is_the_set_with_its_images_repeated(decimals: int) -> None:
             assert got["ap"] == pytest.approx(ap, abs=1e-12)
 
 
-def test_a_rate_of_false_alarms_that_is_met_exactly_counts() -> None:
-    """Of 100 photographs, 1 and 5 lie above AI images that are found at those rates."""
+def test_a_false_positive_rate_that_is_met_exactly_counts() -> None:
+    """1 and 5 of 100 photographs score above the AI images found at 1 % and 5 % FPR."""
     nature, ai = np.arange(100.0), np.array([98.5, 94.5, 94.5, 0.5])
     labels, logits = np.repeat([0, 1], [100, 4]), np.concatenate([nature, ai])
     found = metrics.values(labels, logits)
@@ -152,7 +160,7 @@ def test_the_calibrated_threshold_and_probability_are_the_calibrations() -> None
     assert found["accuracy"] == metrics.accuracy(labels, logits)  # at 0.5 of the head itself
 
 
-def test_ece_of_a_case_worked_by_hand() -> None:
+def test_ece_of_a_hand_computed_case() -> None:
     """Bins [0, 1/15) with one of four AI at 0.05, and [14/15, 1] with all AI at 0.95 and 1."""
     probability = np.array([0.05, 0.05, 0.05, 0.05, 0.95, 1.0])
     labels = np.array([0, 0, 0, 1, 1, 1])
@@ -160,7 +168,7 @@ def test_ece_of_a_case_worked_by_hand() -> None:
     assert metrics.ece(labels, probability) == pytest.approx(expected)
 
 
-def test_scores_that_are_no_numbers_are_unread_and_infinite_ones_are_extreme() -> None:
+def test_nan_scores_are_unread_and_infinite_scores_are_extreme() -> None:
     labels, logits, names = scored()
     spoilt, huge = logits.copy(), logits.copy()
     spoilt[:3] = np.nan
@@ -177,7 +185,7 @@ def test_scores_that_are_no_numbers_are_unread_and_infinite_ones_are_extreme() -
     )
 
 
-def test_no_image_at_all_gives_a_mean_of_nothing() -> None:
+def test_no_images_give_an_undefined_mean() -> None:
     nothing = np.zeros(0)
     (mean,) = evaluate(nothing.astype(int), nothing, np.zeros(0, str))
     assert (mean.nature, mean.ai, mean.bad) == (0, 0, 0)
@@ -190,7 +198,7 @@ def width(row: Row, metric: str = "accuracy") -> float:
 
 
 def test_copies_of_an_image_in_one_group_add_no_certainty() -> None:
-    """Intervals of 4 copies are those of one image; taken for images of their own, half as wide."""
+    """4 copies in a group give the intervals of one image; 4 separate images halve them."""
     labels, logits, _ = scored(300)
     options = {"bootstrap": 800}
     (once, _) = evaluate(labels, logits, np.full(300, "a"), **options)
@@ -213,8 +221,8 @@ def test_groups_of_one_image_are_images() -> None:
 
 
 def test_a_prompt_of_two_generators_is_drawn_for_both() -> None:
-    """Two generators with the same scores: their mean is no surer than either where they share
-    groups, and surer by √2 where they do not."""
+    """Two generators with equal scores: with shared groups, the interval of the mean is as wide as
+    that of one generator; without groups it is narrower by √2."""
     labels, logits, _ = scored(300)
     both = [np.tile(labels, 2), np.tile(logits, 2), np.repeat(["a", "b"], 300)]
     a, b, mean = evaluate(*both, groups=np.tile(np.arange(300), 2), bootstrap=800)
@@ -225,8 +233,8 @@ def test_a_prompt_of_two_generators_is_drawn_for_both() -> None:
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_the_size_of_a_class_is_not_left_to_chance(grouped: bool) -> None:
-    """All called AI: the accuracy is the share of AI images, in every resample."""
+def test_resamples_keep_the_size_of_each_class(grouped: bool) -> None:
+    """If all images are called AI, the accuracy is the share of AI images in every resample."""
     labels = np.arange(90) % 3 // 2
     groups = np.arange(90) // 7 if grouped else None
     row = evaluate(labels, np.ones(90), np.full(90, "a"), groups=groups)[0]
@@ -242,10 +250,10 @@ def test_the_interval_of_the_ece_holds_its_value() -> None:
 
 
 @pytest.mark.parametrize(("photographs", "has_one"), [(99, False), (100, True)])
-def test_ai_images_found_have_an_interval_where_photographs_resolve_the_rate(
+def test_tpr_at_fpr_has_an_interval_only_with_enough_photographs(
     photographs: int, has_one: bool
 ) -> None:
-    """5 % of 100 photographs: the threshold lies below the five highest of them."""
+    """At 5 % of 100 photographs, the threshold lies below the five highest."""
     logits = np.random.default_rng(0).normal(0, 1, photographs + 50)
     labels = (np.arange(len(logits)) >= photographs).astype(int)
     for row in evaluate(labels, logits + labels, np.full(len(logits), "a")):
@@ -256,15 +264,17 @@ def test_ai_images_found_have_an_interval_where_photographs_resolve_the_rate(
         assert (one_in_20.low <= one_in_20.value <= one_in_20.high) == has_one
 
 
-def compared(first: np.ndarray, second: np.ndarray, **options: object) -> list[Row]:
+def compared(
+    first: np.ndarray, second: np.ndarray, calibration: Calibration | None = None
+) -> list[Row]:
     labels, _, names = scored(len(first))
-    settings = {"bootstrap": 300, "confidence": 0.95, "seed": 0} | options
-    return metrics.compare(labels, first, second, names, np.ones(len(first), bool), **settings)
+    images = ScoredImages(labels, first, names, np.ones(len(first), bool))
+    return metrics.compare(images, second, Resampling(300), calibration=calibration)
 
 
 def test_nothing_differs_from_itself() -> None:
     _, logits, _ = scored()
-    for row in compared(logits, logits, calibrations=(CALIBRATION, CALIBRATION)):
+    for row in compared(logits, logits, CALIBRATION):
         for name, one in row.metrics.items():
             known = slice(1) if name.startswith("tpr_at_fpr") else slice(3)  # few photographs
             assert set(dataclasses.astuple(one)[known]) == {0.0}
@@ -275,7 +285,7 @@ def test_nothing_differs_from_itself() -> None:
         assert row.metrics["brier"].value != 0
 
 
-def test_a_difference_is_second_less_first_and_surer_than_its_parts() -> None:
+def test_a_difference_is_second_minus_first_with_a_narrower_interval() -> None:
     labels, first, names = scored(300)
     second = first + np.random.default_rng(5).normal(0, 0.3, 300)
     rows = compared(first, second)
@@ -292,7 +302,7 @@ def test_a_difference_is_second_less_first_and_surer_than_its_parts() -> None:
     )
 
 
-def test_a_comparison_leaves_out_what_either_could_not_score() -> None:
+def test_a_comparison_skips_images_unread_in_either_scoring() -> None:
     _, logits, _ = scored()
     spoilt = logits.copy()
     spoilt[0] = np.nan

@@ -1,4 +1,4 @@
-"""The pages of an evaluation: complete, self-contained, and honest about what is missing."""
+"""Report pages are complete and self-contained, and say what is missing."""
 
 import dataclasses
 import html
@@ -12,11 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cinemae_jax import evaluate
-from cinemae_jax.audit import comparisons, robustness
-from cinemae_jax.audit.comparisons import Resampling, Scored
-from cinemae_jax.audit.robustness import Named
-from cinemae_jax.audit.whole import _ready
+from cinemae_jax.audit import conditions, findings, robustness
+from cinemae_jax.audit.conditions import Scored
+from cinemae_jax.audit.robustness import NamedChange
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import SCHEMA
 from cinemae_jax.evaluation import (
@@ -29,10 +27,11 @@ from cinemae_jax.evaluation import (
     scores,
     summary,
 )
+from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.metrics import Row
 from cinemae_jax.model.config import STATISTICS
 from tests.helpers.small_detector import CALIBRATION
-from tests.helpers.small_run import small_run, small_settings
+from tests.helpers.small_run import evaluated, small_run, small_settings
 
 NAMES = ("Midjourney", "glide", "_a$b$ <script>|x")
 FACTS = {
@@ -59,7 +58,7 @@ FACTS = {
 
 
 def score_table(shift: float = 1.0, count: int = 30) -> pa.Table:
-    """``count`` images a class of each generator; AI logits are ``shift`` higher."""
+    """``count`` images per class and generator; AI logits are ``shift`` higher."""
     rng = np.random.default_rng(0)
     label = np.tile(np.repeat([0, 1], count), len(NAMES)).astype(np.int8)
     logit = (rng.normal(size=len(label)) + shift * (label - 0.5)).astype(np.float32)
@@ -80,13 +79,8 @@ def score_table(shift: float = 1.0, count: int = 30) -> pa.Table:
 
 
 def rows_of(table: pa.Table, bootstrap: int = 20) -> list[Row]:
-    return metrics.evaluate(
-        *scores.measured(table),
-        bootstrap=bootstrap,
-        confidence=0.95,
-        seed=0,
-        calibration=CALIBRATION,
-    )
+    images = scores.scored_images(table)
+    return metrics.evaluate(images, Resampling(bootstrap), calibration=CALIBRATION)
 
 
 def pages(folder: Path, table: pa.Table, **facts: object) -> dict[str, str]:
@@ -96,15 +90,15 @@ def pages(folder: Path, table: pa.Table, **facts: object) -> dict[str, str]:
 
 
 def write_audit(folder: Path, table: pa.Table, **other: object) -> None:
-    """What ``cinemae audit --robustness --json`` writes, of scores half as good."""
+    """Writes what ``cinemae audit --robustness --json`` writes; changes halve the separation."""
     images = Catalog(folder, table.select(SCHEMA.names), {})
     logit = table["logit"].to_numpy().astype(np.float64)
     clean = Scored(logit, np.zeros(len(logit), bool))
     worse = Scored(logit - table["label"].to_numpy() * 0.8, clean.low_context)
     resampling = Resampling(bootstrap=20)
-    found = comparisons.compared(images, clean, worse, resampling, CALIBRATION)
-    changed = {Named(f"Jpeg({q})", "JPEG quality", q): worse for q in (90.0, 50.0)}
-    changed[Named("SocialNetwork()", "social network", 1.0)] = worse
+    found = conditions.compared(images, clean, worse, resampling, CALIBRATION)
+    changed = {NamedChange(f"Jpeg({q})", "JPEG quality", q): worse for q in (90.0, 50.0)}
+    changed[NamedChange("SocialNetwork()", "social network", 1.0)] = worse
     effects = robustness.measure(images, clean, changed, CALIBRATION, resampling).effects
     record = {
         "root": "other data",
@@ -116,11 +110,11 @@ def write_audit(folder: Path, table: pa.Table, **other: object) -> None:
         "corruptions": effects,
         "attacks": {"effects": []},
     }
-    (folder / audited.FILE).write_text(json.dumps(_ready(record), allow_nan=False))
+    (folder / audited.FILE).write_text(json.dumps(findings.as_json(record), allow_nan=False))
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would fetch or run, and the headings."""
+    """Parsed HTML: links, tags and ids."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -143,7 +137,7 @@ def test_a_page_fetches_and_runs_nothing(tmp_path: Path) -> None:
     assert all(one.startswith(("data:", "#")) for one in page.fetched)
     assert "script" not in page.tags  # a generator's name is not markup
     assert page.tags.count("svg") == 7
-    assert len(page.ids) == len(set(page.ids))  # figures do not borrow each other's parts
+    assert len(page.ids) == len(set(page.ids))  # figures do not share ids
     inside = {one[1:] for one in page.fetched if one.startswith("#")}
     assert inside <= set(page.ids)
 
@@ -155,28 +149,28 @@ def test_figures_take_the_colour_of_the_page(tmp_path: Path) -> None:
     assert "#000000" not in page  # black text or axes would vanish in the dark
 
 
-def test_the_doubt_comes_before_the_tables(tmp_path: Path) -> None:
+def test_doubts_come_before_the_tables(tmp_path: Path) -> None:
     for page in map(html.unescape, pages(tmp_path, score_table()).values()):
         first_table = page.index("Accuracy at probability 0.5, and ranking")
-        assert page.index("These are raw numbers") < first_table
+        assert page.index("raw numbers") < first_table
         assert page.index("cinemae audit 'my data' --detector") < first_table
 
 
-def test_doubts_say_what_is_the_matter(tmp_path: Path) -> None:
+def test_doubts_name_the_problems_of_an_evaluation(tmp_path: Path) -> None:
     table = score_table(shift=0.0)
     said = " ".join(summary.doubts(rows_of(table), FACTS, None, "no audit"))
-    assert "not measurably better than a coin" in said
+    assert "not measurably better than chance" in said
     assert "(Midjourney: 30 ai)" in said
     assert "The mean includes glide" in said
-    assert "It leans" not in said
+    assert "leans" not in said
     leaning = table.set_column(
         table.schema.get_field_index("logit"), "logit", pa.array(table["logit"].to_numpy() - 2)
     )
     said = " ".join(summary.doubts(rows_of(leaning), FACTS, None, "no audit"))
-    assert re.search(r"It leans: photographs are right in 9\d % of cases, AI images in \d %", said)
+    assert re.search(r"leans .* 9\d % of photographs .* \d % of AI images", said)
 
 
-def test_an_audit_beside_the_report_becomes_part_of_it(tmp_path: Path) -> None:
+def test_the_report_includes_an_audit_of_the_same_detector(tmp_path: Path) -> None:
     table = score_table()
     write_audit(tmp_path, table)
     found, _ = audited.read(tmp_path / audited.FILE, FACTS)
@@ -186,21 +180,21 @@ def test_an_audit_beside_the_report_becomes_part_of_it(tmp_path: Path) -> None:
         assert "nothing good" in page
         assert after in page
         assert "SocialNetwork" in page
-        assert "These are raw numbers" not in page
+        assert "raw numbers" not in page
     page = pages(tmp_path, table)["report.html"]
     assert 'aria-label="accuracy by JPEG quality"' in page
-    assert "accuracy by social network" not in page  # one strength is no curve
+    assert "accuracy by social network" not in page  # a single strength has no curve
 
 
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda path: path.unlink(), "has not been audited"),
+        (lambda path: path.unlink(), "not been audited"),
         (lambda path: path.write_text("{"), "cannot be read"),
         (lambda path: path.write_text('{"verdict": []}'), "without a detector"),
         (
             lambda path: write_audit(path.parent, score_table(), head_sha256="x"),
-            "of another detector",
+            "another detector",
         ),
         (
             lambda path: write_audit(path.parent, score_table(), backbone_sha256="x"),
@@ -208,11 +202,11 @@ def test_an_audit_beside_the_report_becomes_part_of_it(tmp_path: Path) -> None:
         ),
         (
             lambda path: write_audit(path.parent, score_table(), test_images="x"),
-            "is of other images",
+            "other images",
         ),
     ],
 )
-def test_an_audit_that_is_not_this_detectors_is_left_out(tmp_path, spoil, why) -> None:
+def test_an_audit_of_another_detector_is_left_out(tmp_path, spoil, why) -> None:
     write_audit(tmp_path, score_table())
     spoil(tmp_path / audited.FILE)
     page = pages(tmp_path, score_table())["report.html"]
@@ -220,10 +214,13 @@ def test_an_audit_that_is_not_this_detectors_is_left_out(tmp_path, spoil, why) -
     assert "Raw against equalised" not in page
 
 
-def test_reported_numbers_stand_beside_their_generator_alone(tmp_path: Path) -> None:
+def test_reported_numbers_are_matched_by_generator_name(tmp_path: Path) -> None:
     rows = rows_of(score_table(), bootstrap=0)
     lines = reported.beside(rows)
-    assert [line.name for line in lines] == ["Midjourney", "glide"]  # no mean of another eight
+    assert [line.name for line in lines] == [
+        "Midjourney",
+        "glide",
+    ]  # no mean: not the eight generators
     by_name = {s.name: v for s, v in zip(reported.SOURCES, lines[1].theirs, strict=True)}
     assert (by_name["Effort"], by_name["DRCT"], by_name["CINEMAE"]) == (93.3, 89.2, None)
     page = pages(tmp_path, score_table())["report.md"]
@@ -242,7 +239,7 @@ def test_reported_means_are_those_of_their_generators_or_say_otherwise() -> None
             assert agrees or f"average {mean:.1f}" in source.note
 
 
-def test_bands_and_a_lone_statistic_do_not_stop_a_report(tmp_path: Path) -> None:
+def test_reports_work_with_one_statistic_or_none(tmp_path: Path) -> None:
     table = score_table()
     alone = table.drop_columns(["variability", "perturbation_sensitivity"])
     assert [len(s.figures) for s in plots.sections(table)] == [3, 4]
@@ -257,7 +254,7 @@ def test_one_image_one_class_and_scores_that_are_all_alike_are_drawn() -> None:
     assert plots.sections(table.set_column(table.schema.get_field_index("logit"), "logit", same))
 
 
-def test_names_are_no_markdown(tmp_path: Path) -> None:
+def test_names_are_escaped_in_markdown(tmp_path: Path) -> None:
     page = pages(tmp_path, score_table())["report.md"]
     assert r"| \_a$b$ \<script\>\|x | 30 | 30 | 0 |" in page
     assert "<script>" not in page
@@ -271,10 +268,10 @@ def test_an_evaluation_shows_its_hardest_images_and_its_receipt(
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(small_run(data_set, backbone_file), workdir)
-    evaluate.run(small_settings(data_set, backbone_file), workdir)
+    evaluated(small_settings(data_set, backbone_file), workdir)
     page = (workdir / "report.html").read_text()
     pictures = [one for one in Page(page).fetched if one.startswith("data:image/jpeg")]
-    assert len(pictures) == 2 * 2 * hardest.COUNT  # of two classes, each with its heatmap
+    assert len(pictures) == 2 * 2 * hardest.COUNT  # of two classes, each with its heat map
     assert f"cinemae verify {workdir / 'receipt.json'}" in page
     assert report.command() in html.unescape(page)
 

@@ -17,12 +17,12 @@ from PIL import Image
 
 from cinemae_jax import extract, train
 from cinemae_jax.data.order import Order
-from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import loading
 from cinemae_jax.features import bank, filling, splits
 from cinemae_jax.features.bank import BankError
+from cinemae_jax.features.run import UNREAD, Run
 from cinemae_jax.features.sources import Sets
-from cinemae_jax.runtime.devices import Replicas, merge
+from cinemae_jax.runtime.devices import merge
 from cinemae_jax.settings import Settings
 from tests.conftest import write_data_set
 from tests.helpers.small_run import small_settings, spoil
@@ -34,9 +34,11 @@ def config(data_set: Path, backbone_file: Path) -> Settings:
 
 
 def open_sets(config: Settings, workdir: Path) -> Sets:
-    data, backbone = splits.read_data(config), loading.load_backbone(config)
-    bad = BadImages(workdir / splits.BAD_IMAGES)
-    return filling.open_sets(config, data, backbone, workdir, Replicas(), bad)
+    data, backbone = (
+        splits.read_data(config.data),
+        loading.load_backbone(config.backbone, config.runs),
+    )
+    return filling.open_sets(config, data, backbone, Run.start(workdir))
 
 
 def with_features(config: Settings, **fields: object) -> Settings:
@@ -119,7 +121,7 @@ def test_a_bank_that_does_not_fit_is_streamed(config: Settings, tmp_path: Path) 
 def test_a_bank_opens_as_a_plain_table(config: Settings, tmp_path: Path) -> None:
     assert extract.extract(config, tmp_path) == []
     table = pq.read_table(tmp_path / "bank/test")
-    images = splits.read_data(config).test
+    images = splits.read_data(config.data).test
     assert table["path"].to_pylist() == images.table["path"].to_pylist()
     assert set(table["format"].to_pylist()) == {"PNG"}
     assert set(table["width"].to_pylist()) == {40}
@@ -160,7 +162,7 @@ def test_killed_at_any_moment_the_bank_is_the_same(
         assert len(extract.extract(config, killed)) == 2
         assert digests(killed / "bank") == digests(tmp_path / "whole/bank")
         assert not list(killed.rglob("*.partial"))
-        assert len(pa.csv.read_csv(killed / splits.BAD_IMAGES)) == 2
+        assert len(pa.csv.read_csv(killed / UNREAD)) == 2
 
 
 def first_part(workdir: Path) -> Path:

@@ -10,8 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cinemae_jax import train, typed
+from cinemae_jax import evaluate, train, typed
 from cinemae_jax.configs import pretrain_tiny, sd14
+from cinemae_jax.data.unread import BadImage
 from cinemae_jax.settings import PretrainSettings, Settings
 from tests.conftest import SMALL
 
@@ -64,6 +65,11 @@ def small_run(data_set: Path, backbone_file: Path) -> Path:
     workdir = Path(tempfile.mkdtemp(prefix="cinemae-small-run-"))
     assert train.train(small_settings(data_set, backbone_file), workdir) == []
     return workdir
+
+
+def evaluated(config: Settings, workdir: Path) -> list[BadImage]:
+    """What ``python -m cinemae_jax.evaluate`` does with a config."""
+    return evaluate.evaluate(config.evaluation, workdir)
 
 
 def as_flags(config: Mapping[str, Any], prefix: str = "--config") -> list[str]:

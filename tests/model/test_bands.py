@@ -46,7 +46,7 @@ def test_an_error_in_one_band_shows_in_that_band_alone() -> None:
 
 
 def test_statistics_do_not_depend_on_contrast_or_the_order_of_patches() -> None:
-    """Doubling the contrast far above one grey level doubles z, r and s alike."""
+    """Twice the contrast, far above one grey level, doubles z, r and s alike."""
     truth, predictions = 3 * patches(0), 3 * patches(1)
     one = halves(truth, predictions)
     for other in (
@@ -70,13 +70,13 @@ def test_strata_go_from_smooth_to_textured() -> None:
     np.testing.assert_allclose(rise[1:], 0, atol=1e-3)
 
 
-def test_a_uniform_picture_stays_finite() -> None:
+def test_a_uniform_image_stays_finite() -> None:
     flat = np.full((COUNT, D), 0.3, np.float32)
     assert all(np.isfinite(half).all() for half in halves(flat, flat + 1e-4))
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-def test_features_hold_bands_only_where_they_are_wanted(backbone: Backbone, runs: int) -> None:
+def test_features_hold_bands_only_if_configured(backbone: Backbone, runs: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     keys = example_keys(jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
     numbers = jnp.broadcast_to(jnp.arange(runs), (2, runs))
@@ -88,3 +88,5 @@ def test_features_hold_bands_only_where_they_are_wanted(backbone: Backbone, runs
     np.testing.assert_allclose(found, features.terms.bands.mean(axis=1), rtol=1e-6)
     plain = extract_features(backbone, jnp.asarray(images), keys, numbers, DetectorConfig())
     assert plain.terms.bands is None
+    with pytest.raises(ValueError, match="bands"):
+        statistics(plain, config, backbone.config.num_patches)

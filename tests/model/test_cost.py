@@ -1,6 +1,6 @@
-"""What a step costs, by facts that do not depend on the machine: FLOPs, compilations, transfers.
+"""Cost of a step in units that do not depend on the machine: FLOPs, compilations, transfers.
 
-FLOPs are XLA's count of the program before optimisation, 2 a multiply-add; docs/method.md 7.
+FLOPs are XLA's count before optimisation, 2 per multiply-add; docs/method.md 7.
 """
 
 import dataclasses
@@ -14,13 +14,12 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from cinemae_jax import pretrain
 from cinemae_jax.data.order import Order
-from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import loading
 from cinemae_jax.features import extraction, filling, splits
+from cinemae_jax.features.run import Run
 from cinemae_jax.model import mae
-from cinemae_jax.model.cinemae import Backbone, extract_features
+from cinemae_jax.model.cinemae import Backbone, extract_features, random_backbone
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.mae import MAE
 from cinemae_jax.runtime.devices import Replicas
@@ -30,7 +29,7 @@ from tests.helpers.small_run import small_settings
 
 LARGE = mae.vit_large()
 VISIBLE = 49
-# ViT-L's shapes in few blocks: the whole is traced, not run, but K times.
+# ViT-L's width in few blocks: it is traced, not run, but K times.
 SHORT = dataclasses.replace(LARGE, depth=2, decoder_depth=1)
 
 
@@ -39,7 +38,7 @@ def shapes_of(config: MAEConfig) -> Any:
 
 
 def gflop(function: Any, *arguments: Any) -> float:
-    """Of a function lowered for abstract arguments, never compiled."""
+    """Cost of a function that is lowered for abstract arguments, not compiled."""
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"] / 1e9
 
 
@@ -105,16 +104,16 @@ def compiled_gflop(fusion: Any, *, whole: bool = False) -> float:
     return lowered.compile().cost_analysis()["flops"] / 1e9
 
 
-def test_a_head_that_does_not_read_the_global_feature_does_not_pay_for_it() -> None:
+def test_a_head_without_the_global_feature_does_not_pay_for_it() -> None:
     model, images = MAE(SMALL), pixels(SMALL)
     unmasked = gflop(lambda v, x: model.apply(v, x, method="encode"), shapes_of(SMALL), images)
     saved = compiled_gflop("additive") - compiled_gflop("lcas")
-    assert saved == pytest.approx(unmasked, rel=0.2)  # the embedding is shared with masked runs
+    assert saved == pytest.approx(unmasked, rel=0.2)  # masked runs share the embedding
     assert compiled_gflop("lcas", whole=True) == compiled_gflop("additive")
 
 
 def test_a_training_step_costs_three_forward_passes() -> None:
-    """Gradients to a layer's input and to its kernel: as much again, each."""
+    """The gradients of a layer's input and of its kernel cost as much as its product, each."""
     model, variables = MAE(SHORT), shapes_of(SHORT)
     arguments = (variables, pixels(SHORT), ids(VISIBLE), ids(SHORT.num_patches - VISIBLE))
 
@@ -125,10 +124,10 @@ def test_a_training_step_costs_three_forward_passes() -> None:
     assert ratio == pytest.approx(3, rel=0.05)
 
 
-def test_pretraining_compiles_once_and_moves_nothing_unasked() -> None:
+def test_pretraining_compiles_once_and_transfers_nothing_implicitly() -> None:
     replicas = Replicas(tuple(jax.devices()[:2]))
     model, tx = MAE(SMALL), optax.sgd(1e-3)
-    params = pretrain.random_backbone(SMALL).params
+    params = random_backbone(SMALL).params
     state = replicas.replicate(pretraining.PretrainState(params, tx.init(params)))
     key = replicas.replicate(jax.random.key(0))
     step = replicas.pmap_step(pretraining.make_step(model, tx, 0.75), replicated=2, donate=(0,))
@@ -142,7 +141,7 @@ def test_pretraining_compiles_once_and_moves_nothing_unasked() -> None:
                 "epoch": np.full(4, first, np.int32),
                 "valid": np.array([True, True, True, first == 0]),
             },
-            pretrain.INPUTS,
+            pretraining.INPUTS,
         )
 
     batches = [batch(i) for i in range(4)]
@@ -168,13 +167,13 @@ class no_compilation:  # noqa: N801
         assert self.count == 0, f"{self.count} compilations after the first step"
 
 
-def test_epochs_from_a_bank_compile_nothing_anew(
+def test_epochs_from_a_bank_compile_nothing_new(
     data_set: Path, backbone_file: Path, tmp_path: Path
 ) -> None:
     config, replicas = small_settings(data_set, backbone_file), Replicas(tuple(jax.devices()[:2]))
-    data, bad = splits.read_data(config), BadImages(tmp_path / "bad.csv")
-    frozen = loading.load_backbone(config)
-    sets = filling.open_sets(config, data, frozen, tmp_path, replicas, bad)
+    data, run = splits.read_data(config.data), Run.start(tmp_path, replicas)
+    frozen = loading.load_backbone(config.backbone, config.runs)
+    sets = filling.open_sets(config, data, frozen, run)
     batches = sets.train.training(Order(len(sets.train.images), 8, 3, 0), 0)
     next(batches)
     with no_compilation():
@@ -183,7 +182,7 @@ def test_epochs_from_a_bank_compile_nothing_anew(
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_products_take_the_models_dtype_and_return_float32(dtype: Any) -> None:
-    """Every product of matrices rounds its operands once, and none accumulates in less."""
+    """Every matrix product rounds its operands once and accumulates in float32."""
     model = MAE(SMALL, dtype)
     arguments = (shapes_of(SMALL), pixels(SMALL), ids(4), ids(12))
     jaxpr = jax.make_jaxpr(model.apply)(*arguments)
@@ -203,7 +202,7 @@ def dots(jaxpr: Any) -> Any:
 
 
 def test_bfloat16_stays_close_to_float32(backbone: Backbone) -> None:
-    """A bfloat16 rounding is 4e-3 of a value; two blocks and a decoder of two keep below ten."""
+    """A bfloat16 rounding is 4e-3 of a value; two blocks and two decoder blocks add up to < 10."""
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     seen, hidden = jnp.tile(jnp.arange(4), (2, 1)), jnp.tile(jnp.arange(4, 16), (2, 1))
     exact, rounded = (
@@ -214,10 +213,10 @@ def test_bfloat16_stays_close_to_float32(backbone: Backbone) -> None:
     assert 0 < gap.max() < 0.04 * np.abs(np.asarray(exact)).max()
 
 
-def test_kernels_rounded_once_give_the_features_of_kernels_rounded_in_every_call(
+def test_kernels_rounded_once_give_the_features_of_kernels_rounded_in_each_call(
     backbone: Backbone,
 ) -> None:
-    """From files (NumPy) and from devices alike; and float32 leaves everything as it is."""
+    """For parameters from files (NumPy) and on devices; float32 changes nothing."""
     batch = {
         "image": np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8),
         "example_id": np.arange(2, dtype=np.uint32),

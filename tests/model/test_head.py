@@ -1,3 +1,5 @@
+"""Fusion and classifier, their configuration, and standardisation."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +23,11 @@ def run(fusion: Fusion, f: jax.Array, s: jax.Array, params: object = None) -> ja
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_one_logit_an_image_and_gradients_to_every_parameter(fusion: Fusion) -> None:
+def test_one_logit_per_image_and_gradients_to_every_parameter(fusion: Fusion) -> None:
     f, s = inputs()
     assert run(fusion, f, s).shape == (5,)
     params = init_params(DetectorConfig(fusion=fusion, hidden=8), jax.random.key(1), WIDTH, 3)
-    # the last layer of MLP_δ starts at zero and blocks the gradient of the first for one step
+    # the last layer of MLP_δ starts at zero, which blocks the gradient of the first for one step
     params = jax.tree.map(lambda x: x + 0.1, params)
     grads = jax.grad(lambda p: (run(fusion, f, s, p) ** 2).sum())(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
@@ -79,11 +81,18 @@ def test_normalizer_standardises_and_survives_constant_inputs() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"fusion": "sum"}, "detector.fusion is 'sum': use one of additive"),
-        ({"score": "lcas"}, "detector.score is 'lcas': use one of deviation_plus_mismatch"),
+        ({"fusion": "sum"}, "detector.fusion .*additive"),
+        ({"score": "lcas"}, "detector.score .*deviation_plus_mismatch"),
         ({"pooling": "max"}, "detector.pooling"),
         ({"num_runs": -1}, "detector.num_runs"),
-        ({"num_runs": 0}, "leaves no anomaly scores for fusion 'additive'"),
+        ({"num_runs": 0}, "detector.num_runs .*'additive'"),
+        ({"hidden": -1}, "detector.hidden"),
+        ({"clip": float("nan")}, "detector.clip"),
+        ({"low_context_share": 1.5}, "detector.low_context_share"),
+        ({"statistics": ()}, "detector.statistics"),
+        ({"statistics": ("variability",) * 2}, "detector.statistics"),
+        ({"learn_mismatch_weight": True, "mismatch_weight": 0.0}, "detector.mismatch_weight"),
+        ({"learn_mismatch_weight": True, "score": "relative"}, "learn_mismatch_weight .*relative"),
     ],
 )
 def test_impossible_detectors_are_refused_by_name(fields: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""A model of the size that the paper uses, with random weights, on the CPU."""
+"""The paper's model size (ViT-L/16) with random weights, on the CPU."""
 
 import resource
 import time
@@ -11,6 +11,7 @@ from cinemae_jax.features import extraction
 from cinemae_jax.model.cinemae import num_params, random_backbone
 from cinemae_jax.model.config import DetectorConfig, vit_large
 from cinemae_jax.model.head import Normalizer, init_params
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.training import steps
 
@@ -37,7 +38,7 @@ def test_vit_large_runs_forward_and_steps_its_head() -> None:
         "epoch": np.zeros(2, np.int32),
         "valid": np.ones(2, bool),
     }
-    runs = extraction.drawn_runs(config.num_runs, 8, 1)
+    runs = extraction.drawn_runs(Masks(0, config.num_runs, 8, 1))
     extract = replicas.pmap_map(extraction.make_extract(config, runs), replicated=2)
     head_step = replicas.pmap_step(
         steps.make_head_step(config, tx, num_patches), replicated=2, donate=(0,)

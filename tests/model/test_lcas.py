@@ -1,4 +1,6 @@
-"""LCAS and statistics against a plain float64 transcription of METHOD 3 and 4, loop by loop."""
+"""LCAS and statistics against METHOD 3 and 4, written out as plain loops in float64."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ EPS = 1e-6
 
 
 def transcription(patches: np.ndarray, predictions: np.ndarray, visible: np.ndarray) -> dict:
-    """METHOD 3, in float64, one patch and one value at a time."""
+    """METHOD 3 in float64, one patch and one value at a time."""
     x = patches.astype(np.float64)
     pixels = np.array([x[i][j : j + C] for i in visible for j in range(0, D, C)])
     mean = [sum(pixels[:, c]) / len(pixels) for c in range(C)]
@@ -138,7 +140,7 @@ def test_one_run_has_no_sensitivity(sensitivity: Sensitivity) -> None:
 
 
 def test_terms_do_not_leak_into_each_other(case: dict[str, np.ndarray]) -> None:
-    """D never looks at the prediction, R never at the context (METHOD 3)."""
+    """D does not depend on the prediction, nor R on the context (METHOD 3)."""
     before = terms_of(case)
     other_prediction = terms_of(case | {"predictions": case["predictions"] + 1})
     np.testing.assert_array_equal(before.deviation, other_prediction.deviation)
@@ -181,8 +183,19 @@ def test_unknown_names_are_refused(case: dict[str, np.ndarray]) -> None:
         lcas.summarize(jnp.ones((2, 2)), sensitivity="x")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("variant", SCORES)
+def test_a_score_needs_its_terms_and_no_others(case: dict[str, np.ndarray], variant: Score) -> None:
+    terms = terms_of(case)
+    others = [f.name for f in dataclasses.fields(terms) if f.name not in lcas.TERMS_OF[variant]]
+    alone = dataclasses.replace(terms, **dict.fromkeys(others))
+    np.testing.assert_array_equal(lcas.score(alone, variant, 1.0), lcas.score(terms, variant, 1.0))
+    for name in lcas.TERMS_OF[variant]:
+        with pytest.raises(ValueError, match=name):
+            lcas.score(dataclasses.replace(alone, **{name: None}), variant, 1.0)
+
+
 def test_statistics_without_spread_have_a_finite_gradient() -> None:
-    """One run has no spread over runs, a uniform image none at all; λ is learned through both."""
+    """One run has no spread over runs, a uniform image none at all; learning λ meets both."""
     for scores in (jnp.arange(1.0, 7.0)[None], jnp.ones((2, 5))):
         gradient = jax.grad(lambda s: lcas.summarize(s).sum())(scores)
         assert np.isfinite(gradient).all()

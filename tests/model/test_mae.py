@@ -1,3 +1,5 @@
+"""The masked autoencoder, its presets, and the derivatives of its layers."""
+
 from typing import Any
 
 import jax
@@ -67,7 +69,7 @@ def test_prediction_does_not_see_masked_pixels(backbone: Backbone) -> None:
     two = apply(model, variables, spoiled, visible, masked)
     np.testing.assert_array_equal(one, two)
     moved = apply(model, variables, mae.unpatchify(patches.at[:, 1].set(9.0), 8), visible, masked)
-    assert np.abs(np.asarray(moved - one)).max() > 1e-3  # but it does see visible ones
+    assert np.abs(np.asarray(moved - one)).max() > 1e-3  # visible pixels do count
 
 
 def test_position_tables_get_no_gradient(backbone: Backbone) -> None:
@@ -89,7 +91,7 @@ def test_presets_have_the_published_number_of_parameters(preset: str, millions: 
 
 
 @pytest.mark.parametrize(("size", "patch"), [(28, 14), (48, 16), (24, 8)])
-def test_any_image_size_that_patches_divide(size: int, patch: int) -> None:
+def test_any_multiple_of_the_patch_size_is_an_image_size(size: int, patch: int) -> None:
     config = mae.vit_tiny(image_size=size, patch_size=patch, depth=1, decoder_depth=1)
     backbone = random_backbone(config)
     tokens = apply(
@@ -157,8 +159,8 @@ DERIVATIVES: dict[str, tuple[Any, Any, tuple[tuple[int, ...], ...]]] = {
 
 
 @pytest.mark.parametrize("name", DERIVATIVES)
-def test_own_derivatives_are_those_of_the_plain_form_in_float64(name: str) -> None:
-    """Float32 rounds to 6e-8 of a value; sums of some 30 terms of size 3 keep below 1e-5."""
+def test_derivatives_are_those_of_the_plain_form_in_float64(name: str) -> None:
+    """Float32 rounds to 6e-8 of a value; sums of about 30 terms of size 3 stay below 1e-5."""
     own, plain, shapes = DERIVATIVES[name]
     rng = np.random.default_rng(0)
     given = [rng.normal(0, 2, shape) for shape in shapes]
@@ -175,8 +177,8 @@ def test_own_derivatives_are_those_of_the_plain_form_in_float64(name: str) -> No
 
 
 @pytest.mark.parametrize("name", DERIVATIVES)
-def test_bfloat16_derivatives_round_what_goes_into_products_alone(name: str) -> None:
-    """Each of at most three products in a row rounds to 4e-3 of the largest value."""
+def test_bfloat16_derivatives_round_only_the_operands_of_products(name: str) -> None:
+    """At most three products follow each other; each rounds to 4e-3 of the largest value."""
     own, plain, shapes = DERIVATIVES[name]
     rng = np.random.default_rng(1)
     given = [jnp.asarray(rng.normal(0, 1, shape), jnp.bfloat16) for shape in shapes]
@@ -191,7 +193,7 @@ def test_bfloat16_derivatives_round_what_goes_into_products_alone(name: str) -> 
 
 
 def test_gelu_keeps_its_tails() -> None:
-    """Saturated either way, value and slope are 0 or those of x; x φ(x) is 3e-31 at -12."""
+    """Far from 0, value and slope are those of 0 or of x; x φ(x) is 3e-31 at -12."""
     ends = jnp.array([-40.0, -12.0, 12.0, 40.0])
     values, pull = jax.vjp(layers.gelu, ends)
     np.testing.assert_array_equal(values, [0, 0, 12, 40])

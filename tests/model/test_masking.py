@@ -1,3 +1,5 @@
+"""Masks: which patches are visible, and which runs training draws."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_a_mask_depends_on_the_example_not_on_its_place_in_the_batch() -> None:
     np.testing.assert_array_equal(visible_of([7, 8, 9], 2)[1:2], visible_of([8], 2))
 
 
-def test_more_runs_leave_the_first_ones_as_they_are() -> None:
+def test_more_runs_do_not_change_the_first_ones() -> None:
     np.testing.assert_array_equal(visible_of([7], 5)[:, :2], visible_of([7], 2))
 
 
@@ -66,9 +68,9 @@ def test_an_epoch_draws_different_runs_out_of_the_stored_ones() -> None:
     drawn = draws(40, num_runs=3, num_stored=5, num_seeds=2)
     assert drawn.shape == (40, 5, 2, 3)
     assert all(len(set(runs)) == 3 for runs in drawn.reshape(-1, 3))
-    for example in range(5):  # over the epochs, every stored run has its turn
+    for example in range(5):  # over the epochs, every stored run is drawn
         assert set(drawn[:, example].reshape(-1)) == set(range(5))
-    assert (drawn[:, :, 0] != drawn[:, :, 1]).any()  # every head draws for itself
+    assert (drawn[:, :, 0] != drawn[:, :, 1]).any()  # every head has its own draws
 
 
 def test_the_draws_of_a_head_do_not_depend_on_the_number_of_heads() -> None:

@@ -1,4 +1,4 @@
-"""Live comparison with torch and transformers; nothing is collected where they are missing."""
+"""Live comparison with torch and transformers; without them, no test is collected."""
 
 import importlib.util
 
@@ -7,7 +7,7 @@ import pytest
 MISSING = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if MISSING else []
 
-THIRD_PARTY = (  # theirs to mend; everything else is still an error
+THIRD_PARTY = (  # warnings of their own; every other warning is still an error
     "ignore::DeprecationWarning:torch",
     "ignore::DeprecationWarning:transformers",
     "ignore::FutureWarning:transformers",
@@ -22,5 +22,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str | None:
     if MISSING:
-        return f"parity tests left out: {', '.join(MISSING)} missing, pip install '.[parity]'"
+        return f"no parity tests without {', '.join(MISSING)}: pip install '.[parity]'"
     return None

@@ -1,7 +1,7 @@
-"""A second, independent MAE in torch, with its parameters named as facebookresearch/mae names them.
+"""An independent MAE in torch with the parameter names of facebookresearch/mae.
 
-transformers' ViTMAE has query, key and value apart and its own names; this one has them fused, so
-that the layout of the official files is checked by running it and not only by reading the table.
+transformers' ViTMAE splits query, key and value and has its own names.  This model fuses them, so
+that tests run the layout of the official files instead of trusting the table.
 """
 
 import torch
@@ -80,7 +80,7 @@ class FacebookMAE(nn.Module):
         self.decoder_pred = nn.Linear(w, c.patch_dim)
 
     def randomize(self, seed: int) -> "FacebookMAE":
-        """Nothing zero, nothing symmetric."""
+        """Draws every parameter: nothing is zero or symmetric."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in self.named_parameters():

@@ -1,4 +1,4 @@
-"""torch's own formats: facebookresearch/mae .pth files, pytorch_model.bin, and hostile ones."""
+"""Torch's own formats: facebookresearch/mae .pth files, pytorch_model.bin, and hostile files."""
 
 import argparse
 import os
@@ -52,12 +52,12 @@ def facebook() -> FacebookMAE:
 
 @pytest.fixture
 def pth(facebook: FacebookMAE, tmp_path: Path) -> Path:
-    """As the official files are: the dict under ``model``, the run's arguments beside it."""
+    """Like the official files: tensors under ``model``, the run's arguments beside them."""
     args = argparse.Namespace(model="mae_vit_large_patch16", norm_pix_loss=False, lr=1e-3)
     return save(tmp_path / NAME, facebook.state_dict(), args=args, epoch=7)
 
 
-def test_facebook_file_predicts_as_its_own_model(facebook: FacebookMAE, pth: Path) -> None:
+def test_a_facebook_file_predicts_like_its_own_model(facebook: FacebookMAE, pth: Path) -> None:
     out = pth.with_name("out.safetensors")
     assert convert(pth, out, Options(**HEADS)).config == CONFIG
     inputs = stages.random_inputs(CONFIG, batch=2, num_runs=1)
@@ -132,9 +132,7 @@ def test_target_from_the_arguments_of_the_run(facebook: FacebookMAE, tmp_path: P
     )
 
 
-def test_encoder_file_is_refused_by_name_of_the_way_out(
-    facebook: FacebookMAE, tmp_path: Path
-) -> None:
+def test_an_encoder_file_is_refused_with_the_way_out(facebook: FacebookMAE, tmp_path: Path) -> None:
     state = {k: v for k, v in facebook.state_dict().items() if "decoder" not in k}
     del state["mask_token"]
     message = refusal(save(tmp_path / "mae_pretrain_vit_large.pth", state), Options(**HEADS))
@@ -151,7 +149,7 @@ def test_truncated(pth: Path) -> None:
 
 
 class Bomb:
-    """Makes a folder when it is unpickled."""
+    """Makes a folder when unpickled."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -171,15 +169,15 @@ def test_pickle_bomb_does_not_go_off(plain: bool, facebook: FacebookMAE, tmp_pat
         torch.save(content, source)
     message = refusal(source, Options(**HEADS))
     assert not crater.exists()
-    assert "asks to run" in message
+    assert "mkdir" in message
     assert main(["convert", str(source), "--out", str(tmp_path / "o.safetensors")]) == 2
 
 
 def test_not_a_dict(tmp_path: Path) -> None:
     torch.save([torch.zeros(3)], tmp_path / NAME)
-    assert "holds a list, not a dict of tensors" in refusal(tmp_path / NAME, Options())
+    assert "holds a list" in refusal(tmp_path / NAME, Options())
 
 
-def test_entry_that_is_no_tensor(facebook: FacebookMAE, tmp_path: Path) -> None:
+def test_entry_that_is_not_a_tensor(facebook: FacebookMAE, tmp_path: Path) -> None:
     state = facebook.state_dict() | {"version": 3}
     assert "version is not a tensor" in refusal(save(tmp_path / NAME, state), Options(**HEADS))

@@ -1,7 +1,7 @@
-"""PyTorch against JAX, live: goldens, ViT-B and ViT-L of random weights, and the command.
+"""PyTorch against JAX, live: goldens, ViT-B and ViT-L with random weights, and the command.
 
-The bounds are those of docs/weights.md, in units of a stage's largest value; ViT-B and ViT-L keep
-them in plain absolute terms as well.
+The bounds of docs/weights.md are in units of a stage's largest value; ViT-B and ViT-L also keep
+them in absolute terms.
 """
 
 import argparse
@@ -28,14 +28,14 @@ SMALL = MAEConfig(32, 8, 24, 2, 3, 16, 2, 2, target="norm_pix", layer_norm_eps=1
 
 
 def largest(report: verify.Report) -> float:
-    """Over all stages but the trained parameters, in which Adam magnifies rounding."""
+    """Over all stages except trained parameters, where Adam magnifies rounding."""
     assert not report.failures
     return max(row.absolute for row in report.rows if not row.stage.startswith("trained/"))
 
 
 @pytest.mark.parametrize("name", sorted(goldens.CASES))
 def test_goldens_are_what_the_reference_gives(name: str, tmp_path: Path) -> None:
-    """Another torch may sum in another order; anything else would make the fixtures stale."""
+    """Another torch may sum in another order; other changes mean that the fixtures are stale."""
     stored = goldens.read(goldens.FOLDER / f"{name}.safetensors")
     fresh = goldens.read(goldens.write_one(tmp_path / "g.safetensors", goldens.CASES[name]))
     for ours, theirs in (
@@ -55,12 +55,12 @@ def test_vit_base_keeps_the_bound_absolutely(tmp_path: Path) -> None:
     assert report.bound == 1e-5
     assert largest(report) <= 1e-5
     floors = [v for k, v in report.floors.items() if not k.startswith("trained/")]
-    assert max(floors) <= 1e-5, "the reference itself is less exact than the bound"
+    assert max(floors) <= 1e-5, "the reference itself is less accurate than the bound"
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ViT-L of random weights as a facebook file, and the size of it."""
+    """A ViT-L with random weights as a facebook file."""
     folder = tmp_path_factory.mktemp("large")
     config = vit_large(layer_norm_eps=1e-6)
     state = {k: v.numpy() for k, v in verify.random_vitmae(config).state_dict().items()}
@@ -75,14 +75,14 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_vit_large_is_converted_within_time_and_memory(large: Path) -> None:
-    """Under 60 s and under three times the file's size, interpreter and libraries included."""
+    """Under 60 s, and under three times the file's size in memory, libraries included."""
     out = large.with_name("out.safetensors")
     script = (
         "import re, sys; from weights_convert.__main__ import main\n"
         f"assert main(['convert', {str(large)!r}, '--out', {str(out)!r}]) == 0\n"
         "peak = re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())\n"
         "print('peak', peak[1])\n"
-    )  # the child asks for itself: its parent's peak would show in getrusage, across fork and exec
+    )  # the child reads its own peak: getrusage would report its parent's, across fork and exec
     begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The page of cinemae serve in a browser: what a visitor sees, in words, from this host alone."""
+"""The page of cinemae serve in a browser: what a visitor sees, loaded from this host only."""
 
 import base64
 import os
@@ -69,7 +69,7 @@ def page(browser: sync_api.Browser, url: str) -> Iterator[Page]:
 
 
 def visit(browser: sync_api.Browser, url: str) -> Iterator[Page]:
-    """A visitor with a browser of their own; nothing may fail there, or be asked of other hosts."""
+    """A page in its own browser context, without errors or requests to other hosts."""
     context = browser.new_context()
     page = context.new_page()
     asked, faults = [], []
@@ -90,13 +90,13 @@ def picture(seed: int = 0) -> bytes:
 
 
 def give(page: Page, data: bytes, name: str = "a.png", kind: str = "image/png") -> None:
-    page.get_by_label("Choose a picture").set_input_files(
+    page.get_by_label("Choose an image").set_input_files(
         {"name": name, "mimeType": kind, "buffer": data}
     )
 
 
 def expect_answer(page: Page, detector: Detector, data: bytes) -> None:
-    """The probability on the page is that of this picture."""
+    """The page shows the prediction for this image."""
     (found,) = detector.predict(data)
     expect(page.locator("#probability")).to_have_text(f"{found.probability:.3f}")
     expect(page.locator("#spread")).to_have_text(f"± {found.uncertainty:.3f}")
@@ -105,12 +105,12 @@ def expect_answer(page: Page, detector: Detector, data: bytes) -> None:
 
 
 def pixels(page: Page) -> list[int]:
-    """Of the picture that is seen."""
+    """Width and height of the image shown."""
     script = "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
     return page.locator("#picture").evaluate(script)
 
 
-def test_a_picture_is_judged_and_the_answer_explained(page: Page, detector: Detector) -> None:
+def test_an_image_is_scored_and_the_answer_explained(page: Page, detector: Detector) -> None:
     give(page, picture(1), "holiday.png")
     expect_answer(page, detector, picture(1))
     expect(page.get_by_role("status")).to_contain_text("holiday.png: ")
@@ -123,27 +123,27 @@ def test_a_picture_is_judged_and_the_answer_explained(page: Page, detector: Dete
         expect(doubts).to_contain_text(flag.partition(": ")[2])
     scale = page.get_by_role("img", name=re.compile("On a scale from 0 to 1"))
     expect(scale).to_have_attribute("aria-label", re.compile(f"{found.probability:.3f}"))
-    page.get_by_text("The answer as data (JSON)").click()
+    page.get_by_text("Answer as JSON").click()
     expect(page.get_by_label("JSON")).to_contain_text(f'"example_id": {found.example_id}')
-    page.get_by_text("Which detector answers").click()
+    page.locator("#about > summary").click()
     expect(page.locator("#facts")).to_contain_text(detector.trained.backbone.sha256)
     expect(page.get_by_text("never a proof")).to_be_visible()
 
 
-def test_a_map_is_laid_over_the_picture_and_taken_away(page: Page, detector: Detector) -> None:
+def test_a_heat_map_can_be_shown_and_hidden(page: Page, detector: Detector) -> None:
     give(page, picture(2))
     expect_answer(page, detector, picture(2))
     before = page.locator("#picture").get_attribute("src")
-    switch = page.get_by_label("where reconstruction surprises")
+    switch = page.get_by_label("where reconstruction fails")
     switch.focus()
     page.keyboard.press("Space")
     expect(page.locator("#statement")).to_have_text(STATEMENT)
-    expect(page.locator("#picture")).to_have_attribute("alt", re.compile("^heatmap over a.png"))
-    expect(page.locator("#measure")).to_contain_text("mean of 16 masks")
+    expect(page.locator("#picture")).to_have_attribute("alt", re.compile("^heat map of a.png"))
+    expect(page.locator("#measure")).to_contain_text("mean of 16 masking runs")
     assert page.locator("#picture").get_attribute("src").startswith("data:image/png")
     assert pixels(page) == list(detector.lcas_map(picture(2)).image.size)
-    page.get_by_text("The answer as data (JSON)").click()
-    assert len(page.get_by_label("JSON").inner_text()) < 5000  # the map is not spelled out
+    page.get_by_text("Answer as JSON").click()
+    assert len(page.get_by_label("JSON").inner_text()) < 5000  # the heat map is shortened
     page.keyboard.press("Tab")
     switch.uncheck()
     expect(page.locator("#statement")).to_be_hidden()
@@ -151,7 +151,7 @@ def test_a_map_is_laid_over_the_picture_and_taken_away(page: Page, detector: Det
 
 
 def test_stability_is_asked_for_and_shown(page: Page, detector: Detector) -> None:
-    page.get_by_label("whether mild changes turn the verdict").check()
+    page.get_by_label("whether mild changes change the verdict").check()
     give(page, picture(3))
     (found,) = detector.predict(picture(3), stability=True)
     expect(page.get_by_role("row")).to_have_text(
@@ -159,14 +159,12 @@ def test_stability_is_asked_for_and_shown(page: Page, detector: Detector) -> Non
     )
 
 
-def test_what_is_wrong_with_a_file_is_said_and_the_next_one_works(
-    page: Page, detector: Detector
-) -> None:
+def test_a_bad_file_gives_an_error_and_the_next_file_works(page: Page, detector: Detector) -> None:
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     for data, name, kind, words in (
-        (b"x" * 2 * MAX_BYTES, "huge.png", "image/png", "huge.png is too large: 6 MB; this server"),
-        (b"x", "notes.txt", "text/plain", "notes.txt is no picture (text/plain)."),
+        (b"x" * 2 * MAX_BYTES, "huge.png", "image/png", "huge.png is too large: 6 MB"),
+        (b"x", "notes.txt", "text/plain", "notes.txt is not an image"),
         (b"", "empty.png", "image/png", "empty.png is empty."),
     ):
         give(page, data, name, kind)
@@ -178,7 +176,7 @@ def test_what_is_wrong_with_a_file_is_said_and_the_next_one_works(
         (picture()[:-30], "damaged image"),
     ):
         give(page, data, "bad.png")
-        expect(page.get_by_role("alert")).to_contain_text("bad.png was not judged: ")
+        expect(page.get_by_role("alert")).to_contain_text("bad.png was not scored: ")
         expect(page.get_by_role("alert")).to_contain_text(words)
         expect(page.locator("#result")).to_be_hidden()
     give(page, picture(4))
@@ -198,16 +196,14 @@ SEND = """(target, [type, bytes]) => {
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_picture_may_be_dropped_or_pasted(way: str, page: Page, detector: Detector) -> None:
+def test_an_image_can_be_dropped_or_pasted(way: str, page: Page, detector: Detector) -> None:
     data = picture(5)
     page.locator("body").evaluate(SEND, [way, base64.b64encode(data).decode()])
     expect_answer(page, detector, data)
     expect(page.get_by_role("status")).to_contain_text("given.png: ")
 
 
-def test_two_visitors_at_once_see_each_their_own(
-    browser: sync_api.Browser, detector: Detector
-) -> None:
+def test_two_visitors_get_their_own_answers(browser: sync_api.Browser, detector: Detector) -> None:
     gated = Gated(detector)
     with running(gated) as url:
         first, second = (visit(browser, url) for _ in range(2))
@@ -215,8 +211,8 @@ def test_two_visitors_at_once_see_each_their_own(
         give(one, picture(6), "one.png")
         give(other, picture(7), "other.png")
         assert gated.came.acquire(timeout=10)
-        expect(one.get_by_role("status")).to_contain_text("Looking at one.png")
-        expect(other.get_by_role("status")).to_contain_text("Looking at other.png")
+        expect(one.get_by_role("status")).to_contain_text("Scoring one.png")
+        expect(other.get_by_role("status")).to_contain_text("Scoring other.png")
         gated.gate.set()
         expect_answer(one, detector, picture(6))
         expect_answer(other, detector, picture(7))
@@ -224,9 +220,7 @@ def test_two_visitors_at_once_see_each_their_own(
             assert next(visitor, None) is None
 
 
-def test_the_picture_that_came_last_is_the_one_shown(
-    browser: sync_api.Browser, detector: Detector
-) -> None:
+def test_the_last_image_is_the_one_shown(browser: sync_api.Browser, detector: Detector) -> None:
     gated = Gated(detector)
     with running(gated) as url:
         visitor = visit(browser, url)
@@ -239,16 +233,16 @@ def test_the_picture_that_came_last_is_the_one_shown(
         expect(page.get_by_role("status")).to_contain_text("late.png: ")
         gated.gate.clear()
         give(page, picture(8), "slow.png")
-        expect(page.get_by_role("status")).to_contain_text("Looking at slow.png")
+        expect(page.get_by_role("status")).to_contain_text("Scoring slow.png")
         give(page, b"", "empty.png")
         gated.gate.set()
-        page.wait_for_timeout(300)  # more than the answer takes, had anybody waited for it
+        page.wait_for_timeout(300)  # longer than the answer takes
         expect(page.get_by_role("alert")).to_have_text("empty.png is empty.")
         expect(page.locator("#result")).to_be_hidden()
         assert next(visitor, None) is None
 
 
-def test_a_server_that_is_gone_is_said(browser: sync_api.Browser, detector: Detector) -> None:
+def test_a_stopped_server_is_reported(browser: sync_api.Browser, detector: Detector) -> None:
     context = browser.new_context()
     page = context.new_page()
     with running(detector) as url:

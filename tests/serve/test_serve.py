@@ -1,4 +1,4 @@
-"""cinemae serve over HTTP: the detector's numbers, clear refusals, nothing kept, nobody lost."""
+"""cinemae serve over HTTP: scores, errors, privacy, and many requests at once."""
 
 import base64
 import concurrent.futures
@@ -58,7 +58,7 @@ def client(detector: Detector) -> Iterator[httpx2.Client]:
 
 @pytest.fixture(autouse=True)
 def sigterm() -> Iterator[None]:
-    """The command makes it an interrupt, and ends its process afterwards: here it goes on."""
+    """The command replaces the SIGTERM handler; this restores it for the other tests."""
     kept = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, kept)
@@ -106,28 +106,11 @@ def test_a_map_and_stability_when_asked_for(client: httpx2.Client, detector: Det
     assert kind == "data:image/png;base64"
     anomaly = expected.lcas_map(score="mismatch")
     drawn = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert drawn.size == anomaly.image.size
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(anomaly.overlay()))
     assert (shown["runs"], shown["score"]) == (anomaly.runs, "mismatch")
     assert shown["statement"] == STATEMENT
     assert shown["low"] < shown["high"]
     assert shown["hidden"] == [anomaly.shown.min(), anomaly.shown.max()]
-
-
-def test_a_map_is_bright_where_the_score_is_high_and_grey_where_nobody_looked(
-    detector: Detector,
-) -> None:
-    data = encoded(photo(np.random.default_rng(3), ai=False, side=33))  # seen but for its border
-    anomaly = detector.lcas_map(data, score="mismatch")
-    unseen = ~np.isfinite(anomaly.values)
-    assert unseen.any()
-    png = answers.shown_map(anomaly)["png"].split(",")[1]
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))), int)
-    grey = np.asarray(anomaly.image.convert("L"), int)
-    assert (pixels[unseen] == grey[unseen][:, None]).all()
-    colour = pixels.sum(axis=-1) - 3 * (1 - 0.65) * grey  # the ground taken away again
-    order = np.argsort(anomaly.values[~unseen])
-    darkest, brightest = np.array_split(colour[~unseen][order], 10)[::9]
-    assert darkest.mean() < brightest.mean()
 
 
 def test_about_says_who_answers(client: httpx2.Client, detector: Detector, loaded: Bundle) -> None:
@@ -181,13 +164,13 @@ def test_requests_that_make_no_sense_are_told_so(client: httpx2.Client) -> None:
     file = ("a.png", picture(), "image/png")
     assert "body is empty" in refusal(post(content=b"", headers=PNG), 400)
     assert "body is empty" in refusal(post(files={"image": ("a.png", b"")}), 400)
-    assert "type text/plain" in refusal(
+    assert "text/plain" in refusal(
         post(content=picture(), headers={"Content-Type": "text/plain"}), 415
     )
-    assert "type application/x-www-form-urlencoded" in refusal(post(data={"image": "x"}), 415)
+    assert "application/x-www-form-urlencoded" in refusal(post(data={"image": "x"}), 415)
     assert "no file in 'image'" in refusal(post(files={"picture": file}), 400)
     assert "Too many files" in refusal(post(files=[("image", file), ("image", file)]), 400)
-    assert "send one file" in refusal(post(files={"image": file}, data={"more": "x"}), 400)
+    assert "one file" in refusal(post(files={"image": file}, data={"more": "x"}), 400)
     form = {"Content-Type": "multipart/form-data"}
     assert "boundary" in refusal(post(content=picture(), headers=form), 400)
     cut = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -253,7 +236,7 @@ def test_a_failure_of_the_program_is_said_and_survived(
         with monkeypatch.context() as patch:
             patch.setattr(answers, "judge", broken)
             response = httpx2.post(f"{url}/v1/predict", content=picture())
-        assert "the server failed" in refusal(response, 500)
+        assert "server failed" in refusal(response, 500)
         assert httpx2.post(f"{url}/v1/predict", content=picture()).status_code == 200
 
 
@@ -292,7 +275,7 @@ def test_other_sites_and_other_names_are_turned_away(client: httpx2.Client) -> N
         assert "may not use" in refusal(post(Origin=origin), 403)
     assert "may not use" in refusal(post(Sec_Fetch_Site="cross-site"), 403)
     for host in ("evil.example", "127.0.0.1.evil.example:8000", "", "[::1"):
-        assert "listens to this machine alone" in refusal(post(Host=host), 403)
+        assert "this machine only" in refusal(post(Host=host), 403)
     for host in ("localhost:9999", "127.0.0.1", "[::1]:8000", "LOCALHOST"):
         assert post(Host=host).status_code == 200
 
@@ -393,7 +376,7 @@ def test_who_goes_away_is_not_waited_for(
 
 @pytest.fixture(scope="module")
 def small(loaded: Bundle, backbone_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The detector's file; its backbone lies beside it."""
+    """A bundle file, next to its backbone."""
     path = tmp_path_factory.mktemp("detector") / "noise.safetensors"
     bundle.save(path, loaded)
     (path.parent / backbone_file.name).write_bytes(backbone_file.read_bytes())
@@ -473,7 +456,9 @@ def test_a_missing_extra_is_named(
     monkeypatch.delattr("cinemae_jax.serve.server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main.main(["serve"]) == 2
-    assert "pip install 'cinemae_jax[web]' (uvicorn is missing)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "pip install 'cinemae_jax[web]'" in said
+    assert "uvicorn" in said
 
 
 def test_what_others_can_reach_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -486,7 +471,7 @@ def test_what_others_can_reach_is_said(capsys: pytest.CaptureFixture[str]) -> No
             assert serve.names_of(host, listener) == names
             serve._ready(host, listener, opened=False)
         printed = capsys.readouterr().out
-        assert ("anybody who can reach" in printed) == cautioned
+        assert ("caution" in printed) == cautioned
         assert re.search(r"ready     http://(127.0.0.1|localhost):\d+/ ", printed)
 
 

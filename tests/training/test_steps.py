@@ -19,11 +19,13 @@ from cinemae_jax.model.head import (
     init_params,
     learned_weight,
 )
+from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas, merge
 from cinemae_jax.training import steps
 from tests.conftest import SMALL
 
 CONFIG = DetectorConfig(hidden=8)
+RUNS = extraction.drawn_runs(Masks(0, CONFIG.num_runs, 4, 1))
 BATCH = 16
 KEY = jax.random.key(1)
 ONE = Normalizer(*(np.full(n, v, np.float32) for n, v in ((24, 0), (24, 1), (3, 0.5), (3, 2))))
@@ -64,7 +66,7 @@ def train(
 ) -> tuple[steps.TrainState, list[np.ndarray]]:
     """Features on all devices, then the step of the heads, as the main job does it."""
     tx, state = start(config, num_seeds, **decay)
-    runs = extraction.drawn_runs(config.num_runs, 4, num_seeds)
+    runs = extraction.drawn_runs(Masks(0, config.num_runs, 4, num_seeds))
     extract = replicas.pmap_map(extraction.make_extract(config, runs), replicated=2)
     step = replicas.pmap_step(
         steps.make_head_step(config, tx, SMALL.num_patches), replicated=2, donate=(0,)
@@ -86,7 +88,9 @@ def twin(
     """The same training as one jitted program on one device: no pmap, collectives or seeds."""
     tx, state = start()
     params = jax.tree.map(lambda x: x[0], state.params)
-    extract = extraction.make_extract(CONFIG, extraction.drawn_runs(CONFIG.num_runs, 4, 1))
+    extract = extraction.make_extract(
+        CONFIG, extraction.drawn_runs(Masks(0, CONFIG.num_runs, 4, 1))
+    )
 
     @jax.jit
     def step(
@@ -186,7 +190,8 @@ def test_each_crop_is_judged_by_itself(backbone: Backbone) -> None:
     replicas = Replicas(tuple(jax.devices()[:1]))
     tx, state = start()
     extract = replicas.pmap_map(
-        extraction.make_extract(CONFIG, extraction.drawn_runs(CONFIG.num_runs, 4, 1)), replicated=2
+        extraction.make_extract(CONFIG, extraction.drawn_runs(Masks(0, CONFIG.num_runs, 4, 1))),
+        replicated=2,
     )
     step = replicas.pmap_step(steps.make_head_step(CONFIG, tx, SMALL.num_patches), replicated=2)
     frozen = replicas.replicate((backbone, KEY))

@@ -18,8 +18,6 @@ from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import bundle, loading, scoring
 from cinemae_jax.evaluation import scores
 from cinemae_jax.features import splits
-from cinemae_jax.features.extraction import Extractor
-from cinemae_jax.features.sources import OnlineSet
 from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.runtime import console
 from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
@@ -31,6 +29,7 @@ from tests.helpers.command_line import called
 from tests.helpers.small_detector import small_bundle
 from tests.helpers.small_run import (
     as_flags,
+    evaluated,
     logged,
     results,
     small_config,
@@ -83,7 +82,7 @@ def test_scores_do_not_depend_on_batch_or_devices(
     config: Settings, finished: Path, tmp_path: Path
 ) -> None:
     detector = loading.load(finished, backbone=config.backbone)
-    images = splits.read_data(config).test
+    images = splits.read_data(config.data).test
     tables = []
     for batch_size, count in ((16, 8), (28, 1), (3, 1)):
         sized = dataclasses.replace(
@@ -92,8 +91,8 @@ def test_scores_do_not_depend_on_batch_or_devices(
         )
         bad = BadImages(tmp_path / "bad_images.csv")
         replicas = Replicas(tuple(jax.devices()[:count]))
-        online = OnlineSet(images, Extractor(sized, detector.backbone, replicas))
-        table = scores.score(dataclasses.replace(detector, settings=sized), online, bad, replicas)
+        resized = dataclasses.replace(detector, settings=sized)
+        table = scores.score(resized, resized.online(images, replicas), replicas, bad)
         assert not bad.listed
         tables.append(table["logit"].to_numpy())
     np.testing.assert_allclose(tables[0], tables[1], atol=1e-4)
@@ -242,11 +241,11 @@ def test_a_named_detector_finds_its_backbone_by_the_config(
     bundle.save(tmp_path / "it.safetensors", dataclasses.replace(made, detector=detector))
     named = dataclasses.replace(config.eval, detector=str(tmp_path / "it.safetensors"), fpr=0.4)
     config = dataclasses.replace(config, eval=named)
-    assert evaluate.run(config, tmp_path / "run") == []
+    assert evaluated(config, tmp_path / "run") == []
     promised = json.loads((tmp_path / "run/eval.json").read_text())["calibration"]["fpr"]
     assert promised == detector.settings.eval.fpr != 0.4
     with pytest.raises(weights.BackboneError, match=r"gone\.st"):
-        evaluate.run(dataclasses.replace(config, backbone="nowhere"), tmp_path / "run")
+        evaluated(dataclasses.replace(config, backbone="nowhere"), tmp_path / "run")
 
 
 def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
@@ -254,7 +253,7 @@ def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
 ) -> None:
     root = write_data_set(tmp_path / "data")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
-    data = splits.read_data(config)
+    data = splits.read_data(config.data)
     learned, held_out = (
         part.table["path"][0].as_py().split("imagenet_ai_test/")[1]
         for part in (data.train, data.validation)
@@ -266,13 +265,13 @@ def test_corrupt_images_are_named_and_counted_and_the_run_goes_on(
     listed = pyarrow.csv.read_csv(tmp_path / "run/bad_images.csv").to_pylist()
     assert [row["path"] for row in listed] == [image.path for image in bad]
     assert all("damaged image" in row["error"] for row in listed)
-    again = evaluate.run(config, tmp_path / "run")
+    again = evaluated(config, tmp_path / "run")
     assert [Path(image.path).name for image in again] == ["001.png"]
     assert len(pyarrow.csv.read_csv(tmp_path / "run/bad_images.csv")) == 3
     other = write_data_set(tmp_path / "other")
     spoil(other, "val/nature/002.png")
     elsewhere = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(other)))
-    assert len(evaluate.run(elsewhere, tmp_path / "run")) == 1
+    assert len(evaluated(elsewhere, tmp_path / "run")) == 1
     assert len(train.train(config, tmp_path / "run")) == 3  # the other set's is not its own
     row = results(tmp_path / "run")[0]
     assert (row["nature"], row["ai"], row["bad"]) == (6, 7, 1)
@@ -286,7 +285,7 @@ def test_evaluate_repeats_the_table_of_training(
 ) -> None:
     """From the images themselves, where training had scored them from its bank."""
     before = results(finished)
-    assert evaluate.run(config, finished) == []
+    assert evaluated(config, finished) == []
     for one, two in zip(results(finished), before, strict=True):
         assert one["name"] == two["name"]
         for name, estimate in one["metrics"].items():
@@ -298,7 +297,7 @@ def test_evaluate_repeats_the_table_of_training(
     [
         (["--config.data.root=/nowhere"], "/nowhere is not a folder"),
         (["config.train.epochs=3"], "did you mean --config.train.epochs=3?"),
-        (["--config.data.train_generators=('gen_x',)"], "there are: gen_a, gen_b"),
+        (["--config.data.train_generators=('gen_x',)"], "gen_a, gen_b"),
         (["--config.train.batch_size=12"], "config.train.batch_size 12 is not divisible by the 8"),
         (["--config.trian.epochs=3"], "trian"),
         (["--config.train.epochs=many"], "many"),
@@ -325,7 +324,7 @@ def test_mistakes_end_in_one_line_and_exit_code_two(
 
 def test_an_empty_workdir_cannot_be_evaluated(config: Settings, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="train first"):
-        evaluate.run(config, tmp_path)
+        evaluated(config, tmp_path)
 
 
 @pytest.mark.parametrize("job", [ablate, evaluate, extract, pretrain, train])
@@ -335,12 +334,12 @@ def test_help_says_what_a_job_does(job: ModuleType, capsys: pytest.CaptureFixtur
 
 
 def test_a_torn_last_line_of_the_log_is_dropped(tmp_path: Path) -> None:
-    log = metrics_log.Metrics(tmp_path)
+    log = metrics_log.Metrics(tmp_path, 0)
     log.write(1, loss=0.5)
     log.write(2, loss=float("nan"))
     with open(log.path, "a") as file:
         file.write('{"step": 3, "lo')
-    log.rewind(2)
+    metrics_log.Metrics(tmp_path, 2)
     assert logged(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
 
 
@@ -364,7 +363,7 @@ def test_quarantined_images_are_left_out_and_counted(config: Settings, tmp_path:
     listed = tmp_path / "quarantine.csv"
     listed.write_text("path,reason\ngen_a/imagenet_ai_test/train/ai/003.png,damaged\n")
     data = dataclasses.replace(config.data, root=str(root), quarantine=str(listed))
-    assert data.scan().skipped == {"quarantined": 1}
+    assert splits.scan(data).skipped == {"quarantined": 1}
     assert train.train(dataclasses.replace(config, data=data), tmp_path / "run") == []
     saved = json.loads((tmp_path / "run/eval.json").read_text())
     assert saved["left_out"] == {"quarantined": 1}

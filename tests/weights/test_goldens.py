@@ -1,8 +1,8 @@
-"""The JAX detector against stored outputs of the PyTorch reference, and mutations that must show.
+"""The JAX detector against stored outputs of the PyTorch reference; planted mistakes must show.
 
 Bound: a float32 rounding is 6e-8 of a value, and the reference itself differs from its float64 twin
 by up to 1e-6 of a stage's largest value here.  5e-6 leaves room for another machine's order of
-summation; the mildest mutation below moves some stage by more than ten times that.
+summation; the mildest mistake below moves some stage by more than ten times as much.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def test_goldens_cover_what_they_should() -> None:
 
 
 def test_extract_features_is_what_the_goldens_check() -> None:
-    """The same masks, once as noise and once as a key, give the same features."""
+    """The same masks, from noise and from a key, give the same features."""
     golden = read("raw_8_facebook")
     backbone, inputs = backbone_of(golden), golden.inputs
     batch, num_runs, length = inputs.noise.shape
@@ -86,7 +86,6 @@ def test_extract_features_is_what_the_goldens_check() -> None:
     extract = jax.jit(extract_features, static_argnames="config")
     with jax.default_matmul_precision("highest"):
         direct = extract(backbone, jnp.asarray(inputs.images), keys, runs, config=config)
-        direct = direct.replace(uniform_share=None)  # no stage of the reference
         staged, _ = stages.backbone_stages(backbone, same)
     np.testing.assert_array_equal(direct.masked, staged.masked)
     jax.tree.map(
@@ -95,10 +94,10 @@ def test_extract_features_is_what_the_goldens_check() -> None:
 
 
 def test_a_constant_added_to_every_channel_changes_nothing() -> None:
-    """LayerNorm takes a token's mean out, so the residual stream may carry any; METHOD 6.
+    """LayerNorm removes the mean of a token, so a constant in the residual stream has no effect.
 
-    Rounding the stream at 50 moves the prediction by 2e-4 of its largest value; a variance taken as
-    E[x²] - E[x]² loses the small tokens altogether.
+    METHOD 6.  Rounding the stream at 50 moves the prediction by 2e-4 of its largest value; a
+    variance computed as E[x²] - E[x]² would lose the small tokens altogether.
     """
     golden = read("norm_pix_14_facebook")
     shifted = ("cls_token", "patch_embed/bias", "decoder_embed/bias", "mask_token")
@@ -112,7 +111,7 @@ def test_a_constant_added_to_every_channel_changes_nothing() -> None:
     np.testing.assert_allclose(moved, plain, atol=1e-3 * np.abs(plain).max(), rtol=0)
 
 
-# --- mutations: each must be seen --------------------------------------------------------------
+# --- planted mistakes: each must show ----------------------------------------------------------
 
 
 def test_tanh_gelu_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +144,7 @@ def test_swapped_query_and_key_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_transposed_square_kernel_shows() -> None:
-    """The only kernels whose transposition no shape check can see."""
+    """Shape checks cannot see the transposition of these kernels alone."""
     golden = read("raw_8_facebook")
     for block in ("encoder_0", "decoder_1"):
         path = f"{block}/attn/out/kernel"
@@ -185,7 +184,7 @@ def test_biased_variance_in_the_target_shows(monkeypatch: pytest.MonkeyPatch) ->
     assert {"target", "terms/mismatch"} <= set(wrong_stages(golden, backbone_of(golden)))
 
 
-def test_raw_target_taken_for_normalised_shows() -> None:
+def test_a_normalised_target_taken_for_raw_shows() -> None:
     golden = read("norm_pix_16_huggingface")
     right = backbone_of(golden)
     wrong = right.replace(config=dataclasses.replace(right.config, target="raw"))

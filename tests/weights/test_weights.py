@@ -13,7 +13,7 @@ from tests.conftest import SMALL
 
 
 def rewrite(source: Path, target: Path, *, config: object = None, **changes: object) -> Path:
-    """A copy of a backbone file with other tensors (None removes) or another config."""
+    """A copy of a backbone file with changed tensors (None removes one) or another config."""
     tensors = load_file(source) | changes
     tensors = {k: v for k, v in tensors.items() if v is not None}
     header = {
@@ -24,7 +24,7 @@ def rewrite(source: Path, target: Path, *, config: object = None, **changes: obj
     return target
 
 
-def test_a_saved_backbone_loads_equal_and_says_where_it_comes_from(
+def test_a_saved_backbone_loads_equal_and_keeps_its_origin(
     backbone: Backbone, tmp_path: Path
 ) -> None:
     path = tmp_path / "b.safetensors"
@@ -57,7 +57,7 @@ def _saved(backbone: Backbone, folder: Path) -> Path:
 
 
 def test_a_missing_file_names_the_bundled_ones(tmp_path: Path) -> None:
-    with pytest.raises(weights.BackboneError, match=r"nope.safetensors does not exist.*tiny"):
+    with pytest.raises(weights.BackboneError, match=r"nope.safetensors.*tiny"):
         weights.load(tmp_path / "nope.safetensors")
 
 
@@ -88,27 +88,27 @@ def test_all_problems_are_listed_together(backbone_file: Path, tmp_path: Path) -
     )
     with pytest.raises(weights.BackboneError) as error:
         weights.load(path)
-    for part in ("1 tensors missing: mask_token", "too many: surprise", "(1, 1, 25), expected"):
+    for part in ("missing tensors: mask_token", "unexpected tensors: surprise", "cls_token is (1"):
         assert part in str(error.value)
 
 
 def test_another_shape_than_the_header_says_is_refused(backbone_file: Path, tmp_path: Path) -> None:
     other = dataclasses.replace(SMALL, width=48)
     path = rewrite(backbone_file, tmp_path / "wide.safetensors", config=other)
-    with pytest.raises(weights.BackboneError, match="of another shape"):
+    with pytest.raises(weights.BackboneError, match="wrong shapes"):
         weights.load(path)
 
 
 def test_values_that_are_not_finite_are_refused(backbone_file: Path, tmp_path: Path) -> None:
     bad = np.full((1, 1, SMALL.decoder_width), np.nan, np.float32)
     path = rewrite(backbone_file, tmp_path / "nan.safetensors", mask_token=bad)
-    with pytest.raises(weights.BackboneError, match="not finite in mask_token"):
+    with pytest.raises(weights.BackboneError, match=r"NaN .* mask_token"):
         weights.load(path)
 
 
 def test_saving_parameters_of_another_architecture_is_refused(
     backbone: Backbone, tmp_path: Path
 ) -> None:
-    with pytest.raises(weights.BackboneError, match="of another shape"):
+    with pytest.raises(weights.BackboneError, match="wrong shapes"):
         weights.save(tmp_path / "x", dataclasses.replace(SMALL, width=48), backbone.params)
     assert not list(tmp_path.iterdir())

@@ -1,20 +1,20 @@
-"""Masking runs K: what the masked runs add to the encoder alone, and how many it takes.
+"""Masked runs K: what they add to the encoder alone, and how many are needed.
 
 python -m cinemae_jax.ablate --config configs/ablation/runs.py --workdir runs/ablation_runs ...
 """
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
-    rows = [
+    rows: list[RowConfig] = [
         {"name": "K = 2", "overrides": {"detector.num_runs": 2}, "reported": 95.96},
         {
             "name": "K = 0",
             "overrides": {"detector.num_runs": 0, "detector.fusion": "global"},
-            "reported": 92.0,  # about
+            "reported": 92.0,  # approximate
         },
         {"name": "K = 1", "overrides": {"detector.num_runs": 1}},
         {"name": "K = 3", "overrides": {"detector.num_runs": 3}},

@@ -1,16 +1,18 @@
-"""The three statistics of the anomaly scores: each left out, and the other form of s3.
+"""Statistics of the anomaly scores: all three, each left out, and the other form of s3.
 
 python -m cinemae_jax.ablate --config configs/ablation/statistics.py --workdir runs/stats ...
 """
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 from cinemae_jax.model.config import STATISTICS
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
-    rows = [{"name": "all three", "overrides": {"detector.statistics": STATISTICS}}]
+    rows: list[RowConfig] = [
+        {"name": "all three", "overrides": {"detector.statistics": STATISTICS}}
+    ]
     for left_out in STATISTICS:
         rest = tuple(name for name in STATISTICS if name != left_out)
         rows.append(

@@ -1,15 +1,15 @@
-"""Weight decay of the head, of all its pathways alike.
+"""Weight decay of the head, the same for all its pathways.
 
 python -m cinemae_jax.ablate --config configs/ablation/weight_decay.py --workdir runs/decay ...
 """
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs.ablation import ablation
+from cinemae_jax.configs.ablation import RowConfig, ablation
 
 
 def get_config(base: str = "sd14") -> ConfigDict:
-    rows = [
+    rows: list[RowConfig] = [
         {
             "name": f"weight decay {decay:g}",
             "overrides": {"train.weight_decay": decay, "train.global_weight_decay": decay},

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, from its files alone.  Imports no JAX."""
+"""Finds problems in a data set from its files alone.  Imports no JAX."""

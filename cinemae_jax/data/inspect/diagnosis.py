@@ -1,7 +1,7 @@
-"""What is wrong with a data set, from the facts of its files (doctor.py).
+"""Finds what is wrong with a data set from the facts about its files.
 
-Comes in: an ``Examination``.  Goes out: a report of plain dicts, ready for JSON: counts that add
-up, findings with paths, duplicates, tables by class, and what gives the classes away.
+In: an ``Examination``.  Out: a report of plain dicts, ready for JSON: counts, findings with paths,
+duplicates, tables by class, and shortcuts (file facts that tell the classes apart).
 """
 
 import collections
@@ -15,23 +15,24 @@ import pyarrow.compute as pc
 from cinemae_jax.data.inspect import shortcuts
 from cinemae_jax.data.inspect.examination import UNLABELLED, Examination
 from cinemae_jax.data.inspect.shortcuts import Shortcut
+from cinemae_jax.data.text import number, tally
 
 SCHEMA_VERSION = 1
-# Paths or sets listed of what is neither a failure nor a leak; counts are always whole.
+# Paths or sets listed per finding that is neither a failure nor a leak; counts include all.
 LISTED = 1000
 
-# A readable image with a shorter side below this, pixels, is called tiny.
+# Shorter side in pixels below which a readable image is tiny.
 TINY_SIDE = 64
-# A readable image of more pixels is called giant: it takes most of a second to decode.
+# Pixels above which a readable image is giant: it takes most of a second to decode.
 GIANT_PIXELS = 16_000_000
-# A readable image whose sides are further apart is called narrow: a square shows little of it.
+# Ratio of the sides above which a readable image is narrow: a square shows little of it.
 NARROW_ASPECT = 4
 
 GROUP = ["generator", "split", "label"]
 
 
 def report(examined: Examination) -> dict[str, Any]:
-    """Everything worth knowing; docs/data.md describes the fields."""
+    """The whole report; docs/data.md describes its fields."""
     bad = examined.unreadable
     counts = {
         "scanned": len(examined.files),
@@ -58,10 +59,10 @@ def report(examined: Examination) -> dict[str, Any]:
 
 
 def quarantine(reported: dict[str, Any]) -> list[tuple[str, str]]:
-    """(path, reason) of what a run should not read, sorted by path.
+    """(path, reason) of the files that a run should leave out, sorted by path.
 
-    That is the unreadable files, and of exact duplicates across splits the copies to train on,
-    so that the other splits stay what they were.
+    These are the unreadable files and, of exact duplicates across splits, the training copies, so
+    that the other splits do not change.
     """
     rows = {row["path"]: row["error"] for row in reported["unreadable"]}
     for copies in reported["duplicates"]["across_splits"]:
@@ -76,7 +77,7 @@ def quarantine(reported: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def groups(examined: Examination) -> list[dict[str, Any]]:
-    """One row a generator, split and class; all but the first columns are of readable files."""
+    """One row per generator, split and class; formats, sizes and the like cover readable files."""
     files = examined.files
     keys = files.group_by(GROUP).aggregate([]).sort_by([(name, "ascending") for name in GROUP])
     return [key | _group(_where(files, key)) for key in keys.to_pylist()]
@@ -109,13 +110,13 @@ def _group(files: pa.Table) -> dict[str, Any]:
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value occurs, the most frequent first."""
+    """Number of times each value occurs, the most frequent first."""
     pairs = [(str(v["values"]), v["counts"]) for v in pc.value_counts(column).to_pylist()]
     return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
 
 def _spread(column: pa.ChunkedArray) -> dict[str, int] | None:
-    """Least, median and greatest of the values that there are."""
+    """Minimum, median and maximum of the values that are not null."""
     if len(column) == column.null_count:
         return None
     values = pc.quantile(column, [0, 0.5, 1], interpolation="nearest").to_pylist()
@@ -141,10 +142,10 @@ def _mode_in(*modes: str) -> Callable[[pa.Table], Any]:
 
 KNOWN_MODES = ("RGB", "RGBA", "L", "LA", "1", "P", "PA", "CMYK", "I;16", "I;16B", "I;16L", "I")
 
-# Name: (what it means, which rows of a table of readable files).
+# By name: (meaning, predicate on the rows of a table of readable files).
 FINDINGS: dict[str, tuple[str, Callable[[pa.Table], Any]]] = {
     "wrong_extension": (
-        "the content is of another format than the name says",
+        "the content has another format than the file name says",
         lambda files: files["wrong_extension"],
     ),
     "animated": ("more than one frame: the first is used", lambda files: files["animated"]),
@@ -156,21 +157,21 @@ FINDINGS: dict[str, tuple[str, Callable[[pa.Table], Any]]] = {
         f"above {GIANT_PIXELS:,} pixels",
         lambda files: pc.greater(pc.multiply(files["width"], files["height"]), GIANT_PIXELS),
     ),
-    "narrow": (f"sides of above {NARROW_ASPECT} to 1", _is_narrow),
-    "deep": ("more than 8 bits a channel: scaled to 8", lambda files: files["deep"]),
+    "narrow": (f"ratio of the sides above {NARROW_ASPECT} to 1", _is_narrow),
+    "deep": ("more than 8 bits per channel: scaled to 8", lambda files: files["deep"]),
     "cmyk": ("CMYK: converted to RGB", _mode_in("CMYK")),
     "palette": ("palette: converted to RGB", _mode_in("P", "PA")),
     "alpha": ("transparency: laid over white", lambda files: files["alpha"]),
     "grey": ("no colour channels", _mode_in("L", "LA", "1", "I;16", "I;16B", "I;16L", "I")),
     "other_mode": (
-        "another pixel mode than RGB",
+        "rare pixel mode: converted to RGB",
         lambda files: pc.invert(pc.is_in(files["mode"], pa.array(KNOWN_MODES))),
     ),
 }
 
 
 def findings(examined: Examination) -> dict[str, dict[str, Any]]:
-    """What is odd about readable files; one file may have several oddities."""
+    """Oddities of readable files; one file may have several."""
     ok = examined.readable
     found = {}
     for name, (meaning, predicate) in FINDINGS.items():
@@ -186,9 +187,9 @@ def findings(examined: Examination) -> dict[str, dict[str, Any]]:
 
 
 def duplicates(examined: Examination) -> dict[str, Any]:
-    """Sets of readable files with equal bytes; those across splits or classes are leaks.
+    """Sets of readable files with equal bytes; sets across splits or classes are leaks.
 
-    A set across both is listed under both.
+    A set across both is listed twice.
     """
     ok = examined.readable
     times = pc.value_counts(ok["sha256"])
@@ -215,7 +216,7 @@ def duplicates(examined: Examination) -> dict[str, Any]:
 
 
 def find_shortcuts(examined: Examination) -> list[Shortcut]:
-    """Of all labelled images together, and of each generator's."""
+    """Shortcuts over all labelled images, and within each generator if there are several."""
     ok = examined.readable
     if examined.layout or not len(ok):
         return []
@@ -237,14 +238,13 @@ def verdict(
     said = []
     if examined.layout:
         said.append(f"{UNLABELLED}: {examined.layout}")
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts["unreadable_by_reason"].items())
-    total = f"{counts['scanned']:,} files"
+    reasons, total = tally(counts["unreadable_by_reason"]), number(counts["scanned"], "file")
     said.append(
         f"{counts['unreadable']:,} of {total} cannot be read: {reasons}"
         if reasons
         else f"all {total} can be read"
     )
     for where in ("splits", "classes"):
-        if number := len(copies[f"across_{where}"]):
-            said.append(f"pictures in several {where}, byte for byte: {number:,}, which is a leak")
+        if sets := len(copies[f"across_{where}"]):
+            said.append(f"leak: {number(sets, 'set')} of identical files across {where}")
     return said if examined.layout else said + shortcuts.in_words(found)

@@ -1,7 +1,7 @@
-"""Examines a data set before a run does: opens every file.
+"""Opens every file of a data set.
 
-Comes in: a folder.  Goes out: a table of facts, one row a file (facts.py), of which diagnosis.py
-says what is wrong with the set.
+In: a folder.  Out: a table with the facts about each file (``facts``), from which ``diagnosis``
+finds what is wrong with the set.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from cinemae_jax.data import catalog, records
 from cinemae_jax.data.catalog import Catalog, CatalogError
 from cinemae_jax.data.inspect.examiner import Examiner
 
-CHUNK = 32  # files a task of a worker
+CHUNK = 32  # files per task of a worker
 UNLABELLED = "unlabelled"
 
 # The fields of ``facts.Facts``, in their order.
@@ -37,7 +37,7 @@ FACTS_SCHEMA = pa.schema(
         ("deep", pa.bool_()),
         ("alpha", pa.bool_()),
         ("animated", pa.bool_()),
-        ("width", pa.int64()),  # a hostile header may say 2³² - 1
+        ("width", pa.int64()),  # a hostile header may claim 2³² - 1
         ("height", pa.int64()),
         ("quality", pa.int8()),
     ]
@@ -46,15 +46,15 @@ FACTS_SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """What was found out about every file.
+    """The facts about every file of a data set.
 
     Attributes:
       root: folder that the paths are relative to.
-      files: one row a file: path, label (nature, ai, unlabelled), generator, split, and the
+      files: one row per file: path, label (nature, ai, unlabelled), generator, split, and the
         columns of ``FACTS_SCHEMA``.
-      left_out: number of entries of the folder that are no images by their names, by reason.
-      layout: why the files are taken as unlabelled; empty if they are labelled.
-      seconds: that the reading took.
+      left_out: number of entries that are not images by name, by reason.
+      layout: why the files count as unlabelled; empty if they are labelled.
+      seconds: time taken to read the files.
     """
 
     root: Path
@@ -75,15 +75,15 @@ class Examination:
 def examine(
     root: str | os.PathLike[str], *, workers: int | None = None, quarantine: str | None = None
 ) -> Examination:
-    """Opens every image of a data set, in processes of its own (``examiner``).
+    """Opens every image of a data set in child processes (``examiner``).
 
     Args:
-      root: a folder in any layout of the catalog; in another one its images are unlabelled.
-      workers: processes; by default one a core.
-      quarantine: list of images to leave out; None leaves out none.
+      root: what ``catalog.scan`` accepts; the images of a folder in another layout are unlabelled.
+      workers: number of processes; the default is one per core.
+      quarantine: list of images to leave out.
 
     Raises:
-      CatalogError: if there are no images.
+      CatalogError: if no images are found.
       OSError: if a process cannot be started.
     """
     found, layout = _find(root)
@@ -105,7 +105,7 @@ def examine(
 
 
 def _find(root: str | os.PathLike[str]) -> tuple[Catalog, str]:
-    """The images, and why their labels and splits mean nothing if they do."""
+    """The images, and why they are unlabelled ('' if they are labelled)."""
     try:
         return catalog.scan(root), ""
     except CatalogError as error:

@@ -1,7 +1,8 @@
-"""Examines files in a process of its own, so that a codec that crashes or hangs ends only that.
+"""Examines files in a child process, which a codec may crash or block without harm.
 
-The child is ``python -m cinemae_jax.data.inspect.examiner``: pickled lists of paths on its stdin,
-pickled lists of ``Facts`` on its stdout.  Files that it died on are retried one by one.
+The child is ``python -m cinemae_jax.data.inspect.examiner``.  It reads pickled lists of paths from
+stdin and writes pickled lists of ``Facts`` to stdout.  If it dies, its files are retried one by
+one.
 """
 
 import contextlib
@@ -19,26 +20,26 @@ from typing import IO, cast
 from cinemae_jax.data.inspect import facts
 from cinemae_jax.data.inspect.facts import CRASH, TOO_SLOW, Facts
 
-# That a file may take: many times what the largest picture takes that the decoder admits.
+# Time limit per file, many times what the largest image that the decoder accepts takes.
 FILE_SECONDS = 60
 
 READY = "ready"
 
 
 class Examiner:
-    """One child process, and another when it has died; for one thread at a time."""
+    """A child process, restarted after it dies; for one thread at a time."""
 
     def __init__(self, *, module: str = __name__, file_seconds: int = FILE_SECONDS) -> None:
-        """Starts nothing yet.
+        """Does not start the child yet.
 
         Args:
-          module: that the child runs.
-          file_seconds: that a file may take.
+          module: what the child runs.
+          file_seconds: time limit per file.
         """
         self._command = (sys.executable, "-m", module, str(file_seconds))
         self._file_seconds = file_seconds
         self._child: subprocess.Popen[bytes] | None = None
-        self._end = 0  # exit code of the last child that died
+        self._end = 0  # exit code of the last dead child
 
     def __enter__(self) -> "Examiner":
         return self
@@ -50,20 +51,20 @@ class Examiner:
             _stop(self._child)
 
     def examine(self, paths: Sequence[Path]) -> list[Facts]:
-        """As ``facts.examine`` of each.
+        """``facts.examine`` of each file.
 
         Raises:
-          OSError: if no child can be started.
+          OSError: if the child cannot be started.
         """
         return self._ask(paths) or [self._alone(path) for path in paths]
 
     def _alone(self, path: Path) -> Facts:
-        """Of one of some files that the child has died of: perhaps for memory that others took."""
+        """Retries one file of a batch that killed the child; another file may be the cause."""
         found = self._ask([path])
         return found[0] if found else self._obituary()
 
     def _ask(self, paths: Sequence[Path]) -> list[Facts]:
-        """Facts of all, or nothing if the child has died of one."""
+        """Facts about all files, or nothing if the child died."""
         self._child = child = self._child or self._start()
         requests, answers = _pipes(child)
         try:
@@ -75,7 +76,7 @@ class Examiner:
             return []
 
     def _start(self) -> subprocess.Popen[bytes]:
-        alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # else a thread a core in every child
+        alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # otherwise one thread per core each
         child = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=alone
         )
@@ -83,17 +84,17 @@ class Examiner:
             pickle.load(_pipes(child)[1])
         except EOFError:
             raise OSError(
-                f"the examining process does not start: {' '.join(self._command)} ended with "
-                f"exit code {_stop(child)}"
+                f"the examining process does not start: {' '.join(self._command)} exited with "
+                f"code {_stop(child)}"
             ) from None
         return child
 
     def _obituary(self) -> Facts:
-        """Of the file that the last child has died of, alone."""
+        """Facts about a file that killed the child."""
         if self._end == -signal.SIGALRM:
             return Facts(TOO_SLOW, f"not decoded in {self._file_seconds} seconds")
         how = f"signal {-self._end}" if self._end < 0 else f"exit code {self._end}"
-        return Facts(CRASH, f"the process that decoded it has ended with {how}")
+        return Facts(CRASH, f"the decoding process ended with {how}")
 
 
 def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
@@ -101,21 +102,21 @@ def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _stop(child: subprocess.Popen[bytes]) -> int:
-    """Waits for a child that is dead, or that ends with its input; returns its exit code."""
+    """Closes the input of a child, which ends it, and returns its exit code."""
     requests, answers = _pipes(child)
     answers.close()
-    with contextlib.suppress(BrokenPipeError):  # of what it has not read
+    with contextlib.suppress(BrokenPipeError):  # it may have left input unread
         requests.close()
     return child.wait()
 
 
 def main(argv: Sequence[str]) -> None:
-    """The child."""
+    """Runs in the child."""
     file_seconds = int(argv[1])
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a codec that prints does not disturb
-    warnings.simplefilter("ignore")  # of Pillow on odd files
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
+    os.dup2(2, 1)  # what a codec prints must not mix with the answers
+    warnings.simplefilter("ignore")  # Pillow warns about odd files
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent closes the input
     _answer(READY, answers)
     while True:
         try:
@@ -124,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
             return
         found = []
         for path in paths:
-            signal.alarm(file_seconds)  # ends the process, even in the midst of a codec
+            signal.alarm(file_seconds)  # kills the process, even inside a codec
             found.append(facts.examine(path))
         signal.alarm(0)
         _answer(found, answers)

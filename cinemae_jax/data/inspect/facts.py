@@ -1,8 +1,8 @@
-"""Facts of one image file: what it really is, and whether the loader will be able to read it.
+"""Facts about one image file: its real content, and whether the loader can read it.
 
-Comes in: a path.  Goes out: ``Facts``, whatever the file holds.  The file is opened and decoded as
-by ``decode.decode``, which the loader calls; between its two halves the header is asked for what a
-decoded image no longer tells (format, mode, quantisation tables), and so this module needs Pillow.
+In: a path.  Out: ``Facts``, for any file.  The file is decoded as by ``decode.decode``, which the
+loader uses; between its two halves, the header gives what a decoded image no longer has (format,
+mode, quantisation tables).
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
 from cinemae_jax.data import decode
 from cinemae_jax.data.decode import (
     DAMAGED,
     EMPTY,
+    MAX_ERROR,
     NO_IMAGE,
     TOO_LARGE,
     TOO_NARROW,
@@ -27,35 +29,33 @@ from cinemae_jax.data.decode import (
     DecodeError,
 )
 
-MAX_ERROR = 200  # characters kept of a message
-
 NO_ACCESS, CRASH, TOO_SLOW = "no access", "crashes the decoder", "takes too long"
-# Why a file is unreadable, in one to three words; ``Facts.error`` has the detail.
+# Why a file is unreadable; ``Facts.error`` has the details.
 REASONS = (
     *(EMPTY, TRUNCATED, DAMAGED, NO_IMAGE, UNSUPPORTED, NO_ACCESS),
     *(TOO_LARGE, TOO_SMALL, TOO_NARROW, CRASH, TOO_SLOW),
 )
 
-SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # JPEG with more pictures behind it; BMP without a head
+SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # several JPEGs in one file; BMP without file header
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a file; what is not known is empty, 0 or None.
+    """What is known about a file; unknown values are empty, 0 or None.
 
     Attributes:
-      reason: one of ``REASONS``, or empty if the loader can read the file.
-      error: the decoder's own words; of a readable file, what is wrong behind its first frame.
+      reason: one of ``REASONS``; empty if the loader can read the file.
+      error: message of the decoder; for a readable file, what is wrong after its first frame.
       num_bytes: size of the file.
-      sha256: of its bytes; empty if they could not be read.
-      format: of the content, in Pillow's words: JPEG, PNG, WEBP.
-      wrong_extension: the name promises another format.
-      mode: Pillow's, before conversion to RGB: RGB, L, P, CMYK.
-      deep: more than 8 bits a channel.
-      alpha: transparency, in whatever form.
-      animated: more than one frame; the first is the one that is scored.
-      width, height: pixels, as scored (EXIF orientation applied) if readable, else as stored.
-      quality: of a JPEG, 1 to 100, by its luminance quantisation table.
+      sha256: of the file; empty if it could not be read.
+      format: of the content, as Pillow names it: JPEG, PNG, WEBP.
+      wrong_extension: the file name implies another format.
+      mode: Pillow's mode before conversion to RGB: RGB, L, P, CMYK.
+      deep: more than 8 bits per channel.
+      alpha: transparency of any kind.
+      animated: more than one frame; the first is scored.
+      width, height: pixels; as scored (after EXIF orientation) if readable, else as stored.
+      quality: JPEG quality, 1 to 100, from the luminance quantisation table.
     """
 
     reason: str = ""
@@ -74,22 +74,22 @@ class Facts:
 
 
 def examine(path: Path) -> Facts:
-    """Reads and decodes one file; raises nothing, whatever the file is."""
+    """Reads and decodes one file; never raises."""
     try:
         data = decode.read_file(path)
     except OSError as error:
         return Facts(NO_ACCESS, (error.strerror or str(error))[:MAX_ERROR])
-    except DecodeError as failure:  # of its size: not read
+    except DecodeError as failure:  # too large to be read
         return Facts(failure.reason, str(failure), num_bytes=path.stat().st_size)
     return examine_bytes(data, suffix=path.suffix)
 
 
 def examine_bytes(data: bytes, *, suffix: str) -> Facts:
-    """Facts of a file's content.
+    """Facts about the content of a file.
 
     Args:
-      data: all of it.
-      suffix: of its name, with the dot, in any case.
+      data: the whole file.
+      suffix: of the file name, with the dot, in upper or lower case.
     """
     known: dict[str, Any] = {"num_bytes": len(data), "sha256": hashlib.sha256(data).digest()}
     try:
@@ -103,7 +103,7 @@ def examine_bytes(data: bytes, *, suffix: str) -> Facts:
 
 
 def _header(image: Image.Image, suffix: str) -> dict[str, Any]:
-    """Fields of ``Facts`` that the head of a file tells."""
+    """Fields of ``Facts`` that come from the header of a file."""
     format_ = SAME_FORMAT.get(image.format or "", image.format or "")
     return {
         "format": format_,
@@ -119,34 +119,34 @@ def _header(image: Image.Image, suffix: str) -> dict[str, Any]:
 
 @functools.cache
 def format_of_suffix(suffix: str) -> str:
-    """The format that a lower-case extension promises; empty if Pillow knows none."""
+    """The format that a lower-case extension stands for; empty if Pillow does not know it."""
     format_ = Image.registered_extensions().get(suffix, "")
     return SAME_FORMAT.get(format_, format_)
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has more than 8 bits a channel, which Pillow's mode may hide (RGB)."""
+    """Whether the file has more than 8 bits per channel, which Pillow's mode may hide (RGB)."""
     if image.mode.startswith(("I", "F")):
         return True
     arguments = [tile[3] for tile in getattr(image, "tile", ()) if len(tile) > 3]
     layouts = [str(a[0]) if isinstance(a, tuple) and a else str(a) for a in arguments]
-    return any(";16" in layout and layout != "BGR;16" for layout in layouts)  # not 5-6-5 bits
+    return any(";16" in layout and layout != "BGR;16" for layout in layouts)  # BGR;16 is 5-6-5 bits
 
 
 def _frames(image: Image.Image) -> dict[str, Any]:
-    """What follows the first frame, which is the one that is scored."""
-    if image.format == "MPO":  # a photograph with a preview or a second view behind it
+    """Fields of ``Facts`` about the frames after the first."""
+    if image.format == "MPO":  # a photograph followed by a preview or a second view
         return {"animated": False}
     try:
         return {"animated": bool(getattr(image, "is_animated", False))}
-    except Exception as error:  # something follows, and it is damaged
-        text = f"behind the first frame: {type(error).__name__}: {error}"
+    except Exception as error:  # a later frame is damaged
+        text = f"after the first frame: {type(error).__name__}: {error}"
         return {"animated": True, "error": text[:MAX_ERROR]}
 
 
 # --- JPEG quality -------------------------------------------------------------------------------
 
-# Row by row, at quality 50. ITU-T T.81, table K.1.
+# Luminance steps at quality 50, row by row. ITU-T T.81, table K.1.
 LUMINANCE = (
     *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
     *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
@@ -156,19 +156,19 @@ LUMINANCE = (
 
 
 @functools.cache
-def libjpeg_tables() -> np.ndarray:
-    """(100, 64): the luminance table that libjpeg writes at quality 1 to 100."""
+def libjpeg_tables() -> Int[np.ndarray, "100 64"]:
+    """The luminance tables that libjpeg writes at quality 1 to 100."""
     quality = np.arange(1, 101)[:, None]
     percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     return np.clip((np.array(LUMINANCE) * percent + 50) // 100, 1, 255)
 
 
-@functools.lru_cache(maxsize=4096)  # a data set holds few different tables
+@functools.lru_cache(maxsize=4096)  # a data set has few different tables
 def quality_of_table(table: tuple[int, ...]) -> int:
-    """The libjpeg quality, 1 to 100, whose luminance table is nearest (sum of differences).
+    """The libjpeg quality, 1 to 100, with the nearest luminance table (sum of differences).
 
-    Exact for files written by libjpeg and its kin; for the tables of other programs, the
-    quality that quantises about as coarsely.
+    Exact for files written by libjpeg and its derivatives; for other programs, the quality with
+    about the same quantisation.
 
     Args:
       table: 64 steps, row by row.

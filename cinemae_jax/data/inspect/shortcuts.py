@@ -1,7 +1,7 @@
-"""How well one fact of the files, without a look at the pictures, tells the classes apart.
+"""Measures shortcuts: how well a single file fact, without the pixels, tells the classes apart.
 
-Comes in: the facts of readable, labelled files.  Goes out: an AUC a fact, and a sentence a finding.
-A detector that is trained on such a set may learn the fact instead of the fakery (METHOD 8).
+In: the facts about readable, labelled files.  Out: an AUC per fact, and a sentence per finding.  A
+detector trained on such a set may learn the fact instead of traces of generation (METHOD 8).
 """
 
 import dataclasses
@@ -15,19 +15,20 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
-# Of each class: with fewer, no AUC is given.
+# Images per class below which no AUC is given.
 MIN_IMAGES = 10
-# Of each class: with fewer, an AUC is called uncertain.
+# Images per class below which an AUC is called uncertain.
 FEW_IMAGES = 100
-# Of each class: of more, this many are drawn, which leaves an error below 0.002.
+# Images per class above which a sample of this size is used; its error stays below 0.002.
 MAX_IMAGES = 50_000
 FOLDS = 5
-# AUC from which a fact is said to separate the classes, and to be mentioned at all.
+# Minimum AUC to say that a fact separates the classes, and to mention it at all.
 CLEAR, WORTH_SAYING = 0.9, 0.6
-CHANCE_DEVIATIONS = 3.0  # standard deviations of a coin's AUC: below it there is no finding
+CHANCE_DEVIATIONS = 3.0  # minimum distance from 0.5, in standard deviations of a chance AUC
 
 ALL = "all"  # scope of the whole set
-# What a reader calls it: the columns it is made of.
+BETTER = "predicts the class better than chance"
+# Columns behind each fact.
 FACTS = {
     "file format": ("format",),
     "pixel mode": ("mode", "deep", "alpha"),
@@ -39,15 +40,15 @@ FACTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Shortcut:
-    """One fact's power over one part of a data set.
+    """How well one fact tells the classes apart in one part of a data set.
 
     Attributes:
       scope: a generator, or ``ALL``.
       fact: a key of ``FACTS``.
-      auc: 0.5 to 1, of a small cross-validated decision tree; None if it cannot be told.
+      auc: 0.5 to 1, of a small cross-validated decision tree; None if there are too few images.
       num_nature, num_ai: images that have the fact.
-      chance_sd: standard deviation of the AUC of a coin for these numbers.
-      note: why there is no AUC, or that it is uncertain.
+      chance_sd: standard deviation of the AUC of random scores on that many images.
+      note: why the AUC is missing or uncertain.
     """
 
     scope: str
@@ -60,7 +61,7 @@ class Shortcut:
 
     @property
     def found(self) -> bool:
-        """Whether it is worth saying, and more than chance."""
+        """Whether the AUC is high enough to mention and above chance."""
         if self.auc is None or self.chance_sd is None:
             return False
         return self.auc >= max(WORTH_SAYING, 0.5 + CHANCE_DEVIATIONS * self.chance_sd)
@@ -70,23 +71,23 @@ class Shortcut:
         return self.scope == ALL
 
     def in_words(self) -> str:
-        """AUC and numbers: ``AUC 0.71 (120 nature + 130 ai)``."""
+        """For example ``AUC 0.71 (120 nature + 130 ai)``."""
         value = "no AUC" if self.auc is None else f"AUC {rounded(self.auc)}"
         note = f"; {self.note}" if self.note else ""
         return f"{value} ({self.num_nature:,} nature + {self.num_ai:,} ai{note})"
 
 
 def rounded(auc: float) -> str:
-    """Two decimals; what is not quite 1 does not become it."""
+    """Two decimals; values just below 1 are not rounded up to it."""
     return ">0.99" if 0.995 <= auc < 1 else f"{auc:.2f}"
 
 
 def find(files: pa.Table, *, scope: str) -> list[Shortcut]:
-    """The power of every fact over some files.
+    """One ``Shortcut`` per fact over some files.
 
     Args:
-      files: readable ones with the columns of ``Facts`` and ``label``, nature or ai.
-      scope: what the files are called.
+      files: readable files, with the columns of ``Facts`` and ``label``, nature or ai.
+      scope: name of this part of the data set.
     """
     ai = pc.equal(files["label"], "ai").to_numpy(zero_copy_only=False)
     columns = _columns(files)
@@ -97,7 +98,7 @@ def find(files: pa.Table, *, scope: str) -> list[Shortcut]:
 
 
 def _columns(files: pa.Table) -> dict[str, np.ndarray]:
-    """Every fact as (N,) float64; what a file does not have is NaN."""
+    """Every column as (N,) float64; NaN for files that lack it."""
     width, height = (files[name].to_numpy().astype(float) for name in ("width", "height"))
     codes = {
         name: files[name].combine_chunks().dictionary_encode().indices.to_numpy().astype(float)
@@ -107,16 +108,8 @@ def _columns(files: pa.Table) -> dict[str, np.ndarray]:
         name: files[name].to_numpy(zero_copy_only=False).astype(float) for name in ("deep", "alpha")
     }
     quality = files["quality"].to_numpy(zero_copy_only=False).astype(float)
-    return (
-        codes
-        | flags
-        | {
-            "width": width,
-            "height": height,
-            "aspect": width / height,
-            "quality": quality,
-        }
-    )
+    sides = {"width": width, "height": height, "aspect": width / height}
+    return codes | flags | sides | {"quality": quality}
 
 
 def _shortcut(values: np.ndarray, ai: np.ndarray, fact: str, scope: str) -> Shortcut:
@@ -124,14 +117,16 @@ def _shortcut(values: np.ndarray, ai: np.ndarray, fact: str, scope: str) -> Shor
     values, ai = values[has_it], ai[has_it]
     counts = int((~ai).sum()), int(ai.sum())
     if min(counts) < MIN_IMAGES:
-        return Shortcut(scope, fact, None, *counts, note=f"fewer than {MIN_IMAGES} of a class")
-    note = f"fewer than {FEW_IMAGES} of a class: uncertain" if min(counts) < FEW_IMAGES else ""
+        note = f"fewer than {MIN_IMAGES} images of a class"
+        return Shortcut(scope, fact, None, *counts, note=note)
+    is_uncertain = min(counts) < FEW_IMAGES
+    note = f"fewer than {FEW_IMAGES} images of a class: uncertain" if is_uncertain else ""
     auc, (n, m) = _auc(values, ai), (min(count, MAX_IMAGES) for count in counts)
     return Shortcut(scope, fact, auc, *counts, math.sqrt((n + m + 1) / (12 * n * m)), note)
 
 
 def _auc(values: np.ndarray, ai: np.ndarray) -> float:
-    """Out-of-fold AUC of a tree of at most 16 leaves; as far above 0.5 as it is from it."""
+    """Out-of-fold AUC of a tree of at most 16 leaves, as max(AUC, 1 - AUC)."""
     rng = np.random.default_rng(0)
     rows = [np.flatnonzero(ai == label) for label in (False, True)]
     rows = [rng.choice(r, MAX_IMAGES, replace=False) if len(r) > MAX_IMAGES else r for r in rows]
@@ -147,13 +142,10 @@ def _auc(values: np.ndarray, ai: np.ndarray) -> float:
 
 
 def in_words(found: Sequence[Shortcut]) -> list[str]:
-    """The verdict: a sentence for each fact that gives the classes away, or one that none does."""
+    """The verdict: a sentence per fact that tells the classes apart, or one if none does."""
     known = [one.auc for one in found if one.auc is not None]
     if not known:
-        return [
-            "what gives the classes away cannot be told: "
-            f"fewer than {MIN_IMAGES} readable images of a class"
-        ]
+        return [f"shortcuts cannot be measured: fewer than {MIN_IMAGES} readable images of a class"]
     said = []
     parts = len({one.scope for one in found} - {ALL})
     for fact in FACTS:
@@ -163,13 +155,13 @@ def in_words(found: Sequence[Shortcut]) -> list[str]:
         if inside:
             most = max(inside, key=lambda one: (round(one.auc or 0, 2), one.num_ai))
             said.append(
-                f"within {len(inside)} of {parts} generators {fact} alone says something, most in "
+                f"within {len(inside)} of {parts} generators, {fact} alone {BETTER}; highest in "
                 f"{most.scope} with {most.in_words()}"
             )
     if not said:
         said.append(
-            "of the facts of the files that could be tested, none alone tells the classes apart "
-            f"beyond chance (highest AUC {max(known):.2f})"
+            "of the file facts that were tested, none alone tells the classes apart beyond chance "
+            f"(highest AUC {max(known):.2f})"
         )
     untested = {
         fact: sum(one.auc is None for one in found if one.fact == fact and not one.is_all)
@@ -178,12 +170,12 @@ def in_words(found: Sequence[Shortcut]) -> list[str]:
     alone = [one.fact for one in found if one.is_all and one.auc is None]
     if parts_of := [
         *(f"{fact} in {n} of {parts} generators" for fact, n in untested.items() if n),
-        *(f"{fact} over all" for fact in alone),
+        *(f"{fact} in the whole set" for fact in alone),
     ]:
-        said.append(f"not tested, for want of images that have it: {', '.join(parts_of)}")
+        said.append(f"not tested, too few images with this property: {', '.join(parts_of)}")
     return said
 
 
 def _does(one: Shortcut) -> str:
-    clear = one.auc is not None and one.auc >= CLEAR
-    return "separates the classes" if clear else "says something about the class"
+    is_clear = one.auc is not None and one.auc >= CLEAR
+    return "separates the classes" if is_clear else BETTER

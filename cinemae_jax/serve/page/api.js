@@ -1,15 +1,15 @@
 // The HTTP interface, as any program would use it.
 
-/** Why there is no answer, in words fit to be shown. */
+/** An error whose message can be shown to the visitor. */
 export class Refusal extends Error {}
 
-/** What answers, and what it takes: the fields of `About`. */
+/** The detector, and what the server accepts: the fields of `About`. */
 export function about() {
   return request("v1/detector");
 }
 
 /**
- * Judges a picture: the fields of `Answer`.
+ * Scores an image: the fields of `Answer`.
  * @param {File} file
  * @param {{heatmap: boolean, stability: boolean}} options
  * @param {AbortSignal} signal
@@ -26,7 +26,7 @@ async function request(path, options) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal("The server does not answer. Is it still running, and the file still there?");
+    throw new Refusal("The server does not answer. Check that it is running and that the file still exists.");
   }
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Refusal(answer.error ?? `The server failed (${response.status}).`);

@@ -1,5 +1,5 @@
-// What a visitor does: choose, drop or paste a picture, and ask for more or less.  One picture at a
-// time; a new one takes the place of the old, whether that was answered or not.
+// Input of the visitor: an image is chosen, dropped or pasted, and options are switched.  One image at a
+// time; a new one replaces the old one, whether it was answered or not.
 
 import * as api from "./api.js";
 import * as view from "./view.js";
@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 
 let about = null; // of the detector
 let current = null; // {file, url, answer}
-let asking = null; // AbortController of the request under way
+let asking = null; // AbortController of the current request
 
 const wanted = () => ({ heatmap: $("heatmap").checked, stability: $("stability").checked });
 
@@ -27,14 +27,14 @@ function take(files) {
   }
   current = { file, url: URL.createObjectURL(file), answer: null };
   view.showPicture(current);
-  ask(files.length > 1 ? ` (the first of ${files.length}; one at a time)` : "");
+  ask(files.length > 1 ? ` (the first of ${files.length} files)` : "");
 }
 
 function faultOf(file) {
-  if (file.type && !file.type.startsWith("image/")) return `${file.name} is no picture (${file.type}).`;
+  if (file.type && !file.type.startsWith("image/")) return `${file.name} is not an image (${file.type}).`;
   if (!file.size) return `${file.name} is empty.`;
   if (about && file.size > about.max_bytes)
-    return `${file.name} is too large: ${view.megabytes(file.size)}; this server takes ${view.megabytes(about.max_bytes)} at most.`;
+    return `${file.name} is too large: ${view.megabytes(file.size)}; this server accepts at most ${view.megabytes(about.max_bytes)}.`;
   return "";
 }
 
@@ -49,14 +49,14 @@ async function ask(note = "") {
   asking?.abort();
   asking = new AbortController();
   const { signal } = asking;
-  view.showBusy(true, `Looking at ${picture.file.name}${note} …`);
+  view.showBusy(true, `Scoring ${picture.file.name}${note} …`);
   try {
     about ??= await introduce();
     picture.answer = await api.predict(picture.file, wanted(), signal);
   } catch (error) {
-    if (signal.aborted) return; // another picture, or another question, has taken its place
+    if (signal.aborted) return; // replaced by another image or other options
     if (!(error instanceof api.Refusal)) throw error;
-    const fault = `${picture.file.name} was not judged: ${error.message}`;
+    const fault = `${picture.file.name} was not scored: ${error.message}`;
     if (!picture.answer) current = null;
     refuse(fault, picture.answer);
     return;
@@ -81,7 +81,7 @@ async function introduce() {
 $("form").addEventListener("submit", (event) => event.preventDefault());
 $("file").addEventListener("change", (event) => {
   take([...event.target.files]);
-  event.target.value = ""; // the same file may be chosen again
+  event.target.value = ""; // so that the same file can be chosen again
 });
 for (const id of ["heatmap", "stability"]) $(id).addEventListener("change", change);
 
@@ -100,7 +100,7 @@ document.addEventListener("drop", (event) => {
   $("drop").classList.remove("over");
   const files = [...event.dataTransfer.files];
   if (files.length) take(files);
-  else view.showFault("That was no file: save the picture first, or copy and paste it.");
+  else view.showFault("That is not a file: save the image first, or copy and paste it.");
 });
 
 introduce().then(

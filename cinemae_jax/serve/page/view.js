@@ -1,17 +1,17 @@
-// Answers to what is seen.  Text is set as text: nothing that a file or a server says becomes markup.
+// Shows answers.  Text is set as text: nothing from a file or a server becomes markup.
 
 const $ = (id) => document.getElementById(id);
 
 const VERDICTS = {
   ai: ["Called AI-generated", ({ fpr }) =>
-    `At most ${percent(fpr)} of photographs like those held out from training score as high.`],
+    `At most ${percent(fpr)} of photographs like those held out of training score this high.`],
   nature: ["Called a photograph", ({ fnr }) =>
-    `At most ${percent(fnr)} of AI images like those held out from training score as low.`],
+    `At most ${percent(fnr)} of AI images like those held out of training score this low.`],
   inconclusive: ["Inconclusive", () => "The detector calls it neither AI-generated nor a photograph."],
 };
-const LONG = 200; // characters of a value in the JSON that is shown
+const LONG = 200; // longer strings are shortened in the JSON shown
 
-/** The detector, and what the server takes. */
+/** Shows the detector, and what the server accepts. */
 export function showAbout(about) {
   $("detector").textContent = `${about.name} ${about.identity}`;
   $("limits").textContent = `${about.formats.join(", ")}; at most ${megabytes(about.max_bytes)}`;
@@ -21,7 +21,7 @@ export function showAbout(about) {
   const facts = {
     "trained on": about.train_generators.join(", "),
     "training files": seen && `${seen.formats.join(", ")}; shorter side ${seen.shorter_sides.join(" to ")} pixels`,
-    "masks a picture": `${about.runs}`,
+    "masking runs per image": `${about.runs}`,
     backbone: `sha256 ${about.backbone_sha256}`,
     software: `cinemae_jax ${about.version}`,
   };
@@ -31,34 +31,34 @@ export function showAbout(about) {
   $("card").hidden = $("makers").hidden = !about.card;
 }
 
-/** A picture that is being judged. */
+/** Shows an image that is being scored. */
 export function showPicture(current) {
   showFault("");
   $("result").hidden = false;
   $("judged").hidden = $("legend").hidden = true;
-  showImage(current.url, `the picture ${current.file.name}`, current.file);
+  showImage(current.url, `image ${current.file.name}`, current.file);
 }
 
-/** That something is going on. */
+/** Shows whether a request is running. */
 export function showBusy(busy, words = "") {
   $("picture").parentElement.classList.toggle("busy", busy);
   $("result").setAttribute("aria-busy", busy);
   $("status").textContent = words;
 }
 
-/** What went wrong, in words; empty takes the words away. */
+/** Shows an error; an empty string removes it. */
 export function showFault(words) {
   $("error").textContent = words;
   $("error").hidden = !words;
 }
 
-/** No picture, no result. */
+/** Removes image and result. */
 export function clear() {
   $("result").hidden = true;
   $("picture").removeAttribute("src");
 }
 
-/** What the detector says of the current picture. */
+/** Shows the answer for the current image. */
 export function showAnswer(current, about, wanted) {
   const { answer, file } = current;
   const [called, meaning] = VERDICTS[answer.verdict];
@@ -81,9 +81,9 @@ export function showAnswer(current, about, wanted) {
 const spread = (answer) => (answer.uncertainty === null ? "" : `± ${answer.uncertainty.toFixed(3)}`);
 
 function uncertainty(answer, about) {
-  if (answer.uncertainty === null) return "How far it would move with other masks was not looked at.";
-  return `±: how far another draw of masks would move it (standard deviation between ${about.num_groups} groups of masks). ` +
-    "It says nothing of whether the detector is right.";
+  if (answer.uncertainty === null) return "Its dependence on the masks was not measured.";
+  return `±: how far other masks would move it (standard deviation between ${about.num_groups} groups of masking runs). ` +
+    "This does not say whether the detector is right.";
 }
 
 function showScale(answer, about) {
@@ -118,7 +118,7 @@ function showScale(answer, about) {
 function showChanges(stability, flags) {
   $("changes").hidden = !stability;
   const turned = flags.some((flag) => flag.startsWith("unstable: "));
-  $("turned").textContent = turned ? "The verdict turns: see below." : "The verdict stays what it is.";
+  $("turned").textContent = turned ? "The verdict changes: see below." : "The verdict does not change.";
   fill("altered", Object.entries(stability ?? {}).map(([name, probability]) => {
     const row = element("tr");
     const head = element("th", name);
@@ -141,15 +141,15 @@ function showDoubts(answer, about) {
 function showHeatmap(heatmap, current) {
   $("legend").hidden = !heatmap;
   if (!heatmap) {
-    showImage(current.url, `the picture ${current.file.name}`, current.file);
+    showImage(current.url, `image ${current.file.name}`, current.file);
     return;
   }
-  showImage(heatmap.png, `heatmap over ${current.file.name}: where reconstruction surprises`, current.file);
+  showImage(heatmap.png, `heat map of ${current.file.name}: where reconstruction fails`, current.file);
   $("low").textContent = heatmap.low.toPrecision(3);
   $("high").textContent = heatmap.high.toPrecision(3);
   const [least, most] = heatmap.hidden;
-  $("measure").textContent = `${heatmap.score.replaceAll("_", " ")}, mean of ${heatmap.runs} masks ` +
-    `(each patch hidden ${least} to ${most} times).`;
+  $("measure").textContent = `${heatmap.score.replaceAll("_", " ")}, mean of ${heatmap.runs} masking runs ` +
+    `(each patch masked ${least} to ${most} times).`;
   $("statement").textContent = heatmap.statement;
 }
 
@@ -166,7 +166,7 @@ function showImage(source, words, file) {
   image.src = source;
 }
 
-// --- small change -------------------------------------------------------------------------------
+// --- helpers ------------------------------------------------------------------------------------
 
 export const megabytes = (bytes) => `${(bytes / 1e6).toLocaleString("en", { maximumFractionDigits: 1 })} MB`;
 

@@ -15,13 +15,13 @@ from cinemae_jax.data.inspect.examiner import Examiner
 from cinemae_jax.data.transforms import Crop
 from tests.helpers.odd_images import JPEG, ODD, PNG, UNREADABLE, encoded, picture
 
-NUM_PLAIN = 3  # sound files of each class of the sick set
+NUM_PLAIN = 3  # sound files per class and split of the sick set
 FOLDER = "gen/inner/train/ai"
 
 
 @pytest.fixture(scope="module")
 def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of every kind, in one class of one split, beside some sound ones."""
+    """Files of every kind in one class of one split, and some sound ones."""
     root = tmp_path_factory.mktemp("sick")
     for split in ("train", "val"):
         for label in ("nature", "ai"):
@@ -62,14 +62,15 @@ def test_every_file_is_in_exactly_one_count(examined: examination.Examination) -
 
 def test_doctor_and_loader_agree(sick: Path, examined: examination.Examination) -> None:
     found = catalog.scan(sick)
-    batches = loader.eval_batches(loader.from_catalog(found), Crop(8, resize=8), batch_size=7)
+    images = loader.Loader(loader.from_catalog(found), Crop(8, resize=8))
+    batches = images.eval_batches(batch_size=7)
     paths = found.table["path"].to_pylist()
     invalid = {paths[row] for b in batches for row in b["row"][(b["row"] >= 0) & ~b["valid"]]}
     assert invalid == set(examined.unreadable["path"].to_pylist())
     assert {f"{FOLDER}/{name}" for name in (*UNREADABLE, "broken_link.png")} == invalid
 
 
-def test_oddities_are_found_and_nothing_else(examined: examination.Examination) -> None:
+def test_exactly_the_oddities_are_found(examined: examination.Examination) -> None:
     found = diagnosis.findings(examined)
     expected = {kind for _, kinds in ODD.values() for kind in kinds}
     assert set(found) == expected == set(diagnosis.FINDINGS)
@@ -80,7 +81,7 @@ def test_oddities_are_found_and_nothing_else(examined: examination.Examination) 
         assert finding["by_label"] == {"ai": len(paths)}
 
 
-def test_the_result_does_not_depend_on_the_workers(
+def test_the_result_does_not_depend_on_the_number_of_workers(
     sick: Path, examined: examination.Examination
 ) -> None:
     assert examination.examine(sick, workers=1).files.equals(
@@ -109,7 +110,7 @@ def test_folders_without_classes_are_examined_as_unlabelled(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same bytes twice: in train and val, in nature and ai, and harmlessly."""
+    """The same bytes twice: in train and val, in nature and ai, and within one class."""
     root = tmp_path_factory.mktemp("leaky")
     for path, seed in {
         "a/i/train/nature/t.png": 1,
@@ -122,12 +123,12 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(encoded(picture(seed)))
-    for i in range(2):  # empty files are no duplicates of each other: they are unreadable
+    for i in range(2):  # empty files are unreadable, not duplicates
         (root / f"a/i/{('train', 'val')[i]}/ai/empty{i}.png").touch()
     return root
 
 
-def test_duplicates_are_sorted_by_what_they_leak(leaky: Path) -> None:
+def test_duplicates_are_grouped_by_kind_of_leak(leaky: Path) -> None:
     found = diagnosis.duplicates(examination.examine(leaky))
 
     def names(sets: list) -> list[set[str]]:
@@ -139,7 +140,7 @@ def test_duplicates_are_sorted_by_what_they_leak(leaky: Path) -> None:
     assert (found["sets"], found["files"], found["num_within"]) == (3, 6, 1)
 
 
-def test_quarantine_makes_a_set_sound_and_takes_no_more(leaky: Path, tmp_path: Path) -> None:
+def test_quarantine_lists_exactly_what_makes_a_set_sound(leaky: Path, tmp_path: Path) -> None:
     file = tmp_path / "quarantine.csv"
     assert command.main(["doctor", str(leaky), "--quarantine", str(file)]) == 1
     with open(file, newline="") as lines:
@@ -155,8 +156,8 @@ def test_quarantine_makes_a_set_sound_and_takes_no_more(leaky: Path, tmp_path: P
     assert gone == {row["path"] for row in rows}
 
 
-def test_shortcuts_within_a_generator_are_told_apart(tmp_path: Path) -> None:
-    """Formats are swapped between two generators: together they tell nothing."""
+def test_shortcuts_within_a_generator_are_found(tmp_path: Path) -> None:
+    """Formats are swapped between two generators, so over both they tell little."""
     for generator, swap in (("a", False), ("b", True)):
         for label in ("nature", "ai"):
             folder = tmp_path / generator / "i/val" / label
@@ -165,10 +166,9 @@ def test_shortcuts_within_a_generator_are_told_apart(tmp_path: Path) -> None:
             for i in range(12):
                 picture(i, width=32, height=32).save(folder / f"{i}.{kind}")
     reported = diagnosis.report(examination.examine(tmp_path))
-    assert (
-        "within 2 of 2 generators file format alone says something, "
-        "most in a with AUC 1.00 (12 nature + 12 ai; fewer than 100 of a class: uncertain)"
-    ) in reported["verdict"]
+    (sentence,) = (one for one in reported["verdict"] if "file format alone" in one)
+    assert sentence.startswith("within 2 of 2 generators")
+    assert "in a with AUC 1.00 (12 nature + 12 ai; fewer than 100 images" in sentence
     values = {
         one["scope"]: one["auc"] for one in reported["shortcuts"] if one["fact"] == "file format"
     }
@@ -176,11 +176,12 @@ def test_shortcuts_within_a_generator_are_told_apart(tmp_path: Path) -> None:
     assert values["all"] < 0.75
 
 
-# --- files that end a process -------------------------------------------------------------------
+# --- files that kill a process ------------------------------------------------------------------
 
 FATAL = """
 import os, signal, sys, time
-from cinemae_jax.data import decode, examiner
+from cinemae_jax.data import decode
+from cinemae_jax.data.inspect import examiner
 
 def open_header(data, really=decode.open_header):
     if data == b"exits":
@@ -189,7 +190,7 @@ def open_header(data, really=decode.open_header):
         os.kill(os.getpid(), signal.SIGSEGV)
     if data == b"hangs":
         time.sleep(60)
-    if data.startswith(b"once "):  # as where other programs take the memory
+    if data.startswith(b"once "):  # as when other programs take the memory
         note = data[5:].decode()
         if not os.path.exists(note):
             open(note, "w").close()
@@ -204,7 +205,7 @@ examiner.main(sys.argv)
 
 @pytest.fixture
 def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, and a decoder that files of some contents put an end to."""
+    """An empty folder, and a decoder that dies on files of certain contents."""
     module = tmp_path / "modules/fatal_decoder.py"
     module.parent.mkdir()
     module.write_text(FATAL)
@@ -216,7 +217,7 @@ def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_files_that_end_the_decoder_are_named_and_the_others_examined(
+def test_files_that_kill_the_decoder_are_named_and_the_others_examined(
     fatal: Path, workers: int
 ) -> None:
     once = b"once " + os.fsencode(fatal.parent / "note")
@@ -228,19 +229,22 @@ def test_files_that_end_the_decoder_are_named_and_the_others_examined(
         (fatal / name).write_bytes(data)
     examined = examination.examine(fatal, workers=workers)
     bad = {row["path"]: (row["reason"], row["error"]) for row in examined.unreadable.to_pylist()}
-    died = "the process that decoded it has ended with {}"
-    assert bad == {
-        "05.png": (facts.CRASH, died.format("exit code 3")),
-        "06.png": (facts.CRASH, died.format("signal 11")),
+    expected = {
+        "05.png": (facts.CRASH, "exit code 3"),
+        "06.png": (facts.CRASH, "signal 11"),
         "07.png": (facts.EMPTY, "empty file"),
-        "40.png": (facts.TOO_SLOW, "not decoded in 2 seconds"),
-        "63.png": (facts.CRASH, died.format("exit code 3")),
-        "70.png": (facts.NO_IMAGE, "not an image, or of an unsupported format"),
+        "40.png": (facts.TOO_SLOW, "2 seconds"),
+        "63.png": (facts.CRASH, "exit code 3"),
+        "70.png": (facts.NO_IMAGE, "not an image"),
     }
+    assert bad.keys() == expected.keys()
+    for name, (reason, words) in expected.items():
+        assert bad[name][0] == reason
+        assert words in bad[name][1]
     assert len(examined.readable) == 3 * examination.CHUNK - 6
 
 
-def test_processes_that_do_not_start_are_an_error_and_no_verdict(
+def test_a_process_that_does_not_start_is_an_error(
     fatal: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
@@ -249,7 +253,7 @@ def test_processes_that_do_not_start_are_an_error_and_no_verdict(
     for i in range(4 * examination.CHUNK):
         (fatal / f"{i}.png").write_bytes(PNG)
     assert command.main(["doctor", str(fatal), "--workers", "2"]) == 2
-    assert "does not start: " in capfd.readouterr().err
+    assert "does not start" in capfd.readouterr().err
 
 
 # --- command ------------------------------------------------------------------------------------
@@ -260,7 +264,7 @@ def test_a_sound_set_exits_with_0(data_set: Path, capsys: pytest.CaptureFixture[
     assert "all 76 files can be read" in capsys.readouterr().out
 
 
-def test_the_report_is_whole_and_names_every_unreadable_file(
+def test_the_report_names_every_unreadable_file(
     sick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(["doctor", str(sick), "--json", f"{tmp_path}/r.json"]) == 1
@@ -270,22 +274,22 @@ def test_the_report_is_whole_and_names_every_unreadable_file(
     assert named == expected | {"broken_link.png": facts.NO_ACCESS}
     assert reported["versions"].keys() >= {"cinemae_jax", "pillow", "python"}
     printed = capsys.readouterr().out
-    assert "13 of 39 files cannot be read" in printed
+    assert "13 of 39 files" in printed
     assert "and 3 more" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
 @pytest.mark.parametrize("bad", ["--json", "--quarantine"])
-def test_a_report_that_cannot_be_written_is_refused_at_once(
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
     bad: str, sick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examination, "examine", lambda *a, **k: pytest.fail("examined in vain"))
+    monkeypatch.setattr(examination, "examine", lambda *a, **k: pytest.fail("examined"))
     assert command.main(["doctor", str(sick), bad, f"{tmp_path}/nowhere/r"]) == 2
     assert command.main(["doctor", str(sick), bad, str(tmp_path)]) == 2
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "many"])
-def test_a_number_of_workers_that_is_none_is_a_usage_error(workers: str, sick: Path) -> None:
+def test_an_invalid_number_of_workers_is_a_usage_error(workers: str, sick: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         command.main(["doctor", str(sick), "--workers", workers])
     assert stop.value.code == 2
@@ -296,10 +300,10 @@ def test_roots_without_images_are_usage_errors(
 ) -> None:
     assert command.main(["doctor", f"{tmp_path}/missing"]) == 2
     assert command.main(["doctor", str(tmp_path)]) == 2
-    assert "no images under" in capsys.readouterr().err
+    assert "no images" in capsys.readouterr().err
 
 
-def test_names_cannot_command_the_terminal(
+def test_names_cannot_send_commands_to_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("写真.png", "[red]a[bold].png", "a\nb.png", "\x1b[2Jc.png"):
@@ -311,7 +315,7 @@ def test_names_cannot_command_the_terminal(
     assert "\x1b" not in printed
 
 
-def test_no_accelerator_is_touched() -> None:
+def test_doctor_does_not_import_jax() -> None:
     code = (
         "import sys; sys.modules['jax'] = None\n"
         "from cinemae_jax.main import main; main(['doctor', '/nowhere'])"

@@ -24,20 +24,20 @@ def test_unreadable_files_have_their_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("PNG", "a.PNG"), ("JPEG", "b.JPeG"), ("BMP", "c.bmp")])
-def test_sound_files_have_neither_reason_nor_oddity(kind: str, name: str) -> None:
+def test_sound_files_have_no_reason_and_no_oddity(kind: str, name: str) -> None:
     found = facts.examine_bytes(encoded(picture(), kind), suffix=Path(name).suffix)
     assert (found.reason, found.error, found.wrong_extension) == ("", "", False)
     assert (found.format, found.mode, found.width, found.height) == (kind, "RGB", 80, 64)
 
 
-def test_a_photograph_with_a_preview_behind_it_is_a_jpeg() -> None:
+def test_a_photograph_with_a_preview_is_a_jpeg() -> None:
     both = encoded(picture(), "MPO", save_all=True, append_images=[picture(1)])
     found = facts.examine_bytes(both, suffix=".jpg")
     assert (found.reason, found.format, found.animated) == ("", "JPEG", False)
     assert not found.wrong_extension
 
 
-def test_sizes_are_those_after_the_orientation() -> None:
+def test_sizes_follow_the_orientation() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     found = facts.examine_bytes(encoded(picture(), "JPEG", exif=exif), suffix=".jpg")
@@ -54,12 +54,12 @@ def test_jpeg_quality_is_exact_for_every_quality_of_libjpeg() -> None:
     assert facts.examine_bytes(PNG, suffix=".png").quality is None
 
 
-def test_the_nearest_quality_is_given_for_foreign_tables() -> None:
+def test_other_tables_get_the_nearest_quality() -> None:
     table = np.array(Image.open(io.BytesIO(encoded(picture(), "JPEG", quality=80))).quantization[0])
     assert facts.quality_of_table(tuple(table + np.arange(64) % 2)) in (79, 80)
 
 
-def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipes_loops_and_folders_are_reported_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     for name in ("pipe.jpg", "loop.jpg", "missing.jpg", "."):
@@ -68,9 +68,7 @@ def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
         assert found.error
 
 
-def test_files_beyond_any_picture_are_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oversized_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_BYTES", len(PNG) - 1)
     (tmp_path / "a.png").write_bytes(PNG)
     found = facts.examine(tmp_path / "a.png")
@@ -84,7 +82,7 @@ def test_files_beyond_any_picture_are_not_read(
     st.integers(0, 20_000),
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damage_of_any_kind_is_a_fact_and_the_decoders_verdict(
+def test_facts_and_decoder_agree_on_damage_of_any_kind(
     data: bytes, flips: list[tuple[int, int]], length: int
 ) -> None:
     damaged = bytearray(data)

@@ -6,7 +6,7 @@ from cinemae_jax.data.inspect import shortcuts
 
 
 def files(**columns: object) -> pa.Table:
-    """200 readable files, nature before ai, alike but for some columns."""
+    """200 readable files, nature before ai, identical except for the given columns."""
     alike = {"format": "PNG", "mode": "RGB", "deep": False, "alpha": False, "quality": None}
     alike |= {"width": 64, "height": 64, "label": None, "generator": "g"}
     table = {name: [value] * 200 for name, value in alike.items()}
@@ -19,26 +19,26 @@ def auc(table: pa.Table, fact: str) -> shortcuts.Shortcut:
     return next(one for one in shortcuts.find(table, scope=shortcuts.ALL) if one.fact == fact)
 
 
-def test_files_that_are_alike_tell_nothing() -> None:
+def test_identical_files_have_no_shortcut() -> None:
     found = shortcuts.find(files(), scope=shortcuts.ALL)
     assert [one.auc for one in found if one.fact != "JPEG quality"] == [0.5] * 4
     assert auc(files(), "JPEG quality").auc is None
-    assert shortcuts.in_words(found) == [
-        "of the facts of the files that could be tested, none alone tells the classes apart "
-        "beyond chance (highest AUC 0.50)",
-        "not tested, for want of images that have it: JPEG quality over all",
-    ]
+    none_found, untested = shortcuts.in_words(found)
+    assert "beyond chance (highest AUC 0.50)" in none_found
+    assert untested.startswith("not tested")
+    assert "JPEG quality in the whole set" in untested
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_format_a_class_separates_them_whichever_has_which(order: int) -> None:
+def test_one_format_per_class_separates_them_in_either_order(order: int) -> None:
     table = files(format=(["JPEG"] * 100 + ["PNG"] * 100)[::order])
     assert auc(table, "file format").auc == 1.0
     said = shortcuts.in_words(shortcuts.find(table, scope=shortcuts.ALL))
-    assert said[0] == "file format alone separates the classes with AUC 1.00 (100 nature + 100 ai)"
+    assert "file format alone separates" in said[0]
+    assert "AUC 1.00 (100 nature + 100 ai)" in said[0]
 
 
-def test_one_size_among_many_is_seen_though_it_is_neither_large_nor_small() -> None:
+def test_a_single_medium_size_is_found_among_others() -> None:
     rng = np.random.default_rng(0)
     width = np.concatenate([rng.choice([100, 150, 400, 900], 100), np.full(100, 256)])
     assert auc(files(width=width), "image size").auc == 1.0
@@ -49,7 +49,7 @@ def test_one_size_among_many_is_seen_though_it_is_neither_large_nor_small() -> N
     assert auc(scaled, "aspect ratio").auc == 0.5
 
 
-def test_chance_is_no_finding() -> None:
+def test_chance_is_not_a_finding() -> None:
     false_alarms = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -57,10 +57,10 @@ def test_chance_is_no_finding() -> None:
         found = shortcuts.find(table, scope=shortcuts.ALL)
         assert all(one.auc is None or 0.5 <= one.auc < 0.7 for one in found)
         false_alarms += sum(one.found for one in found)
-    assert false_alarms <= 2  # of 60 that could be
+    assert false_alarms <= 2  # of 60 tests
 
 
-def test_quality_is_compared_among_jpegs_alone() -> None:
+def test_quality_is_compared_only_among_jpegs() -> None:
     quality = [75] * 50 + [None] * 50 + [95] * 50 + [None] * 50
     one = auc(files(quality=quality), "JPEG quality")
     assert (one.auc, one.num_nature, one.num_ai) == (1.0, 50, 50)
@@ -69,10 +69,10 @@ def test_quality_is_compared_among_jpegs_alone() -> None:
     assert (only_nature.auc, only_nature.num_ai) == (None, 0)
 
 
-def test_large_sets_are_sampled_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_of_a_large_set_gives_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     table = files(format=["JPEG"] * 90 + ["PNG"] * 110)
     whole = auc(table, "file format").auc
     monkeypatch.setattr(shortcuts, "MAX_IMAGES", 60)
     sampled = auc(table, "file format")
     assert (sampled.num_nature, sampled.num_ai) == (100, 100)
-    assert sampled.auc == pytest.approx(whole, abs=0.08)  # a draw of 60: 0.95 ± 2 · 0.04
+    assert sampled.auc == pytest.approx(whole, abs=0.08)  # two standard errors of 60 images

@@ -1,7 +1,7 @@
-"""What an accuracy is worth: the same images scored under other conditions, and what follows.
+"""The same images scored by the same detector under changed conditions, and compared.
 
-In: a function that scores images after a change of the detector's transform.  Out: comparisons with
-paired intervals, and sentences about them.
+In: a function that scores images through a changed transform.  Out: comparisons with paired
+intervals.
 """
 
 import dataclasses
@@ -20,16 +20,17 @@ from cinemae_jax.data.records import NATURE
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.evaluation import metrics
+from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.comparison import Comparison
-from cinemae_jax.evaluation.metrics import Row
+from cinemae_jax.evaluation.metrics import ScoredImages
 
-# The detector's transform to the one that is used in its place.
+# Maps the detector's transform to the one that replaces it.
 Change = Callable[[Transform], Transform]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """What a detector says of some images.
+    """Scores of N images.
 
     Attributes:
       logit: (N,), positive for AI; NaN where an image could not be read.
@@ -41,19 +42,10 @@ class Scored:
 
 
 class Score(Protocol):
-    """A detector, as the audit needs it."""
+    """A detector that the audit can call."""
 
     def __call__(self, images: Catalog, change: Change) -> Scored:
         """Scores images through a changed transform."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Resampling:
-    """Of every interval; fields as in ``metrics.evaluate``."""
-
-    bootstrap: int = 1000
-    confidence: float = 0.95
-    seed: int = 0
 
 
 def compared(
@@ -63,46 +55,35 @@ def compared(
     resampling: Resampling,
     calibration: Calibration | None = None,
 ) -> Comparison:
-    """Measures both; an image that either could not read counts in neither."""
+    """Metrics before and after; an image that either scoring could not read counts in neither."""
     generators = np.array(images.table["generator"].to_pylist())
     valid = ~np.isnan(before.logit) & ~np.isnan(after.logit)
-    options = dataclasses.asdict(resampling)
-
-    def measured(scored: Scored) -> list[Row]:
-        known = images.labels, scored.logit, generators, valid
-        return metrics.evaluate(*known, calibration=calibration, **options)
-
-    difference = metrics.compare(
-        images.labels,
-        before.logit,
-        after.logit,
-        generators,
-        valid,
-        calibrations=(calibration, calibration),
-        **options,
+    first = ScoredImages(images.labels, before.logit, generators, valid)
+    second = dataclasses.replace(first, logit=after.logit)
+    return Comparison(
+        metrics.evaluate(first, resampling, calibration=calibration),
+        metrics.evaluate(second, resampling, calibration=calibration),
+        metrics.compare(first, after.logit, resampling, calibration=calibration),
     )
-    return Comparison(measured(before), measured(after), difference)
 
 
 def sample(images: Catalog, count: int) -> Catalog:
-    """At most ``count`` images of each class of each generator: those of the least example ids.
+    """At most ``count`` images per class and generator: those with the smallest example ids.
 
-    The same images whatever else is there; 0 takes all.
+    The choice does not depend on the order of the images, nor on other classes and generators.
+    0 keeps all images.
     """
     if not count:
         return images
     ids = images.table["example_id"].to_numpy()
-    cells = [f"{g}\0{label}" for g, label in zip(*_cells(images), strict=True)]
+    generators, labels = images.table["generator"].to_pylist(), images.labels.tolist()
+    cells = [f"{name}\0{label}" for name, label in zip(generators, labels, strict=True)]
     _, cell = np.unique(cells, return_inverse=True)
     order = np.lexsort((ids, cell))
     starts = np.searchsorted(cell[order], cell[order])
     kept = np.zeros(len(ids), bool)
     kept[order[np.arange(len(ids)) - starts < count]] = True
     return dataclasses.replace(images, table=images.table.filter(pa.array(kept)))
-
-
-def _cells(images: Catalog) -> tuple[list[str], list[int]]:
-    return images.table["generator"].to_pylist(), images.labels.tolist()
 
 
 # --- the comparisons ----------------------------------------------------------------------------
@@ -118,7 +99,7 @@ def equalised(
     resampling: Resampling,
     calibration: Calibration | None = None,
 ) -> Comparison:
-    """Raw against equalised: every file saved anew with the same short side and JPEG quality."""
+    """Files as they are against equalised ones: same shorter side, same JPEG quality."""
     again = score(images, functools.partial(Equalise, side=side, quality=quality))
     return compared(images, clean, again, resampling, calibration)
 
@@ -132,9 +113,9 @@ def pushed(
     calibration: Calibration | None = None,
     pushes: Sequence[Corruption] = PUSHES,
 ) -> dict[str, Comparison]:
-    """Photographs alone, before and after a change that has nothing to do with generation.
+    """Photographs alone, before and after changes that have nothing to do with generation.
 
-    The share called AI is one less ``nature_accuracy``; metrics of two classes are undefined.
+    The share called AI is 1 - ``nature_accuracy``; metrics of two classes are undefined.
     """
     is_nature = images.labels == NATURE
     nature = dataclasses.replace(images, table=images.table.filter(pa.array(is_nature)))
@@ -148,10 +129,10 @@ def pushed(
 
 
 def corrupting(corruption: Corruption) -> Change:
-    """A corruption as a change of the detector's transform."""
+    """The change that applies a corruption before the detector's transform."""
     return functools.partial(Corrupted, corruption=corruption)
 
 
 def unchanged(transform: Transform) -> Transform:
-    """No change: the detector as it is."""
+    """The change that changes nothing."""
     return transform
