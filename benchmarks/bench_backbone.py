@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, torch_peer
+from cinemae_jax import typed
 from cinemae_jax.features import extraction
 from cinemae_jax.model import mae
 from cinemae_jax.model.cinemae import random_backbone
@@ -48,7 +49,7 @@ def image_flops(config: MAEConfig, num_runs: int, mask_ratio: float = 0.75) -> f
 
 def detector_config(num_runs: int, dtype: str) -> DetectorConfig:
     fusion = "additive" if num_runs else "global"  # K = 0 leaves nothing else
-    return DetectorConfig(num_runs=num_runs, dtype=dtype, fusion=fusion)
+    return typed.read({"num_runs": num_runs, "dtype": dtype, "fusion": fusion}, DetectorConfig)
 
 
 def make_features(num_runs: int, dtype: str) -> Any:

@@ -133,8 +133,8 @@ def one_part(model: MAEConfig) -> dict[str, float]:
     stored = random_features(count, model)
     stored |= {name: stored["mismatch"] for name in bank.TERMS if name not in stored}
     stored["context_variance"] = np.ones((count, 1, NUM_RUNS, 3), np.float32)
-    facts = {"width": [512] * count, "height": [512] * count, "format": ["PNG"] * count}
-    facts["error"] = [""] * count
+    same = {"width": 512, "height": 512, "format": "PNG", "error": ""}
+    facts = {name: [value] * count for name, value in same.items()}
     recipe = Recipe("", "", {}, 0, NUM_RUNS, 1)
     with tempfile.TemporaryDirectory() as folder:
         (part,) = bank.plan(Path(folder), count, count)

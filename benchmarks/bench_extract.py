@@ -111,7 +111,7 @@ def predictions(detector: Detector, paths: list[Path]) -> dict[str, measure.Run]
     crops = np.stack([inputs.crops(picture.image, detector.transform) for picture in pictures])
     ids = np.array([picture.example_id for picture in pictures])
     return {
-        "logits": lambda: detector._score(crops, ids),
+        "logits": lambda: detector.score_crops(crops, ids),
         "predict": lambda: detector.predict(paths),
     }
 
@@ -159,7 +159,8 @@ def latency(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bench_loader.write_images(Path(folder, "files"), 1, ".jpg")
         (path,) = Path(folder, "files").rglob("*.jpg")
-        command = [sys.executable, "-m", "cinemae_jax.main", "predict", path, "--format", "jsonl"]
+        module = (sys.executable, "-m", "cinemae_jax.main")
+        command = (*module, "predict", str(path), "--format", "jsonl")
         taken = []
         for _ in range(1 + rounds):
             begin = time.perf_counter()

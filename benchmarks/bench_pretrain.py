@@ -43,7 +43,7 @@ def jax_run(settings: Any, batch: int, dtype: str) -> Any:
         donate=(0,),
     )
     size = config.image_size
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "image": np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8),
         "example_id": np.arange(batch, dtype=np.uint32),
         "epoch": np.zeros(batch, np.int32),

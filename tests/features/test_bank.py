@@ -21,7 +21,7 @@ from cinemae_jax.detector import loading
 from cinemae_jax.features import bank, filling, splits
 from cinemae_jax.features.bank import BankError
 from cinemae_jax.features.run import UNREAD, Run
-from cinemae_jax.features.sources import Sets
+from cinemae_jax.features.sources import BankedSet, Sets
 from cinemae_jax.runtime.devices import merge
 from cinemae_jax.settings import Settings
 from tests.conftest import write_data_set
@@ -76,8 +76,8 @@ def test_a_bank_gives_the_features_of_the_backbone(
             np.testing.assert_array_equal(batch[name], expected_batch[name])
         one, two = merge(stored), merge(computed)
         valid = np.repeat(batch["valid"], len(one.f_global) // len(batch["row"]))
-        for field in ("f_global", "uniform_share"):
-            a, b = getattr(one, field)[valid], getattr(two, field)[valid]
+        for name in ("f_global", "uniform_share"):
+            a, b = getattr(one, name)[valid], getattr(two, name)[valid]
             np.testing.assert_allclose(a, b, atol=2e-5)
         for field in dataclasses.fields(one.terms):
             a, b = getattr(one.terms, field.name), getattr(two.terms, field.name)
@@ -110,11 +110,13 @@ def test_several_heads_from_one_bank(config: Settings, tmp_path: Path) -> None:
 
 
 def test_a_bank_that_does_not_fit_is_streamed(config: Settings, tmp_path: Path) -> None:
-    held = open_sets(config, tmp_path)
-    streamed = open_sets(with_features(config, memory=0.0), tmp_path)
-    assert isinstance(streamed.train.stored.columns["f_global"], np.memmap)
-    for name, column in held.train.stored.columns.items():
-        np.testing.assert_array_equal(column, streamed.train.stored.columns[name])
+    held = open_sets(config, tmp_path).train
+    streamed = open_sets(with_features(config, memory=0.0), tmp_path).train
+    assert isinstance(held, BankedSet)
+    assert isinstance(streamed, BankedSet)
+    assert isinstance(streamed.stored.columns["f_global"], np.memmap)
+    for name, column in held.stored.columns.items():
+        np.testing.assert_array_equal(column, streamed.stored.columns[name])
     assert {path.suffix for path in (tmp_path / "bank/train").iterdir()} == {".parquet"}
 
 

@@ -429,6 +429,7 @@ def test_ctrl_c_ends_it_as_well(
 def test_mistakes_are_one_line_and_exit_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    code: object
     try:
         code = main.main(["serve", *arguments])
     except SystemExit as stop:

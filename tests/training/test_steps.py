@@ -1,6 +1,8 @@
 """The training step: what moves, what does not, and that devices do not matter."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,8 +168,8 @@ def test_the_frozen_side_is_not_differentiated(backbone: Backbone) -> None:
     batch = jax.tree.map(jnp.asarray, make_batch())
     extract = extraction.make_extract(CONFIG, extraction.first_runs(2))
 
-    def loss(params: object) -> jax.Array:
-        features = extract(backbone.replace(params=params), KEY, batch)
+    def loss(params: Any) -> jax.Array:
+        features = extract(dataclasses.replace(backbone, params=params), KEY, batch)
         return features.f_global.sum() + features.terms.mismatch.sum()
 
     gradient = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, backbone.params))
