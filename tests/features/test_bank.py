@@ -18,7 +18,7 @@ from PIL import Image
 from cinemae_jax import extract, train
 from cinemae_jax.data.order import Order
 from cinemae_jax.detector import loading
-from cinemae_jax.features import bank, filling, splits
+from cinemae_jax.features import filling, splits
 from cinemae_jax.features.bank import BankError
 from cinemae_jax.features.run import UNREAD, Run
 from cinemae_jax.features.sources import BankedSet, Sets
@@ -157,7 +157,7 @@ def test_killed_at_any_moment_the_bank_is_the_same(
 
     with monkeypatch.context() as patch:
         for name in ("fsync", "replace"):
-            patch.setattr(bank.os, name, copying(getattr(os, name)))
+            patch.setattr(os, name, copying(getattr(os, name)))
         assert len(extract.extract(config, tmp_path / "whole")) == 2
     for killed in (copies[0], copies[4], copies[6]):  # while a part is written, and around its name
         assert digests(killed / "bank") != digests(tmp_path / "whole/bank")
@@ -289,7 +289,7 @@ def test_a_full_disk_keeps_what_is_there(
         if len(calls) == 3:  # the first part is there, and synced with its folder
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bank.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match=r"No space left on device.* parts of the bank are kept"):
         extract.extract(config, tmp_path)
     kept = digests(tmp_path / "bank")
