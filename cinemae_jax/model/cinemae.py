@@ -181,7 +181,7 @@ def statistics(
 ) -> Float[Array, "b s"]:
     """The configured statistics of every image, before standardisation.
 
-    They are log1p of s1 … s3 where the score cannot be negative (METHOD 4), means over the runs
+    They are log1p of s1 … s3 where the score cannot be negative (method.md 4), means over the runs
     for statistics by frequency band, and zeros with K = 0.
 
     Args:

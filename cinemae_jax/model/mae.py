@@ -57,7 +57,7 @@ def unpatchify(patches: Float[Array, "b l d"], patch_size: int) -> Float[Array, 
 
 
 def to_target(patches: Float[Array, "*batch d"], target: Target) -> Float[Array, "*batch d"]:
-    """Patches in the space in which the decoder predicts them (METHOD 6).
+    """Patches in the space in which the decoder predicts them (docs/weights.md).
 
     For ``norm_pix`` the variance is unbiased (divides by d - 1), as torch's is by default.
     """

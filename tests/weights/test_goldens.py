@@ -97,7 +97,7 @@ def test_extract_features_is_what_the_goldens_check() -> None:
 def test_a_constant_added_to_every_channel_changes_nothing() -> None:
     """LayerNorm removes the mean of a token, so a constant in the residual stream has no effect.
 
-    METHOD 6.  Rounding the stream at 50 moves the prediction by 2e-4 of its largest value; a
+    docs/weights.md.  Rounding the stream at 50 moves the prediction by 2e-4 of its largest value; a
     variance computed as E[x²] - E[x]² would lose the small tokens altogether.
     """
     golden = read("norm_pix_14_facebook")
