@@ -143,7 +143,7 @@ class DetectorConfig:
 
     Attributes:
       num_runs: K, masking runs per image; 0 uses the encoder alone (fusion ``global``).
-      anomaly: what the head reads of the masked patches: ``statistics`` of a score (method.md 4), or
+      anomaly: what the head reads of masked patches: ``statistics`` of a score (method.md 4), or
         energies and errors by frequency, ``bands`` (``model.bands``); with ``bands``, the fields
         score, mismatch_weight, statistics and sensitivity have no effect.
       mask_ratio: r, share of patches masked.
