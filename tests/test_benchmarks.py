@@ -18,6 +18,8 @@ from cinemae_jax.model.cinemae import random_backbone
 from tests.helpers.small_detector import one_device, small_bundle
 from tests.helpers.small_run import ROOT
 
+pytestmark = pytest.mark.slow
+
 RUN = ("sweep", "extract")  # quick enough for a test; the others differ in what they time
 # one device, and programs that compile fast
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

@@ -27,7 +27,7 @@ from cinemae_jax.settings import Settings
 from tests.conftest import write_data_set
 from tests.helpers.small_run import small_settings, spoil
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.training import steps
 
+pytestmark = pytest.mark.slow
+
 
 def vit_large_backbone() -> Backbone:
     """Weights from one small block of random numbers: drawing 330 million takes seconds and GBs."""
@@ -30,7 +32,6 @@ def vit_large_backbone() -> Backbone:
     return Backbone(jax.tree.map_with_path(leaf, shapes), config, "random")
 
 
-@pytest.mark.slow
 def test_vit_large_runs_forward_and_steps_its_head() -> None:
     config, replicas = DetectorConfig(), Replicas(tuple(jax.devices()[:1]))
     backbone = vit_large_backbone()

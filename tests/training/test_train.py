@@ -38,7 +38,7 @@ from tests.helpers.small_run import (
     spoil,
 )
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 
 @pytest.fixture(scope="module")

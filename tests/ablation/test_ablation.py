@@ -45,7 +45,7 @@ from tests.conftest import SMALL
 from tests.helpers.command_line import called
 from tests.helpers.small_run import small_config
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 ONE_DEVICE = Replicas((jax.devices()[0],))
 SWIFT = {"train.epochs": 2, "features.num_runs": 3, "num_seeds": 2, "eval.bootstrap": 20}

@@ -30,6 +30,8 @@ from tests.helpers.pictures import encoded
 from tests.helpers.small_detector import one_device, small_bundle
 from tests.helpers.small_run import small_config
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
 
