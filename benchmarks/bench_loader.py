@@ -116,7 +116,7 @@ def bench(images: int, threads: int, repeats: int) -> dict[str, dict[str, list[f
             *(f"{np.median(each):.0f}" for each in (floors, loads, parallel)),
             *(spread(each, floors) for each in (loads, parallel)),
         )
-        print(f"{suffix}: processes need {np.median(starts):.1f} s")
+        print(f"{suffix}: processes and first batches: {np.median(starts):.1f} s")
         result[suffix] = {
             "floor": floors,
             "loader": loads,
