@@ -6,11 +6,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 TORCH ?= torch==2.13.0
 DEMO := runs/demo
 CACHED := XDG_CACHE_HOME='$(CURDIR)/.cache'
 
-.PHONY: demo test parity bench lint format demo-images goldens clean
+.PHONY: demo test test-fast parity bench lint format demo-images goldens clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.package
@@ -22,10 +23,14 @@ demo: $(VENV)/.package
 		--config.eval.detector=tiny
 
 test: $(VENV)/.test $(VENV)/.browser
-	$(BIN)/python -m pytest -m "not parity" -n auto --dist loadfile $(ARGS)
+	$(PYTEST) -m "not parity" $(ARGS)
+
+# For the inner loop: leaves out what trains, serves or starts processes.
+test-fast: $(VENV)/.test
+	$(PYTEST) -m "not parity and not slow" $(ARGS)
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m parity -n auto --dist loadfile $(ARGS)
+	$(PYTEST) -m parity $(ARGS)
 
 # Times the package against PyTorch; takes minutes, needs a quiet machine.
 bench: $(VENV)/.parity

@@ -1,3 +1,5 @@
+"""Config files are complete, and every mistake in a config is named."""
+
 import importlib
 from typing import Any
 

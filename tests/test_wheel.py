@@ -13,6 +13,8 @@ import pytest
 
 from tests.helpers.small_run import ROOT
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 FEW = 6  # demonstration images per folder
 OWN_CONFIG = """
@@ -55,7 +57,6 @@ def run(folder: Path, program: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_the_wheel_installs_two_packages_and_no_configs(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as files:
         names = files.namelist()
@@ -64,7 +65,6 @@ def test_the_wheel_installs_two_packages_and_no_configs(wheel: Path) -> None:
     assert "cinemae_jax/configs/ablation/fusion.py" in names
 
 
-@pytest.mark.slow
 def test_train_predict_and_ablate_run_from_the_wheel(folder: Path) -> None:
     script = "from cinemae_jax.configs import demo; print(demo.get_config().data.root)"
     demo = Path(run(folder, "python", "-c", script).strip())

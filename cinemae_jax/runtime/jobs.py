@@ -100,8 +100,8 @@ def _config_file(value: str) -> str:
     packaged = packaged_configs()
     if name not in packaged:
         raise ValueError(
-            f"--config {name}: there is no such file, and no packaged config of that name: "
-            f"use one of {', '.join(packaged)}"
+            f"--config {name}: neither a file nor a packaged config: give a path, or one of "
+            f"{', '.join(packaged)}"
         )
     return f"{packaged[name]}{colon}{argument}"
 

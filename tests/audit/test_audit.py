@@ -37,6 +37,8 @@ from tests.helpers.pictures import saved
 from tests.helpers.planted import planted_set, smooth_image, write_files
 from tests.helpers.small_run import small_run
 
+pytestmark = pytest.mark.slow
+
 RESAMPLING = Resampling(bootstrap=50)
 HOW = {"side": 64, "quality": 80}
 

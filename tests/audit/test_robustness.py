@@ -31,6 +31,8 @@ from tests.conftest import SMALL
 from tests.helpers.pictures import encoded, gradient, noise
 from tests.helpers.small_run import small_run
 
+pytestmark = pytest.mark.slow
+
 # --- corruptions --------------------------------------------------------------------------------
 
 

@@ -1,3 +1,5 @@
+"""The cinemae command: its table of commands, its help, and what it does not import."""
+
 import subprocess
 import sys
 

@@ -21,6 +21,8 @@ from tests.helpers.odd_images import ODD, UNREADABLE
 from tests.helpers.pictures import encoded
 from tests.helpers.small_detector import one_device, small_bundle
 
+pytestmark = pytest.mark.slow
+
 FIRST = ["path", "probability", "verdict", "flags", "error", "detector", "seconds"]
 
 

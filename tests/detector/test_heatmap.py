@@ -24,6 +24,8 @@ from cinemae_jax.model.head import HeadState, Normalizer
 from tests.conftest import photo
 from tests.helpers.small_detector import one_device, small_bundle
 
+pytestmark = pytest.mark.slow
+
 TINY_RUNS = 6
 
 

@@ -19,6 +19,8 @@ from cinemae_jax.runtime import differences
 from tests.conftest import SMALL, write_data_set
 from tests.helpers.small_run import evaluated, small_run, small_settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(

@@ -34,6 +34,8 @@ from cinemae_jax.model.config import STATISTICS
 from tests.helpers.small_detector import CALIBRATION
 from tests.helpers.small_run import evaluated, small_run, small_settings
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("Midjourney", "glide", "_a$b$ <script>|x")
 FACTS = {
     "backbone": "MAE",

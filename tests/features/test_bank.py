@@ -27,6 +27,8 @@ from cinemae_jax.settings import Settings
 from tests.conftest import write_data_set
 from tests.helpers.small_run import small_settings, spoil
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+
 
 @pytest.fixture
 def config(data_set: Path, backbone_file: Path) -> Settings:
@@ -88,6 +90,7 @@ def test_a_bank_gives_the_features_of_the_backbone(
 
 
 def test_training_from_the_bank_is_training_online(config: Settings, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=2))
     heads, tables = [], []
     for source in ("bank", "online"):
         workdir = tmp_path / source

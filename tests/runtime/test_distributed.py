@@ -44,6 +44,8 @@ from tests.helpers.small_run import (
     spoil,
 )
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+
 THIN = dataclasses.replace(SMALL, depth=1, decoder_depth=1)  # compiles faster
 
 

@@ -36,6 +36,8 @@ from tests.helpers.pictures import encoded
 from tests.helpers.serving import MAX_BYTES, Gated, running
 from tests.helpers.small_detector import small_bundle
 
+pytestmark = pytest.mark.slow
+
 SEEN = TrainingView(("JPEG", "PNG"), (30, 50))
 PNG = {"Content-Type": "image/png"}
 

@@ -38,6 +38,8 @@ from tests.helpers.small_run import (
     spoil,
 )
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+
 
 @pytest.fixture(scope="module")
 def config(data_set: Path, backbone_file: Path) -> Settings:

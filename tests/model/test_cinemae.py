@@ -1,3 +1,5 @@
+"""Features of one image and its logit: independent of batch, device and other runs."""
+
 import dataclasses
 
 import jax

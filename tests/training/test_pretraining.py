@@ -23,6 +23,8 @@ from cinemae_jax.training import pretraining
 from tests.conftest import SMALL, photo
 from tests.helpers.small_run import logged, small_pretraining
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,7 +19,7 @@ from PIL import Image
 from cinemae_jax import Detector, train, typed, weights
 from cinemae_jax.commands import share
 from cinemae_jax.data.catalog import scan
-from cinemae_jax.detector import bundle, export, inputs
+from cinemae_jax.detector import api, bundle, export, inputs
 from cinemae_jax.detector.bundle import BundleError, TrainingView
 from cinemae_jax.model.cinemae import random_backbone
 from cinemae_jax.runtime.checkpoints import CheckpointError
@@ -29,6 +29,8 @@ from tests.conftest import SMALL, photo
 from tests.helpers.pictures import encoded
 from tests.helpers.small_detector import one_device, small_bundle
 from tests.helpers.small_run import small_config
+
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -351,6 +353,7 @@ def test_the_page_of_the_interface_is_true(
         (tmp_path / backbone_file.name).write_bytes(backbone_file.read_bytes())
         monkeypatch.setattr(bundle, "ASSETS", tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "Replicas", one_device)  # eight would score eight images for one
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     found = doctest.testfile(str(PAGE), module_relative=False, optionflags=options)
     assert found.attempted > 10
