@@ -49,7 +49,8 @@ def image_flops(config: MAEConfig, num_runs: int, mask_ratio: float = 0.75) -> f
 
 def detector_config(num_runs: int, dtype: str) -> DetectorConfig:
     fusion = "additive" if num_runs else "global"  # K = 0 has no anomaly scores
-    return typed.read({"num_runs": num_runs, "dtype": dtype, "fusion": fusion}, DetectorConfig)
+    choices = {"num_runs": num_runs, "dtype": dtype, "fusion": fusion}
+    return typed.read(choices, DetectorConfig, saved=True)  # defaults for the rest
 
 
 def make_features(num_runs: int, dtype: str) -> Any:

@@ -18,6 +18,7 @@ from cinemae_jax.detector import heatmap, inference
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.detector.inputs import crops
 from cinemae_jax.features import extraction
+from cinemae_jax.model import lcas
 from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.model.config import DetectorConfig, Score
 from cinemae_jax.model.head import HeadState, Normalizer
@@ -98,7 +99,7 @@ def test_the_map_of_the_scored_masks_has_their_mean(detector: Detector) -> None:
     }
     extract = jax.jit(extraction.make_extract(config, extraction.first_runs(config.num_runs)))
     terms = extract(detector.trained.backbone, detector.trained.mask_key, batch).terms
-    mean = (terms.deviation + config.mismatch_weight * terms.mismatch).mean()
+    mean = lcas.score(terms, config.score, config.mismatch_weight).mean()
     weighted = np.nansum(found.patches * found.shown) / found.shown.sum()
     np.testing.assert_allclose(weighted, mean, rtol=1e-5)
 
