@@ -1,4 +1,4 @@
-"""One table of many runs that differ in a field or two: every ablation is one command.
+"""Runs an ablation: one table of runs that differ in a field or two.
 
     python -m cinemae_jax.ablate --config configs/ablation/fusion.py --workdir runs/fusion \
         --config.base.data.root=/data/GenImage \

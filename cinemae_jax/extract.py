@@ -1,4 +1,4 @@
-"""One pass of the frozen backbone over the images of a run: its feature bank.
+"""Extracts the feature bank of a run: one pass of the frozen backbone over its images.
 
     python -m cinemae_jax.extract --config configs/sd14.py --workdir runs/sd14 \\
         --config.data.root=/data/GenImage --config.backbone=mae_visualize_vit_large.safetensors

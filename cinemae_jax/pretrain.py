@@ -1,4 +1,4 @@
-"""MAE pre-training on a folder of photographs: how a small backbone comes to exist.
+"""Pre-trains a small backbone, a masked autoencoder, on folders of photographs.
 
     python -m cinemae_jax.pretrain --config configs/pretrain_tiny.py --workdir runs/pretrain \
         "--config.data.photos=('photos',)"

@@ -1,4 +1,4 @@
-"""A trained detector on disk: the checkpoint of a head, tied to its backbone by hash."""
+"""A trained detector: backbone, heads, settings and the held-out scores that calibrate it."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Fills banks of features and opens them, or the backbone itself, as the sets of a run."""
+"""Opens the feature sets of a run: online, or from banks whose missing parts it extracts."""
 
 import dataclasses
 import math

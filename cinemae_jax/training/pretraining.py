@@ -1,4 +1,4 @@
-"""MAE pre-training on photographs: how a small backbone is made."""
+"""MAE pre-training on photographs: the step, the loop, the backbone file."""
 
 import dataclasses
 import functools
