@@ -39,9 +39,7 @@ def assert_close(one: Features, two: Features, share: float) -> None:
 
 @pytest.mark.parametrize("layout", ["vmap", "fold"])
 @pytest.mark.parametrize("attention", ["plain", "xla"])
-def test_features_in_float32_are_the_same(
-    backbone: Backbone, attention: Any, layout: Any
-) -> None:
+def test_features_in_float32_are_the_same(backbone: Backbone, attention: Any, layout: Any) -> None:
     """Four blocks of sums in another order: a few roundings of 6e-8 each."""
     changed = dataclasses.replace(PLAIN, attention=attention, run_layout=layout)
     assert_close(features_of(backbone, PLAIN), features_of(backbone, changed), 5e-6)
