@@ -67,7 +67,9 @@ def attention(size: Size) -> Iterator[Row]:
                 continue
             values = np.asarray(found.f_global), np.asarray(found.terms.mismatch)
             expected = values if expected is None else expected
-            gaps = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(values, expected, strict=True)]
+            gaps = [
+                np.abs(a - b).max() / np.abs(b).max() for a, b in zip(values, expected, strict=True)
+            ]
             row |= {"what": f"{kind}, {layout}", "error": float(max(gaps)), "bound": 0.05}
             yield row | {"ok": bool(max(gaps) <= 0.05)}
 

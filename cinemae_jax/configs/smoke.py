@@ -1,6 +1,6 @@
 """A job of two minutes that proves a cluster (``launch/smoke.sh``).
 
-    launch/smoke.sh --workdir /shared/smoke -- launch/tpu_run.sh --name cinemae --project P --zone Z
+launch/smoke.sh --workdir /shared/smoke -- launch/tpu_run.sh --name cinemae --project P --zone Z
 """
 
 from ml_collections import ConfigDict
