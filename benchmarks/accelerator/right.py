@@ -1,17 +1,33 @@
 """Right on this device: every row has an error and the bound that it must not exceed."""
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
+import cinemae_jax
 from benchmarks.accelerator import programs
 from benchmarks.accelerator.programs import Row, detector
-from benchmarks.accelerator.sizes import Size
+from benchmarks.accelerator.sizes import Size, Skipped
+from benchmarks.bench_backbone import TOY
+from cinemae_jax.detector import inputs
+from cinemae_jax.detector.api import Detector
+from cinemae_jax.evaluation import metrics
+from cinemae_jax.features import extraction
+from cinemae_jax.model.cinemae import Backbone, logits, statistics
+from cinemae_jax.model.head import Normalizer, init_params
+from cinemae_jax.model.layers import affine
+from cinemae_jax.runtime.devices import Replicas
+from cinemae_jax.training import steps
+from weights_convert import goldens as stored
+from weights_convert import stages
 
 # Relative errors of a product of float32 operands: 24 bits of float32, 11 of TF32, 8 of bfloat16.
 # Sums of 1,024 random terms average out, so each kind lies well apart from the next.
@@ -31,9 +47,13 @@ def row(what: str, error: float, bound: float, **more: Any) -> Row:
 
 def product_error(precision: str | None) -> float:
     """Relative error of a product of float32 matrices, against float64 on the host."""
+    return error_of(functools.partial(jnp.matmul, precision=precision))
+
+
+def error_of(product: Callable[[jax.Array, jax.Array], jax.Array]) -> float:
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((1024, 1024), np.float32) for _ in range(2))
-    found = np.asarray(jax.jit(functools.partial(jnp.matmul, precision=precision))(a, b))
+    found = np.asarray(jax.jit(product)(a, b))
     exact = a.astype(np.float64) @ b.astype(np.float64)
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
 
@@ -50,13 +70,7 @@ def precision(size: Size) -> Iterator[Row]:
         error = product_error(name)
         bound = KINDS["float32"] if name == "highest" else 1.0
         yield row(f"jnp.matmul, {name}", error, bound, computed_in=kind_of(error))
-    from cinemae_jax.model.layers import affine
-
-    rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((1024, 1024), np.float32) for _ in range(2))
-    found = np.asarray(jax.jit(affine)(a, b, np.zeros(1024, np.float32)))
-    exact = a.astype(np.float64) @ b.astype(np.float64)
-    error = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    error = error_of(lambda a, b: affine(a, b, jnp.zeros(1024)))
     yield row("the package's layers", error, KINDS["float32"], computed_in=kind_of(error))
 
 
@@ -76,12 +90,6 @@ def require_float32() -> None:
 
 def goldens(size: Size) -> Iterator[Row]:
     """Every stage from pixels to a trained head, against stored outputs of the reference."""
-    from flax import traverse_util
-
-    from cinemae_jax.model.cinemae import Backbone
-    from weights_convert import goldens as stored
-    from weights_convert import stages
-
     require_float32()
     for name in size.goldens:
         golden = stored.read(stored.FOLDER / f"{name}.safetensors")
@@ -104,7 +112,10 @@ def gap(one: Any, two: Any) -> float:
 def vit_large(size: Size) -> Iterator[Row]:
     """Float32 features on this device against the CPU of this machine; random weights."""
     require_float32()
-    cpu = jax.devices("cpu")[0]
+    try:
+        cpu = jax.devices("cpu")[0]
+    except RuntimeError as error:
+        raise Skipped("JAX has no CPU beside this device: unset JAX_PLATFORMS") from error
     config = detector(2, "float32")
     with jax.default_matmul_precision("highest"):
         ours = programs.features(size.compared, config, 2).run()
@@ -125,8 +136,6 @@ def vit_large(size: Size) -> Iterator[Row]:
 
 def bfloat16(size: Size) -> Iterator[Row]:
     """s1-s3 of the large model, then logits and AUC of the bundled detector on bundled images."""
-    from cinemae_jax.model.cinemae import statistics
-
     found = []
     for dtype in ("float32", "bfloat16"):
         config = detector(2, dtype)
@@ -141,23 +150,12 @@ def bfloat16(size: Size) -> Iterator[Row]:
     for index in range(full[1].shape[1]):
         error = float(np.abs(half[1] - full[1])[:, index].max())
         yield row(f"statistic {index}, bundled detector", error, 2 * STATISTICS)
-    from cinemae_jax.evaluation import metrics
-
     aucs = [metrics.auc(labels, logit) for logit, _ in (full, half)]
     yield row("AUC, bundled detector", abs(aucs[1] - aucs[0]), AUC, float32=aucs[0], bf16=aucs[1])
 
 
 def bundled(count: int) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """Labels of bundled images; logits and statistics in float32 and bfloat16, one crop each."""
-    import dataclasses
-    from pathlib import Path
-
-    import cinemae_jax
-    from cinemae_jax.detector import inputs
-    from cinemae_jax.detector.api import Detector
-    from cinemae_jax.features import extraction
-    from cinemae_jax.model.cinemae import logits
-
     root = Path(cinemae_jax.__file__).parent / "assets" / "demo"
     by_class = [sorted(root.rglob(f"{name}/*.jpg"))[: count // 2] for name in ("nature", "ai")]
     tiny = Detector.load("tiny")
@@ -190,8 +188,6 @@ def devices(size: Size) -> Iterator[Row]:
     Sums over devices have another order: a few roundings of 6e-8.
     """
     del size
-    from cinemae_jax.runtime.devices import Replicas
-
     require_float32()
     count = jax.device_count()
     one = gradient(Replicas(tuple(jax.devices()[:1])))
@@ -210,11 +206,6 @@ def one_device() -> tuple[jax.Device, ...]:
 
 def gradient(replicas: Any) -> np.ndarray:
     """Of the head on a fixed batch of 2 images a device of this machine, flattened."""
-    from benchmarks.bench_backbone import TOY
-    from cinemae_jax.features import extraction
-    from cinemae_jax.model.head import Normalizer, init_params
-    from cinemae_jax.training import steps
-
     config, batch = detector(2, "float32", hidden=8), 2 * jax.device_count()
     backbone = programs.backbone_of(TOY)
     params = jax.tree.map(lambda x: x[None], init_params(config, jax.random.key(0), TOY.width, 3))

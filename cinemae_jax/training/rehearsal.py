@@ -57,7 +57,7 @@ class Rehearsal:
     """The backbone and the head's step on all devices."""
 
     def __init__(self, config: SmokeSettings, replicas: Replicas) -> None:
-        self.replicas, self.model = replicas, vit_tiny()
+        self.replicas, self.model = replicas, vit_tiny(depth=4, decoder_depth=2)
         self.batch = replicas.count * max(1, config.batch_size // replicas.count)
         self.num_steps = max(LEAST_STEPS, math.ceil(config.images / self.batch))
         self._detector = DetectorConfig(hidden=16, dtype=config.dtype)
