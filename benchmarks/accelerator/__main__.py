@@ -26,6 +26,7 @@ from benchmarks.accelerator import advice, store, wheels
 from benchmarks.accelerator.sections import SECTIONS, Section
 
 BUDGET = 420  # seconds, of the whole command; a section may exceed it by GRACE
+PATIENCE = 10.0  # factor on the limits of toy sizes, which may run beside other jobs
 GRACE = 60  # seconds beyond its own limit after which a section is killed
 SMALL = {  # two devices, and programs that compile fast
     "JAX_PLATFORMS": "cpu",
@@ -63,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 2
-        measure(o.json, names, environment, until=time.time() + o.budget)
+        patience = PATIENCE if o.small else 1.0
+        measure(o.json, names, environment, until=time.time() + o.budget, patience=patience)
     results = store.read(o.json)
     print(store.table(results))
     print(advice.text(results))
@@ -75,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
-def measure(file: Path, names: list[str], environment: dict[str, str], *, until: float) -> None:
+def measure(
+    file: Path, names: list[str], environment: dict[str, str], *, until: float, patience: float
+) -> None:
     """Runs the sections that are not finished; those with the same XLA flags share a process."""
     left = [name for name in names if not store.is_finished(store.read(file), name)]
     while left and time.time() < until:
@@ -85,7 +89,8 @@ def measure(file: Path, names: list[str], environment: dict[str, str], *, until:
         while not alone and len(group) < len(left) and _joins(SECTIONS[left[len(group)]], flags):
             group.append(left[len(group)])
         xla = f"{environment.get('XLA_FLAGS', '')} {flags}".strip()
-        limit = min(until - time.time(), sum(SECTIONS[name].seconds for name in group)) + GRACE
+        seconds = patience * sum(SECTIONS[name].seconds for name in group)
+        limit = min(until - time.time(), seconds) + GRACE
         code = _work(file, group, environment | {"XLA_FLAGS": xla}, until=until, limit=limit)
         reached = [name for name in group if name in store.read(file)["sections"]]
         if code and reached and not store.is_finished(store.read(file), reached[-1]):
