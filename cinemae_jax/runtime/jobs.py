@@ -6,14 +6,14 @@ Only entry points import this module: it defines global flags, which a library m
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cinemae_jax.runtime import compilation, hosts, preemption
 from cinemae_jax.runtime.console import OK, SOME_FAILED, fail, interrupted
-from cinemae_jax.runtime.devices import SPMD, Replicas
+from cinemae_jax.runtime.devices import SPMD, Replicas, Spmd
 from cinemae_jax.runtime.preemption import Preempted
 
 # Exit code: stopped on request with the state saved; the same command resumes (EX_TEMPFAIL of
@@ -78,7 +78,7 @@ def run_config(
 
 def replicas() -> Replicas:
     """All devices of the run, mapped as ``--spmd`` says; call it inside a job."""
-    return Replicas(spmd=_SPMD.value)
+    return Replicas(spmd=cast(Spmd, _SPMD.value))
 
 
 def packaged_configs() -> dict[str, Path]:

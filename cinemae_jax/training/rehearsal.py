@@ -90,7 +90,7 @@ class Rehearsal:
         host, size = self.replicas.host, self.model.image_size
         for step in range(begin, end):
             rng = np.random.default_rng(step)
-            whole = {
+            whole: dict[str, np.ndarray] = {
                 "image": rng.integers(0, 256, (self.batch, size, size, 3), dtype=np.uint8),
                 "example_id": rng.integers(0, 2**32, self.batch, dtype=np.uint32),
                 "epoch": np.zeros(self.batch, np.int32),
