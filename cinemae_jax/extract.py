@@ -51,7 +51,7 @@ def extract(config: Settings, workdir: Path, replicas: Replicas | None = None) -
 
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
-        return extract(typed.read(config.to_dict(), Settings), workdir)
+        return extract(typed.read(config.to_dict(), Settings), workdir, jobs.replicas())
 
     return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 

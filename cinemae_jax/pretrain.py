@@ -21,7 +21,9 @@ from cinemae_jax.training import pretraining
 
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
-        return pretraining.pretrain(typed.read(config.to_dict(), PretrainSettings), workdir)
+        return pretraining.pretrain(
+            typed.read(config.to_dict(), PretrainSettings), workdir, jobs.replicas()
+        )
 
     return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 

@@ -17,7 +17,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("training",),  # validates by evaluation's metrics
     ("audit", "ablation"),
     ("serve",),
-    ("commands", "train", "evaluate", "extract", "pretrain", "ablate"),
+    ("commands", "train", "evaluate", "extract", "pretrain", "ablate", "smoke"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 FREE = {"__init__", "main", "configs"}  # the public name, the table of commands, config files

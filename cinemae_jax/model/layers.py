@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from cinemae_jax.model.config import AttentionKind
+
 # --- products -----------------------------------------------------------------------------------
 
 
@@ -232,17 +234,36 @@ def _parts(qkv: Array) -> tuple[Array, Array, Array]:
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def library_attend(
+    qkv: Float[Array, "b n 3 h d"], implementation: AttentionKind
+) -> Float[Array, "b n h d"]:
+    """``attend`` by ``jax.nn.dot_product_attention``; weights are rounded after the division.
+
+    ``cudnn`` needs an NVIDIA GPU; where programs are compiled for other devices, ``xla`` stands in,
+    so that a detector opens everywhere.
+    """
+    has_cudnn = implementation == "cudnn" and jax.default_backend() == "gpu"
+    precision = "highest" if qkv.dtype == jnp.float32 else None  # as in ``_precision``
+    with jax.default_matmul_precision(precision):
+        mixed: Array = jax.nn.dot_product_attention(
+            *_parts(qkv), implementation="cudnn" if has_cudnn else "xla"
+        )
+    return mixed
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
     num_heads: int
     dtype: DTypeLike
+    kind: AttentionKind = "plain"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
         b, n, width = x.shape
         qkv = Dense(3 * width, self.dtype, name="qkv")(x)
-        mixed = attend(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads))
+        parts = qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads)
+        mixed = attend(parts) if self.kind == "plain" else library_attend(parts, self.kind)
         return Dense(width, self.dtype, name="out")(mixed.reshape(b, n, width))
 
 
@@ -252,12 +273,13 @@ class Block(nn.Module):
     num_heads: int
     layer_norm_eps: float
     dtype: DTypeLike
+    attention: AttentionKind = "plain"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
         width = x.shape[-1]
         y = LayerNorm(self.layer_norm_eps, name="norm1")(x)
-        x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
+        x = x + Attention(self.num_heads, self.dtype, self.attention, name="attn")(y)
         y = LayerNorm(self.layer_norm_eps, name="norm2")(x)
         y = gelu(Dense(4 * width, self.dtype, name="fc1")(y))
         return x + Dense(width, self.dtype, name="fc2")(y)

@@ -17,6 +17,7 @@ from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.config import (
     CHANNELS,
     PRESETS,
+    AttentionKind,
     MAEConfig,
     Target,
     vit_base,
@@ -94,6 +95,7 @@ class MAE(nn.Module):
 
     config: MAEConfig
     dtype: DTypeLike = jnp.float32
+    attention: AttentionKind = "plain"
 
     def setup(self) -> None:
         c, dtype = self.config, self.dtype
@@ -105,7 +107,8 @@ class MAE(nn.Module):
 
         def blocks(prefix: str, depth: int, heads: int) -> list[Block]:
             return [
-                Block(heads, c.layer_norm_eps, dtype, name=f"{prefix}_{i}") for i in range(depth)
+                Block(heads, c.layer_norm_eps, dtype, self.attention, name=f"{prefix}_{i}")
+                for i in range(depth)
             ]
 
         self.patch_embed = Dense(c.width, dtype)

@@ -6,13 +6,14 @@ Only entry points import this module: it defines global flags, which a library m
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cinemae_jax.runtime import compilation, hosts, preemption
 from cinemae_jax.runtime.console import OK, SOME_FAILED, fail, interrupted
+from cinemae_jax.runtime.devices import SPMD, Replicas, Spmd
 from cinemae_jax.runtime.preemption import Preempted
 
 # Exit code: stopped on request with the state saved; the same command resumes (EX_TEMPFAIL of
@@ -33,6 +34,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, 
 _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for the other processes."
 )
+_SPMD = flags.DEFINE_enum("spmd", "pmap", SPMD, "How steps are mapped over the devices.")
 
 HELP = """
 --config takes a Python file with get_config(), or the name of a packaged config:
@@ -40,7 +42,9 @@ HELP = """
 Every field of the config is a flag: --config.a.b=value
 
 On several hosts add --distributed, and outside TPU pods, Slurm and MPI also
---coordinator=HOST:PORT --num_processes=N --process_id=I"""
+--coordinator=HOST:PORT --num_processes=N --process_id=I
+
+--spmd=shard_map maps steps over the devices by jax.shard_map instead of jax.pmap"""
 
 
 def run_config(
@@ -70,6 +74,11 @@ def run_config(
         return fail(error)
     code = _run(stray, job)
     return hosts.leave(code) if _DISTRIBUTED.value else code
+
+
+def replicas() -> Replicas:
+    """All devices of the run, mapped as ``--spmd`` says; call it inside a job."""
+    return Replicas(spmd=cast(Spmd, _SPMD.value))
 
 
 def packaged_configs() -> dict[str, Path]:

@@ -51,6 +51,19 @@ def with_detector(config: Settings, **fields: object) -> Settings:
     return dataclasses.replace(config, detector=dataclasses.replace(config.detector, **fields))
 
 
+def test_a_bank_opens_with_another_attention_and_layout(config: Settings, tmp_path: Path) -> None:
+    """They change features by rounding only, so they are no part of the recipe."""
+    data = splits.read_data(config.data)
+    backbone = loading.load_backbone(config.backbone, config.runs)
+    other = with_detector(config, attention="xla", run_layout="fold")
+    one, two = (filling.banks(c, data, backbone, tmp_path) for c in (config, other))
+    assert {name: made.recipe for name, made in one.items()} == {
+        name: made.recipe for name, made in two.items()
+    }
+    half = filling.banks(with_detector(other, dtype="bfloat16"), data, backbone, tmp_path)
+    assert half["train"].recipe != one["train"].recipe
+
+
 @pytest.mark.parametrize(
     "choice", [{}, {"sensitivity": "patch"}, {"score": "conditional_nll"}, {"fusion": "lcas"}]
 )

@@ -155,7 +155,8 @@ def test_resuming_under_other_settings_is_refused(config: Settings, finished: Pa
 def test_what_does_not_change_the_head_may_change(config: Settings, finished: Path) -> None:
     before = results(finished)
     threads = dataclasses.replace(config.data, num_threads=1)
-    config = dataclasses.replace(config, data=threads)
+    computed = dataclasses.replace(config.detector, attention="xla", run_layout="fold")
+    config = dataclasses.replace(config, data=threads, detector=computed)
     train.train(config, finished)
     assert results(finished) == before
     stricter = dataclasses.replace(config.eval, fpr=0.3, bootstrap=7)
