@@ -83,7 +83,8 @@ class Rehearsal:
         for batch, features in self._extractor(self._extractor.scoring, batches):
             labels = self.replicas.shard(batch, ("label", "valid"))
             state, _ = self._step(state, normalizer, steps.Labelled(features, **labels))
-        return jax.tree.map(np.asarray, jax.device_get(state))
+        host: steps.TrainState = jax.tree.map(np.asarray, jax.device_get(state))
+        return host
 
     def _batches(self, begin: int, end: int) -> Iterator[Any]:
         """This host's part: position p of a batch belongs to host p mod H."""

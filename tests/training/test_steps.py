@@ -160,7 +160,7 @@ def test_shard_map_equals_pmap(backbone: Backbone, count: int) -> None:
         frozen = r.replicate((backbone, KEY))
         found.append(merge(extract(*frozen, r.shard(make_batch(), extraction.INPUTS))))
     assert found[1].f_global.shape == (BATCH, SMALL.width)
-    assert_same(*found, atol=1e-5)
+    assert_same(found[0], found[1], atol=1e-5)
 
 
 def test_local_devices_are_mapped_alike() -> None:
