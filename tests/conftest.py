@@ -12,7 +12,8 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cinemae-tests-")  # cata
 
 from jaxtyping import install_import_hook
 
-CHECKED = ("lcas", "masking", "layers", "mae", "head", "cinemae")  # shapes and dtypes at run time
+# Shapes and dtypes are checked at run time.
+CHECKED = ("lcas", "masking", "layers", "mae", "vit", "head", "cinemae")
 install_import_hook([f"cinemae_jax.model.{name}" for name in CHECKED], "beartype.beartype")
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Commands: ``python -m weights_convert {convert, verify, goldens}``.
+"""Commands: ``python -m weights_convert {convert, verify, goldens}``, for MAEs and encoders.
 
 Exit codes: 0 done; 1 a verification is above its bounds; 2 usage, or an input that is refused.
 """
@@ -9,10 +9,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from cinemae_jax.model import vit
 from cinemae_jax.model.config import PRESETS
 from cinemae_jax.runtime.console import OK, Parser, fail, positive
 from cinemae_jax.weights import BackboneError
-from weights_convert import convert, goldens, sources, verify
+from weights_convert import (
+    convert,
+    encoder_goldens,
+    encoder_reference,
+    encoders,
+    goldens,
+    sources,
+    verify,
+)
 from weights_convert.infer import Options
 
 ABOVE_BOUNDS = 1
@@ -32,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog=called, description=__doc__)
     commands = top.add_subparsers(required=True, metavar="{convert,verify,goldens}")
 
-    command = commands.add_parser("convert", help="published MAE file to frozen backbone")
+    command = commands.add_parser("convert", help="published MAE or encoder to a frozen one")
     _add_source(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     command.add_argument(
@@ -47,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     _add_source(command)
     command.add_argument("--converted", type=Path, metavar="FILE.safetensors")
     command.add_argument(
-        "--random", choices=sorted(PRESETS), help="random weights of this size instead of SRC"
+        "--random",
+        choices=sorted({**PRESETS, **vit.PRESETS}),
+        help="random weights of this size instead of SRC",
     )
     command.add_argument(
         "--images", type=positive, default=2, metavar="N", help="synthetic, default 2"
@@ -69,7 +80,7 @@ def _add_source(command: argparse.ArgumentParser) -> None:
         "source", nargs="?", type=Path, metavar="SRC",
         help="mae_*.pth, model.safetensors, pytorch_model.bin, or a folder with config.json",
     )  # fmt: skip
-    command.add_argument("--hub", metavar="REPOSITORY", help="for example facebook/vit-mae-large")
+    command.add_argument("--hub", metavar="REPOSITORY", help="such as facebook/dinov2-base")
     command.add_argument("--revision", metavar="COMMIT", help="of the --hub repository")
 
 
@@ -100,10 +111,22 @@ def _source(args: argparse.Namespace) -> tuple[Path, str | None]:
     return (args.source, None) if args.source else sources.download(args.hub, args.revision)
 
 
+def _refuse_options(source: Path, options: Options) -> None:
+    if options != Options():
+        raise sources.ConversionError(
+            f"{source} is an encoder, whose config.json says everything: leave out --target, "
+            "--encoder-only, --num-heads, --decoder-num-heads and --layer-norm-eps"
+        )
+
+
 def _convert(args: argparse.Namespace) -> int:
     source, name = _source(args)
     options = _options(args, encoder_only=args.encoder_only)
-    done = convert.convert(source, args.out, options, name=name)
+    if sources.is_encoder(source):
+        _refuse_options(source, options)
+        done = encoders.convert(source, args.out, name=name)
+    else:
+        done = convert.convert(source, args.out, options, name=name)
     print(f"{done.path}  sha256 {done.sha256}")
     for key, value in done.origin.items():
         if value:
@@ -117,13 +140,23 @@ def _verify(args: argparse.Namespace) -> int:
         if args.source or args.hub or args.converted:
             raise sources.ConversionError("--random takes neither SRC, --hub nor --converted")
         with tempfile.TemporaryDirectory() as folder:
-            config = PRESETS[args.random](target=args.target or "raw")
-            report = verify.verify_random(config, Path(folder), **common)
+            if args.random in vit.PRESETS:
+                encoder = vit.PRESETS[args.random]
+                report = encoder_reference.verify_random(encoder, Path(folder), **common)
+            else:
+                config = PRESETS[args.random](target=args.target or "raw")
+                report = verify.verify_random(config, Path(folder), **common)
     else:
         if args.converted is None:
             raise sources.ConversionError("name the converted file: --converted FILE.safetensors")
         source, _ = _source(args)
-        report = verify.verify_file(source, args.converted, _options(args), **common)
+        if sources.is_encoder(source):
+            _refuse_options(source, _options(args))
+            report = encoder_reference.verify_folder(
+                source, args.converted, batch=args.images, seed=args.seed
+            )
+        else:
+            report = verify.verify_file(source, args.converted, _options(args), **common)
     print(report.table())
     if args.json:
         args.json.write_text(report.as_json() + "\n", encoding="utf-8")
@@ -131,7 +164,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _goldens(args: argparse.Namespace) -> int:
-    for path in goldens.write(args.out):
+    for path in [*goldens.write(args.out), *encoder_goldens.write(args.out / "encoders")]:
         print(f"{path}  {path.stat().st_size:,} bytes")
     return OK
 

@@ -193,11 +193,11 @@ def _config_problems(config: Mapping[str, Any], fields: Mapping[str, Any]) -> li
     return [
         f"config.json says {name} {config[name]!r}, the tensors {value!r}"
         for name, value in must.items()
-        if name in config and value is not None and _one(config[name]) != value
+        if name in config and value is not None and one_side(config[name]) != value
     ]
 
 
-def _one(entry: Any) -> Any:
+def one_side(entry: Any) -> Any:
     """transformers allows [224, 224] for a square of 224."""
     is_square = isinstance(entry, list) and len(entry) == 2 and entry[0] == entry[1]
     return entry[0] if is_square else entry
