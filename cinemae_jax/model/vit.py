@@ -15,6 +15,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.config import CHANNELS
 from cinemae_jax.model.layers import AttentionPool, Block, Dense, LayerNorm
 from cinemae_jax.model.mae import patchify
@@ -34,7 +35,7 @@ class Encoder:
       sha256: of the file that it was read from.
     """
 
-    params: Any
+    params: Params
     config: ViTConfig = struct.field(pytree_node=False)
     preprocessing: Preprocessing = struct.field(pytree_node=False)
     sha256: str = struct.field(pytree_node=False, default="")

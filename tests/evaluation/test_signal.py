@@ -134,7 +134,7 @@ def section() -> Signal:
     curves = signal.curves(drawn.label, drawn.generator, nll, (1, 2, 3))
     rows = signal.measure(drawn, RESAMPLING)
     found = Signal(
-        2, 1.0, OTHER, (Condition("equalised", tuple(rows: Rows), tuple(curves)),), too_few=("gen_c",)
+        2, 1.0, OTHER, (Condition("equalised", tuple(rows), tuple(curves)),), too_few=("gen_c",)
     )
     return dataclasses.replace(found, sentences=tuple(sentences.signal_in_words(found)))
 
