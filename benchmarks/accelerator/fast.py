@@ -60,8 +60,8 @@ def attention(size: Size) -> Iterator[Row]:
                 yield {"attention": kind, "layout": layout, "note": "skipped: no NVIDIA GPU"}
                 continue
             try:
-                row = measured(size, config, size.batch)
-                found = programs.features(size.model, config, size.batch).run()
+                program = programs.features(size.model, config, size.batch)
+                row, found = measured(size, config, size.batch, program), program.run()
             except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as error:
                 yield {"attention": kind, "layout": layout, "note": str(error)[:200]}
                 continue

@@ -93,9 +93,9 @@ def matmul_rate(side: int, dtype: str, seconds: float) -> float:
     return rate(lambda: product(a).block_until_ready(), 2.0 * side**3, seconds)
 
 
-def measured(size: Size, config: DetectorConfig, batch: int) -> Row:
-    """Speed, memory and compile time of one feature program."""
-    program = features(size.model, config, batch)
+def measured(size: Size, config: DetectorConfig, batch: int, program: Program | None = None) -> Row:
+    """Speed, memory and compile time of one feature program, compiled unless it is given."""
+    program = program or features(size.model, config, batch)
     speed = rate(program.run, batch, size.seconds)
     flops = image_flops(size.model, config.num_runs)
     ceiling = matmul_rate(size.square, config.dtype, size.seconds)

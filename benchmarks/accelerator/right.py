@@ -38,7 +38,8 @@ GOLDEN = 2e-5
 # 24 blocks instead of 3: rounding errors add up over a deep residual stream.
 DEEP = 2e-4
 # bfloat16: 4e-3 a rounding, a few per cent of a statistic after all blocks; s1-s3 are logarithms.
-# Of 16 bundled images, the worst logit moved by 0.11 standard deviations on a CPU; of 200, more.
+# The worst logit of 16 bundled images moved by 0.11 standard deviations on a CPU; of 200, it is
+# further out.
 STATISTICS, LOGIT, AUC = 0.05, 0.25, 0.02
 
 
