@@ -67,6 +67,7 @@ def random_features(count: int, model: MAEConfig) -> dict[str, np.ndarray]:
             name: rng.random((count, 1, NUM_RUNS, masked), np.float32)
             for name in ("deviation", "mismatch")
         },
+        "context_variance": rng.random((count, 1, NUM_RUNS, 3), np.float32),
     }
 
 

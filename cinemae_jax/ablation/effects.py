@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.csv
 from jaxtyping import Bool, Float, Int
 
+from cinemae_jax.evaluation import metrics
 from cinemae_jax.evaluation.bootstrap import Weighted, resamples
+from cinemae_jax.evaluation.generalisation import Generalisation
 from cinemae_jax.evaluation.metrics import Estimate, estimates
 
 # Metrics of the table (means over generators) and their titles.
@@ -54,12 +56,16 @@ class Finished:
       seconds: by phase (``PHASES``).
       resumed: whether the run was interrupted; ``seconds`` then lack the time before.
       trained_parameters: number per seed.
+      train_generators: of the row's head.
+      milliseconds: per image, from images in memory to logits (``timing``); None if not measured.
     """
 
     scores: RowScores
     seconds: Mapping[str, float]
     resumed: bool
     trained_parameters: int
+    train_generators: tuple[str, ...] = ()
+    milliseconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Line:
       deviations: by metric: sample standard deviation over heads; NaN for one head.
       differences: by metric: this row minus the first; empty for the first row, and for rows that
         scored other images.
+      accuracy: by generator, mean over heads.
       cost: seconds and parameters; None if the row failed.
     """
 
@@ -83,7 +90,13 @@ class Line:
     values: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
     deviations: Mapping[str, float] = dataclasses.field(default_factory=dict)
     differences: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
+    accuracy: Mapping[str, float] = dataclasses.field(default_factory=dict)
     cost: Finished | None = None
+
+    @property
+    def generalisation(self) -> Generalisation:
+        """Accuracy on the row's training generators and on the others."""
+        return Generalisation.of(self.accuracy, self.cost.train_generators if self.cost else ())
 
 
 def read_scores(path: Path) -> RowScores:
@@ -134,6 +147,17 @@ def _metrics(heads: Sequence[Weighted], weights: np.ndarray) -> Float[np.ndarray
     return np.array([[found[name] for name in METRICS] for found in by_head])
 
 
+def by_generator(scores: RowScores) -> dict[str, float]:
+    """Accuracy of every generator, mean over heads; NaN without readable images."""
+    keep = scores.scored
+    found = {}
+    for name in np.unique(scores.generator):
+        own = keep & (scores.generator == name)
+        by_head = [metrics.accuracy(scores.label[own], head) for head in scores.logit[own].T]
+        found[str(name)] = float(np.mean(by_head))
+    return found
+
+
 def lines(
     rows: Mapping[str, Finished | str],
     reported: Mapping[str, float | None],
@@ -174,6 +198,7 @@ def lines(
             values=estimates(own.mean(axis=0), confidence, METRICS),
             deviations=dict(zip(METRICS, spread.tolist(), strict=True)),
             differences=differences,
+            accuracy=by_generator(row.scores),
             cost=row,
         )
 

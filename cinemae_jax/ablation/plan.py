@@ -15,6 +15,7 @@ from cinemae_jax.settings import Settings
 from cinemae_jax.training.unfrozen import Unfrozen
 
 FIELDS = ("title", "base", "unfrozen", "rows")
+OPTIONAL = ("timed",)
 ROW_FIELDS = ("name", "overrides", "reported", "unfreeze")
 
 
@@ -27,12 +28,14 @@ class Variant:
       config: of the run, with all overrides.
       unfrozen: how the backbone is trained; None keeps it frozen.
       reported: mean accuracy over generators in the paper, per cent; None if there is none.
+      timed: measure the time per image.
     """
 
     name: str
     config: Settings
     unfrozen: Unfrozen | None
     reported: float | None
+    timed: bool = False
 
     @property
     def folder(self) -> str:
@@ -70,12 +73,13 @@ def read(config: Mapping[str, Any]) -> Ablation:
 
     Args:
       config: ``title``, ``base`` (a config of ``train``), ``unfrozen`` (``learning_rate`` and
-        ``weight_decay``), and ``rows``: mappings as ``configs.ablation.RowConfig``.
+        ``weight_decay``), ``rows``: mappings as ``configs.ablation.RowConfig``, and optionally
+        ``timed``: measure the time per image of every row.
 
     Raises:
       ValueError: names every wrong row and its mistake.
     """
-    if set(config) != set(FIELDS):
+    if set(config) - set(OPTIONAL) != set(FIELDS):
         raise ValueError(
             f"an ablation needs exactly the fields {', '.join(FIELDS)}; this one has "
             f"{', '.join(sorted(config))}"
@@ -125,7 +129,13 @@ def _row(row: Any, config: Mapping[str, Any]) -> Variant:
     if unfrozen and (not made.base.detector.num_runs or made.base.detector.anomaly != "statistics"):
         raise ValueError("unfreeze needs detector.anomaly 'statistics' and detector.num_runs ≥ 1")
     reported = row.get("reported")
-    return Variant(row["name"], made.base, unfrozen, None if reported is None else float(reported))
+    return Variant(
+        row["name"],
+        made.base,
+        unfrozen,
+        None if reported is None else float(reported),
+        bool(config.get("timed", False)),
+    )
 
 
 def override(tree: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]:

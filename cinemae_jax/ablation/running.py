@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from cinemae_jax import __version__, weights
-from cinemae_jax.ablation import effects, table
+from cinemae_jax.ablation import effects, table, timing
 from cinemae_jax.ablation.effects import PHASES, Finished
 from cinemae_jax.ablation.plan import Ablation, Variant
 from cinemae_jax.data.order import Order
@@ -175,7 +175,14 @@ def run_row(variant: Variant, folder: Path, bench: Bench) -> Finished:
     splits.report_unread(folder, run.unread.listed)
     of_head = num_params(detector.heads.params) // config.num_seeds
     trained_parameters = of_head + trained_too
-    cost = {"seconds": row.seconds, "resumed": resumed, "trained_parameters": trained_parameters}
+    cost = {
+        "seconds": row.seconds,
+        "resumed": resumed,
+        "trained_parameters": trained_parameters,
+        "milliseconds": timing.milliseconds_per_image(detector, bench.replicas)
+        if variant.timed
+        else None,
+    }
     with replacing(note) as partial:
         partial.write_text(json.dumps({"made_of": made_of, **cost}, indent=2) + "\n")
     return _finished(folder)
@@ -197,7 +204,14 @@ def _made_of(row: Variant, data: Data, backbone: Backbone) -> dict[str, Any]:
 def _finished(folder: Path) -> Finished:
     note = json.loads((folder / FINISHED).read_text())
     scores = effects.read_scores(folder / "scores.csv")
-    return Finished(scores, note["seconds"], note["resumed"], note["trained_parameters"])
+    return Finished(
+        scores,
+        note["seconds"],
+        note["resumed"],
+        note["trained_parameters"],
+        tuple(note["made_of"]["settings"]["data"]["train_generators"]),
+        note.get("milliseconds"),
+    )
 
 
 def _frozen(row: RowInProgress, banks: Path) -> tuple[TrainedDetector, FeatureSet]:

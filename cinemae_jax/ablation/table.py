@@ -16,14 +16,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from cinemae_jax.ablation.effects import METRICS, NAN, PHASES, Line
+from cinemae_jax.evaluation.generalisation import percent
 from cinemae_jax.evaluation.metrics import Estimate
 from cinemae_jax.evaluation.report import format_interval, format_value
 
-TEXT_WIDTH = 200  # characters, at most
+TEXT_WIDTH = 220  # characters, at most
+NAME_WIDTH = 14  # of a generator in a heading, which then goes on below
 
 
-def header() -> list[str]:
-    """Titles of the columns."""
+def header(timed: bool = False) -> list[str]:
+    """Titles of the columns.
+
+    Args:
+      timed: whether the time per image was measured.
+    """
     return [
         "row",
         *METRICS.values(),
@@ -33,15 +39,22 @@ def header() -> list[str]:
         "seeds",
         "trained",
         *(f"{title} s" for title in PHASES.values()),
+        *["ms/image"] * timed,
     ]
 
 
-def cells(line: Line) -> list[str]:
+def is_timed(table: Sequence[Line]) -> bool:
+    """Whether the time per image of any row was measured."""
+    return any(line.cost and line.cost.milliseconds is not None for line in table)
+
+
+def cells(line: Line, timed: bool = False) -> list[str]:
     """A line as text: values in per cent, a dash for missing ones."""
     reported = "–" if line.reported is None else f"{line.reported:.1f}"
     if line.cost is None:
-        return [line.name, "failed", *["–"] * 3, reported, *["–"] * (3 + len(PHASES))]
+        return [line.name, "failed", *["–"] * 3, reported, *["–"] * (3 + len(PHASES) + timed)]
     scores, more = line.cost.scores, "+" if line.cost.resumed else ""
+    milliseconds = line.cost.milliseconds
     return [
         line.name,
         *(_value(line.values[m], line.deviations[m]) for m in METRICS),
@@ -51,7 +64,33 @@ def cells(line: Line) -> list[str]:
         str(scores.logit.shape[1]),
         f"{line.cost.trained_parameters:,}",
         *(f"{line.cost.seconds[phase]:.1f}{more}" for phase in PHASES),
+        *["–" if milliseconds is None else f"{milliseconds:.3g}"] * timed,
     ]
+
+
+def by_generator(table: Sequence[Line]) -> list[list[str]]:
+    """Accuracy by generator, per cent: titles, then a row per line that did not fail.
+
+    Training generators come first and are marked; then the others, their summary and the drop.
+    """
+    done = [line for line in table if line.cost]
+    every = {name: None for line in done for name in line.accuracy}
+    learned = [n for n in every if all(n in x.generalisation.training_generators for x in done)]
+    others = [name for name in every if name not in learned]
+    found = [
+        [
+            "row",
+            *(f"{name} (trained on)" for name in learned),
+            *others,
+            *("in-domain", "unseen", "drop", "worst", "std"),
+        ]
+    ]
+    for line in done:
+        own = line.generalisation
+        summary = own.in_domain, own.unseen, own.drop, own.worst, own.deviation
+        values = [*(line.accuracy.get(name, NAN) for name in (*learned, *others)), *summary]
+        found.append([line.name, *map(percent, values)])
+    return found
 
 
 def _value(estimate: Estimate, deviation: float) -> str:
@@ -65,27 +104,62 @@ def _difference(estimate: Estimate | None) -> str:
     return f"{100 * estimate.value:+.1f} {format_interval(estimate)}".strip()
 
 
-def legend(confidence: float) -> str:
+def legend(confidence: float, timed: bool = False) -> str:
     """What the columns mean, in one line."""
-    return (
+    meaning = (
         "Means over generators, per cent: mean of seeds ± standard deviation over seeds "
         f"[{confidence:.0%} bootstrap interval]. Δ: paired difference to the first row. reported: "
         "accuracy in the paper, on GenImage. trained: trained parameters per seed. +: the run was "
         "interrupted, and the time before that is missing."
     )
+    times = (
+        " ms/image: images in memory to logits, without compilation, fastest of several "
+        "repetitions."
+    )
+    return meaning + times * timed
+
+
+GENERATORS = "Accuracy by generator"
+GENERATORS_LEGEND = (
+    "Per cent, mean of seeds. in-domain: mean over training generators; unseen: mean over the "
+    "others; drop: their difference, points; worst: lowest of all; std: standard deviation over "
+    "generators."
+)
 
 
 def as_text(title: str, table: Sequence[Line], confidence: float) -> str:
     """The table for a terminal, with its legend and the reasons for failed rows."""
+    timed = is_timed(table)
+    first = _as_text(title, [header(timed), *(cells(line, timed) for line in table)])
+    second = _as_text(GENERATORS, by_generator(table), max_width=NAME_WIDTH)
+    notes = [legend(confidence, timed), *failures(table)]
+    return "\n".join([*first, *notes, *second, GENERATORS_LEGEND, *drops(table)])
+
+
+def _as_text(title: str, rows: Sequence[Sequence[str]], max_width: int | None = None) -> list[str]:
+    """Lines of a table; the first row holds the titles, which wrap at ``max_width``."""
     shown = Table(title=title, box=SIMPLE)
-    for i, name in enumerate(header()):
-        shown.add_column(name, justify="right" if i else "left", no_wrap=True)
-    for line in table:
-        shown.add_row(*map(escape, cells(line)))
+    for i, name in enumerate(rows[0]):
+        narrow = max_width if i else None
+        justify: Any = "right" if i else "left"
+        fixed = narrow is None
+        shown.add_column(
+            escape(name), justify=justify, no_wrap=fixed, max_width=narrow, overflow="fold"
+        )
+    for row in rows[1:]:
+        shown.add_row(*map(escape, row))
     buffer = io.StringIO()
     Console(file=buffer, width=TEXT_WIDTH, color_system=None).print(shown)
-    text = [line.rstrip() for line in buffer.getvalue().splitlines()]
-    return "\n".join([*text, legend(confidence), *failures(table)])
+    return [line.rstrip() for line in buffer.getvalue().splitlines()]
+
+
+def drops(table: Sequence[Line]) -> list[str]:
+    """One sentence per row whose accuracy drops a lot from training generators to unseen ones."""
+    return [
+        f"Row {line.name!r}: {warning}"
+        for line in table
+        for warning in line.generalisation.warnings()
+    ]
 
 
 def failures(table: Sequence[Line]) -> list[str]:
@@ -99,13 +173,16 @@ def as_markdown(title: str, table: Sequence[Line], confidence: float) -> str:
     def row(texts: Sequence[str]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
-    parts = [
-        row(header()),
-        row(["---", *["--:"] * (len(header()) - 1)]),
-        *map(row, map(cells, table)),
-    ]
-    notes = [legend(confidence), *failures(table)]
-    return "\n\n".join([f"# {title}", "\n".join(parts), *notes]) + "\n"
+    def lines(rows: Sequence[Sequence[str]]) -> str:
+        first, *others = rows
+        ruler = ["---", *["--:"] * (len(first) - 1)]
+        return "\n".join(map(row, [first, ruler, *others]))
+
+    timed = is_timed(table)
+    main = lines([header(timed), *(cells(line, timed) for line in table)])
+    notes = [legend(confidence, timed), *failures(table)]
+    second = [f"## {GENERATORS}", lines(by_generator(table)), GENERATORS_LEGEND, *drops(table)]
+    return "\n\n".join([f"# {title}", main, *notes, *second]) + "\n"
 
 
 def as_record(line: Line) -> dict[str, Any]:
@@ -127,6 +204,16 @@ def as_record(line: Line) -> dict[str, Any]:
     record["seeds"] = cost.scores.logit.shape[1] if cost else None
     record["trained_parameters"] = cost.trained_parameters if cost else None
     record |= {f"{phase}_seconds": cost.seconds[phase] if cost else None for phase in PHASES}
+    found = line.generalisation
+    record |= {
+        "in_domain_accuracy": known(found.in_domain),
+        "unseen_accuracy": known(found.unseen),
+        "accuracy_drop": known(found.drop),
+        "worst_accuracy": known(found.worst),
+        "worst_generator": found.worst_generator or None,
+        "generator_deviation": known(found.deviation),
+    }
+    record["milliseconds_per_image"] = cost.milliseconds if cost else None
     return record | {"resumed": cost.resumed if cost else None}
 
 
@@ -150,7 +237,15 @@ def write(
     page = as_markdown(title, table, confidence)
     (workdir / "ablation.md").write_text(page, encoding="utf-8")
     pyarrow.csv.write_csv(pa.Table.from_pylist(records), workdir / "ablation.csv")
-    result = {"title": title, "rows": records, **facts}
+    accuracies = [
+        {name: None if math.isnan(value) else value for name, value in line.accuracy.items()}
+        for line in table
+    ]
+    rows = [
+        record | {"accuracy_by_generator": accuracy}
+        for record, accuracy in zip(records, accuracies, strict=True)
+    ]
+    result = {"title": title, "rows": rows, **facts}
     (workdir / "ablation.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     plot(title, table).savefig(workdir / "ablation.svg", metadata={"Date": None})
 

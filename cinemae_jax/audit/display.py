@@ -1,13 +1,17 @@
 """The report of an audit on a terminal: tables, then the verdict in sentences."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from cinemae_jax.evaluation import signal
 from cinemae_jax.evaluation.metrics import Estimate
 from cinemae_jax.evaluation.phrases import called_ai, negative, number, percent, signed
+from cinemae_jax.evaluation.signal import NLL, SHORT, Condition, Signal, SignalRow, Worth
 from cinemae_jax.runtime.console import printable
 
 LISTED = 10  # lines shown of a long list
@@ -31,6 +35,8 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         console.print(_effects(title, attacks["effects"]))
         unstable = [f"{_share(r['verdict_stability'])} {r['path']}" for r in report["stability"]]
         _list(console, "least stable verdicts under corruptions", unstable)
+    if "conditions" in report.get("signal", {}):
+        _signal(console, signal.read(report["signal"]))
     bad = [f"{row['path']}: {row['error']}" for row in report["unreadable"]]
     if bad:
         _list(console, f"unreadable images: {len(bad)}", bad)
@@ -127,6 +133,84 @@ def _effects(title: str, effects: Sequence[Mapping[str, Any]]) -> Table:
             _nonzero(effect["crossings"]),
         )
     return table
+
+
+def _signal(console: Console, found: Signal) -> None:
+    for condition in found.conditions:
+        console.print(_statistics(condition))
+        for score in dict.fromkeys((NLL, found.score or NLL)):
+            console.print(_by_generator(condition, score))
+
+
+def _statistics(condition: Condition) -> Table:
+    """All statistics, means over generators: from the MAE, then from its controls."""
+    first = condition.rows[0]
+    title = (
+        f"what a statistic is worth, {condition.name} images: retest over two draws of masks; AUC "
+        "above 0.5: ai is higher; lower/higher: generators where ai measurably is; beyond: AUC of "
+        f"what log σ² does not explain; mean of {len(first.generators)} generators; "
+        f"! {signal.WARNING}"
+    )
+    others = condition.beside(first)
+    heads = ["retest", "AUC", "lower/higher", "KS", "overlap", "beyond log σ²"]
+    for other in others:
+        heads += [f"{other.source} {name}" for name in ("retest", "AUC", "KS", "overlap")]
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for i, head in enumerate(["score", "", *heads]):
+        wrapped = {"justify": "right", "max_width": 17} if i > 1 else {"no_wrap": True}
+        table.add_column(head, **wrapped)
+    for row in condition.rows:
+        if row.source != first.source:
+            continue
+        cells = [_retest(row.mean), _auc(row.mean.auc)]
+        cells += [f"{len(row.lower)}/{len(row.higher)}", _two(row.mean.ks), _overlap(row.mean)]
+        cells.append(_auc(row.mean.beyond))
+        for other in condition.beside(row):
+            mean = other.mean
+            cells += [_retest(mean), _two(mean.auc.value), _two(mean.ks), _overlap(mean)]
+        table.add_row(row.score, SHORT[row.statistic], *cells)
+        if row.statistic == "perturbation_sensitivity":
+            table.add_section()
+    return table
+
+
+def _by_generator(condition: Condition, score: str) -> Table:
+    rows: list[SignalRow] = condition.of(score)
+    heads = [
+        f"{SHORT[row.statistic]} {what}"
+        for row in rows
+        for what in ("retest", "AUC", "KS", "overlap")
+    ]
+    table = _table(
+        f"{score} by generator, {condition.name} images", "generator", "nature + ai", *heads
+    )
+    by_generator = zip(*([*row.generators, row.mean] for row in rows), strict=True)
+    for worths in by_generator:
+        cells = [
+            cell
+            for one in worths
+            for cell in (_retest(one), _auc(one.auc), _two(one.ks), _overlap(one))
+        ]
+        counts = f"{worths[0].nature} + {worths[0].ai}"
+        table.add_row(printable(worths[0].name), counts, *cells)
+    return table
+
+
+def _retest(worth: Worth) -> str:
+    return f"{_two(worth.retest)}{'!' if worth.retest < signal.LEAST_RETEST else ''}"
+
+
+def _overlap(worth: Worth) -> str:
+    return f"{_two(worth.overlap)}{'!' if worth.overlap > signal.MOST_OVERLAP else ''}"
+
+
+def _auc(auc: Estimate) -> str:
+    interval = "" if math.isnan(auc.low) else f" {auc.low:.2f}–{auc.high:.2f}"
+    return f"{_two(auc.value)}{interval}"
+
+
+def _two(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
 
 
 def _values(row: Mapping[str, Any], change: Mapping[str, Any] | None = None) -> list[str]:

@@ -24,6 +24,7 @@ class AuditOptions:
       train_images: images to train controls on, per class and generator; 0 for all.
       controls: whether to train controls.
       robustness: whether to add corruptions and attacks.
+      signal: whether to add what every anomaly statistic is worth.
       attack_images: images to attack, per class and generator; 0 for all.
       attack_steps, attack_draws: fields of ``Attack``.
       bootstrap: resamples per interval.
@@ -43,6 +44,7 @@ class AuditOptions:
     train_images: int = 0
     controls: bool = True
     robustness: bool = False
+    signal: bool = False
     attack_images: int = 16
     attack_steps: int = Attack.steps
     attack_draws: int = Attack.draws
@@ -52,8 +54,8 @@ class AuditOptions:
         for name in COUNTS:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, is {getattr(self, name)}")
-        if not self.detector and (self.robustness or self.train_root):
-            raise ValueError("robustness and train_root need a detector: add --detector")
+        if not self.detector and (self.robustness or self.signal or self.train_root):
+            raise ValueError("robustness, signal and train_root need a detector: add --detector")
         Attack(self.attack_steps, self.attack_draws)
         require_possible(self.side, self.quality)
 

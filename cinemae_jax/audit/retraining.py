@@ -103,7 +103,7 @@ class Retrainer:
 
     def _extracted(self, source: Source) -> dict[str, Stored]:
         config, size = self._settings, self._backbone.config.image_size
-        backbone, reconstruct, change = self._frozen(source)
+        backbone, reconstruct, change = frozen(source, self._backbone, config.seed)
         extractor = Extractor(
             config.detector,
             config.masks,
@@ -130,17 +130,26 @@ class Retrainer:
             "test": stored(self._data.test, learned=False),
         }
 
-    def _frozen(self, source: Source) -> tuple[Backbone, Reconstruct | None, Change]:
-        model = self._backbone.config
-        match source:
-            case "MAE":
-                return self._backbone, None, unchanged
-            case "random weights":
-                return random_backbone(model, self._settings.seed), None, unchanged
-            case "Gaussian in-painting":
-                return self._backbone, gaussian_inpainting(model), unchanged
-            case "MAE on shrunken images":
-                return self._backbone, None, corrupting(SHRINK)
+
+def frozen(
+    source: Source, backbone: Backbone, seed: int
+) -> tuple[Backbone, Reconstruct | None, Change]:
+    """What features of a source are made with: backbone, reconstruction, change of the images.
+
+    Args:
+      source: of the features.
+      backbone: the detector's.
+      seed: of random weights.
+    """
+    match source:
+        case "MAE":
+            return backbone, None, unchanged
+        case "random weights":
+            return random_backbone(backbone.config, seed), None, unchanged
+        case "Gaussian in-painting":
+            return backbone, gaussian_inpainting(backbone.config), unchanged
+        case "MAE on shrunken images":
+            return backbone, None, corrupting(SHRINK)
 
 
 def collect(

@@ -1,6 +1,7 @@
 """The sections of an audit: what each found, and what that means in sentences."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from cinemae_jax.audit import (
     conditions,
     controls,
     corruptions,
+    draws,
+    equalise,
     probes,
     retraining,
     robustness,
@@ -26,8 +29,9 @@ from cinemae_jax.data.order import Order
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import trained
 from cinemae_jax.detector.trained import TrainedDetector
-from cinemae_jax.evaluation import phrases
+from cinemae_jax.evaluation import phrases, signal
 from cinemae_jax.evaluation.bootstrap import Resampling
+from cinemae_jax.evaluation.signal import Condition, Signal
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.splits import Data
 from cinemae_jax.runtime import progress
@@ -115,8 +119,10 @@ class DetectorAudit:
         """All sections, in the order of the report."""
         self._announce("unchanged")
         clean = self._score(self._images, conditions.unchanged)
-        always = [self._facts(), self._equalised(clean), self._pushed(clean), self._controls()]
-        return [*always, *(self._robustness(clean) if self._options.robustness else [])]
+        found = [self._facts(), self._equalised(clean), self._pushed(clean), self._controls()]
+        if self._options.signal:
+            found.append(self._signal())
+        return found + (self._robustness(clean) if self._options.robustness else [])
 
     def _announce(self, how: str) -> None:
         progress.say(f"scoring   {len(self._images)} images {how}")
@@ -214,6 +220,35 @@ class DetectorAudit:
         return AuditSection(
             {"controls": facts | {"comparisons": found}}, sentences.controls_in_words(found)
         )
+
+    # --- signal ---------------------------------------------------------------------------------
+
+    def _signal(self) -> AuditSection:
+        config = self._detector.settings.detector
+        if not config.num_runs:
+            why_not = "the detector has no masked runs (K = 0)"
+            return AuditSection({"signal": {"left_out": why_not}}, [f"signal left out: {why_not}"])
+        measure = draws.Draws(self._detector, self._replicas, self._bad)
+        options = self._options
+        same = functools.partial(equalise.Equalise, side=options.side, quality=options.quality)
+        found = measure(self._images, {"raw": conditions.unchanged, "equalised": same})
+        kept, too_few = signal.comparable(found["raw"].drawn)
+        measured = tuple(
+            Condition(name, tuple(signal.measure(one.drawn, self._resampling)), tuple(one.curves))
+            for name, one in found.items()
+            if kept
+        )
+        reads = config.anomaly == "statistics" and config.fusion != "global"
+        section = Signal(
+            config.num_runs,
+            measure.mismatch_weight,
+            config.score if reads else "",
+            measured,
+            tuple(too_few),
+        )
+        said = sentences.signal_in_words(section)
+        section = dataclasses.replace(section, sentences=tuple(said))
+        return AuditSection({"signal": section}, said)
 
     # --- robustness -----------------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ def parser() -> Parser:
     add("--train-root", default="", metavar="F", help="data set to train controls on, if not root")
     add("--no-controls", dest="controls", action="store_false", help="do not train controls")
     add("--robustness", action="store_true", help="add corruptions and white-box attacks")
+    add("--signal", action="store_true", help="add what every anomaly statistic is worth")
     for flag, meaning in NUMBERS.items():
         default = getattr(AuditOptions, flag.strip("-").replace("-", "_"))
         add(flag, type=count, default=default, metavar="N", help=f"{meaning} ({default})")

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cinemae_jax.evaluation import signal
 from cinemae_jax.evaluation.comparison import Comparison
 from cinemae_jax.evaluation.metrics import Estimate, Row
+from cinemae_jax.evaluation.signal import Signal
 
 FILE = "audit.json"
 
@@ -43,6 +45,7 @@ class Audited:
       side, quality: shorter side (pixels) and JPEG quality of the equalised images.
       equalised: raw against equalised images.
       changes: corruptions and attacks; may be empty.
+      signal: what the anomaly statistics are worth; None if not measured.
     """
 
     verdict: tuple[str, ...]
@@ -51,6 +54,7 @@ class Audited:
     quality: int
     equalised: Comparison
     changes: tuple[Change, ...]
+    signal: Signal | None = None
 
 
 DETECTOR = ("backbone_sha256", "head_sha256")
@@ -82,6 +86,7 @@ def read(path: Path, facts: Mapping[str, Any]) -> tuple[Audited | None, str]:
 def _audited(record: Mapping[str, Any]) -> Audited:
     equalised = record["equalised"]
     effects = [*record.get("corruptions", []), *record.get("attacks", {}).get("effects", [])]
+    measured = record.get("signal", {})
     return Audited(
         verdict=tuple(map(str, record["verdict"])),
         num_scored=int(record["num_scored"]),
@@ -91,6 +96,7 @@ def _audited(record: Mapping[str, Any]) -> Audited:
             **{n: _rows(equalised["comparison"][n]) for n in ("before", "after", "difference")}
         ),
         changes=tuple(map(_change, effects)),
+        signal=signal.read(measured) if "conditions" in measured else None,
     )
 
 

@@ -26,6 +26,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from cinemae_jax.data.records import CLASS_NAMES
 from cinemae_jax.evaluation.audited import Change
 from cinemae_jax.evaluation.bootstrap import ECE_BINS, ece_bin
+from cinemae_jax.evaluation.signal import Condition
 from cinemae_jax.model.config import STATISTICS
 
 CLASS_COLOURS = ("#2a7fb8", "#d1603d")  # nature, ai: distinct for colour-blind readers
@@ -145,8 +146,8 @@ def _drawn(scores: _Scores, changes: Sequence[Change]) -> Iterator[_Drawn]:
         yield (
             "LCAS by class and generator",
             "Statistics of the local conditional anomaly scores, the inputs of the head: "
-            "photographs above the line of their generator, AI images below (the paper's figure "
-            "2). If both halves have the same shape, the statistic does not separate the classes.",
+            "histograms, photographs above the line of their generator, AI images below. If both "
+            "halves have the same shape, the statistic does not separate the classes.",
             [
                 (STATISTIC_TITLES[name], _lanes(values, scores, STATISTIC_TITLES[name]))
                 for name, values in scores.statistics.items()
@@ -161,6 +162,18 @@ def _drawn(scores: _Scores, changes: Sequence[Change]) -> Iterator[_Drawn]:
             "its interval; dotted: unchanged images.",
             curves,
         )
+
+
+def nll_curves(conditions: Sequence[Condition]) -> list[tuple[str, str]]:
+    """The NLL against the number of masked patches: (description, SVG element) pairs."""
+    with matplotlib.rc_context(STYLE):
+        return [
+            (
+                f"NLL against the number of masked patches, {condition.name} images",
+                _svg(_nll_curves(condition), f"n{i}-"),
+            )
+            for i, condition in enumerate(conditions)
+        ]
 
 
 # --- the figures --------------------------------------------------------------------------------
@@ -264,6 +277,30 @@ def _curves(changes: Sequence[Change]) -> Iterator[tuple[str, Figure]]:
         axes.set(xlabel=_text(family), ylim=(-0.02, 1.02))
         figure.legend(loc="outside upper center", ncols=3)
         yield f"accuracy by {family}", figure
+
+
+def _nll_curves(condition: Condition) -> Figure:
+    """A panel per generator: median and quartiles of both classes."""
+    names = sorted({curve.generator for curve in condition.curves})
+    num_rows = max(1, (len(names) + 1) // 2)
+    figure = Figure(figsize=(WIDTH, 1.5 * num_rows + 0.8), layout="constrained")
+    panels = figure.subplots(num_rows, 2, sharex=True, squeeze=False).ravel()
+    for name, axes in itertools.zip_longest(names, panels):
+        if name is None:
+            axes.set_axis_off()
+            continue
+        for curve in (curve for curve in condition.curves if curve.generator == name):
+            colour = CLASS_COLOURS[CLASS_NAMES.index(curve.label)]
+            axes.fill_between(
+                curve.patches, curve.low, curve.high, color=colour, alpha=0.25, linewidth=0
+            )
+            axes.plot(curve.patches, curve.median, color=colour, linewidth=1.4)
+        axes.set_title(_text(name), fontsize=8)
+        axes.set_xscale("log", base=2)
+    figure.supxlabel(f"masked patches used, {condition.name} images", fontsize=8)
+    figure.supylabel("NLL", fontsize=8)
+    _class_legend(figure)
+    return figure
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

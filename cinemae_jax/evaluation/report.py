@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cinemae_jax.evaluation import audited, metrics, phrases, reported, summary
+from cinemae_jax.evaluation import audited, metrics, phrases, reported, signal, summary
 from cinemae_jax.evaluation.bootstrap import ECE_BINS
+from cinemae_jax.evaluation.generalisation import Generalisation
 from cinemae_jax.evaluation.metrics import METRICS, Estimate, Row
 from cinemae_jax.runtime.console import versions
 
@@ -99,6 +100,14 @@ def worst_in_words(rows: Sequence[Row]) -> list[str]:
     return [f"Worst generator: {'; '.join(said)}."] if said else []
 
 
+def generalisation(rows: Sequence[Row], facts: Mapping[str, Any]) -> Generalisation:
+    """Accuracy on the detector's training generators and on the others."""
+    accuracy = {row.name: row.metrics["accuracy"].value for row in rows[:-1]}
+    return Generalisation.of(
+        accuracy, facts["settings"].get("data", {}).get("train_generators", ())
+    )
+
+
 def undefined(rows: Sequence[Row]) -> list[str]:
     """A sentence for every generator that makes the mean undefined."""
     return [
@@ -167,7 +176,12 @@ def write(
     workdir.mkdir(parents=True, exist_ok=True)
     facts = {**facts, "command": command(), "versions": versions(PACKAGES)}
     worst = {metric: row.name for metric, row in metrics.worst(rows).items()}
-    result = {"results": [_as_json(row) for row in rows], "worst_generator": worst, **facts}
+    result = {
+        "results": [_as_json(row) for row in rows],
+        "worst_generator": worst,
+        "generalisation": generalisation(rows, facts).as_record(),
+        **facts,
+    }
     (workdir / "eval.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     pyarrow.csv.write_csv(
         pa.Table.from_pylist([_as_record(row) for row in rows]), workdir / "eval.csv"
@@ -188,12 +202,13 @@ def pages(
     from cinemae_jax.evaluation import plots  # matplotlib takes a second: only reports pay
 
     found, why_not = audited.read(workdir / audited.FILE, facts)
+    to_unseen = generalisation(rows, facts)
     known = {
         "rows": rows,
         "tables": shown(rows),
-        "headlines": summary.headlines(rows, found),
-        "doubts": summary.doubts(rows, facts, found, why_not),
-        "worst": worst_in_words(rows),
+        "headlines": summary.headlines(rows, found, to_unseen),
+        "doubts": summary.doubts(rows, facts, found, why_not) + to_unseen.warnings(),
+        "worst": worst_in_words(rows) + to_unseen.in_words(),
         "undefined": undefined(rows),
         "ece_bins": ECE_BINS,
         "beside": reported.beside(rows),
@@ -201,6 +216,9 @@ def pages(
         "audited": found,
         "equalised": list(_compared(found)),
         "audit_command": _audit_command(workdir, facts),
+        "measured": found.signal if found else None,
+        "signal": signal,
+        "nll_curves": plots.nll_curves(found.signal.conditions) if found and found.signal else [],
         "sections": plots.sections(scores, found.changes if found else ()),
         "hardest": hardest,
         "facts": facts,
@@ -221,11 +239,16 @@ def _environment(page: str) -> jinja2.Environment:
     )
     environment.filters |= {
         "value": format_value,
+        "two": _two_decimals,
         "interval": format_interval,
         "signed": phrases.signed,
         "md": _markdown,
     }
     return environment
+
+
+def _two_decimals(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
 
 
 def _markdown(text: object) -> str:

@@ -54,7 +54,8 @@ def write_results(detector: TrainedDetector, images: FeatureSet, table: pa.Table
     shown = hardest.find(detector, images.images, table)
     report.write(workdir, rows, table, facts, shown)
     progress.say(report.as_text(rows, config.eval.confidence))
-    progress.say("\n".join(calibration.in_words()))
+    to_unseen = report.generalisation(rows, facts)
+    progress.say("\n".join([*to_unseen.in_words(), *to_unseen.warnings(), *calibration.in_words()]))
     if by_seed:
         progress.say(
             f"{config.num_seeds} heads, mean over generators: "

@@ -9,6 +9,7 @@ from cinemae_jax.data.records import CLASS_NAMES
 from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.evaluation import metrics, phrases
 from cinemae_jax.evaluation.audited import Audited
+from cinemae_jax.evaluation.generalisation import Generalisation, percent
 from cinemae_jax.evaluation.metrics import Estimate, Row
 
 # Images per class; with fewer, a single image moves the accuracy of its class by a point or more.
@@ -32,7 +33,9 @@ class Headline:
     detail: str
 
 
-def headlines(rows: Sequence[Row], audited: Audited | None) -> list[Headline]:
+def headlines(
+    rows: Sequence[Row], audited: Audited | None, generalisation: Generalisation
+) -> list[Headline]:
     """The key numbers."""
     mean, worst = rows[-1].metrics, metrics.worst(rows)
     found = [
@@ -43,6 +46,14 @@ def headlines(rows: Sequence[Row], audited: Audited | None) -> list[Headline]:
         row = worst["accuracy"]
         value, interval = _shown(row.metrics["accuracy"])
         found.append(Headline("accuracy, worst generator", value, f"{row.name} {interval}".strip()))
+    if not math.isnan(generalisation.drop):
+        detail = (
+            f"{percent(generalisation.in_domain)} on training generators, drop "
+            f"{percent(generalisation.drop)}"
+        )
+        found.append(
+            Headline("accuracy, unseen generators", percent(generalisation.unseen), detail)
+        )
     found.append(
         Headline("photographs called AI", *_shown(phrases.called_ai(mean["nature_accuracy"])))
     )

@@ -107,7 +107,9 @@ class MAE(nn.Module):
 
         def blocks(prefix: str, depth: int, heads: int) -> list[Block]:
             return [
-                Block(heads, c.layer_norm_eps, dtype, self.attention, name=f"{prefix}_{i}")
+                Block(
+                    heads, c.layer_norm_eps, dtype, attention=self.attention, name=f"{prefix}_{i}"
+                )
                 for i in range(depth)
             ]
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 import cinemae_jax.configs.ablation
 from cinemae_jax import ablate, train, typed, weights
-from cinemae_jax.ablation import effects, plan, running
+from cinemae_jax.ablation import effects, plan, running, table, timing
 from cinemae_jax.ablation.effects import Finished, RowScores
 from cinemae_jax.ablation.plan import Ablation
 from cinemae_jax.detector import loading, trained
@@ -43,6 +44,7 @@ from cinemae_jax.settings import Settings
 from cinemae_jax.training import fitting, metrics_log, unfrozen
 from tests.conftest import SMALL
 from tests.helpers.command_line import called
+from tests.helpers.small_detector import small_bundle
 from tests.helpers.small_run import small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
@@ -493,3 +495,73 @@ def test_other_images_are_not_compared() -> None:
     lines = effects.lines(rows, reported, bootstrap=9, confidence=0.9, seed=0)
     assert lines[1].differences == {}
     assert lines[1].values["auc"].value > 0.5
+
+
+def line(trained_on: tuple[str, ...], milliseconds: float | None = None) -> effects.Line:
+    """Two thirds right on a, everything right on b and c, nothing right on d."""
+    generator = np.repeat(["a", "b", "c", "d"], 6)
+    label = np.arange(24) % 2
+    right = np.where(label == 1, 1.0, -1.0)
+    logit = np.where(generator == "d", -right, right)
+    logit[:2] *= -1
+    found = RowScores(np.arange(24).astype(str), generator, label, logit[:, None])
+    row = Finished(found, dict.fromkeys(effects.PHASES, 1.0), False, 1, trained_on, milliseconds)
+    (one,) = effects.lines({"x": row}, {"x": None}, bootstrap=9, confidence=0.9, seed=0)
+    return one
+
+
+def test_the_second_table_shows_training_generators_first_and_the_drop() -> None:
+    one = line(("c",))
+    header, cells = table.by_generator([one, effects.Line("failed", None, "no reason")])
+    assert header[:5] == ["row", "c (trained on)", "a", "b", "d"]
+    assert cells == ["x", "100.0", "66.7", "100.0", "0.0", "100.0", "55.6", "44.4", "0.0", "47.1"]
+    mean = one.values["accuracy"].value
+    assert np.mean(list(one.accuracy.values())) == pytest.approx(mean)
+    (said,) = table.drops([one])
+    assert "44.4 points" in said
+    assert table.drops([line(("a",))]) == []
+    page = table.as_markdown("A", [one], 0.9)
+    assert "| c (trained on) |" in page
+    assert said in page
+    record = table.as_record(one)
+    assert record["accuracy_drop"] == pytest.approx(4 / 9)
+    assert record["worst_generator"] == "d"
+
+
+def test_the_time_per_image_is_a_column_only_if_it_was_measured() -> None:
+    timed, untimed = line(("a",), 12.345), line(("a",))
+    assert "ms/image" not in table.as_text("A", [untimed], 0.9)
+    page = table.as_markdown("A", [timed, untimed], 0.9)
+    assert [row.split(" | ")[-1] for row in page.splitlines()[2:6]] == [
+        "ms/image |",
+        "--: |",
+        "12.3 |",
+        "– |",
+    ]
+
+
+def test_the_fastest_repetition_counts_and_the_warm_up_does_not(
+    backbone_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = small_bundle(backbone_file).detector
+    readings = iter([0, 100, 0, 6, 0, 4, 0, 5])
+    clock = types.SimpleNamespace(perf_counter=lambda: next(readings))
+    monkeypatch.setattr(timing, "time", clock)
+    found = timing.milliseconds_per_image(detector, ONE_DEVICE)
+    images = timing.BATCHES * detector.settings.eval.batch_size
+    assert found == pytest.approx(1000 * 4 / images)
+    assert next(readings, None) is None
+
+
+def test_a_timed_row_notes_its_milliseconds(
+    base: dict[str, Any], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "milliseconds_per_image", lambda detector, replicas: 7.5)
+    optimizer = {"learning_rate": 1e-3, "weight_decay": 0.05}
+    (bank,) = (done / "banks").iterdir()
+    base = plan.override(base, "features.bank", str(bank.parent))
+    config = {"title": "A", "base": base, "unfrozen": optimizer, "rows": ROWS[2:], "timed": True}
+    assert running.ablate(plan.read(config), tmp_path, ONE_DEVICE) == []
+    assert table_of(tmp_path)["K = 0"]["milliseconds_per_image"] == 7.5
+    assert "ms/image" in (tmp_path / "ablation.md").read_text()
+    assert table_of(done)["K = 0"]["milliseconds_per_image"] is None

@@ -34,13 +34,16 @@ class RowConfig(TypedDict, total=False):
     unfreeze: str
 
 
-def ablation(title: str, rows: Iterable[RowConfig], base: str = "sd14") -> ConfigDict:
+def ablation(
+    title: str, rows: Iterable[RowConfig], base: str = "sd14", *, timed: bool = False
+) -> ConfigDict:
     """Config of an ablation.
 
     Args:
       title: title of the table.
       rows: in the order of the table; the others are compared with the first.
       base: name of the config that all rows start from.
+      timed: measure the milliseconds per image of every row.
 
     Raises:
       ValueError: for an unknown base.
@@ -53,5 +56,6 @@ def ablation(title: str, rows: Iterable[RowConfig], base: str = "sd14") -> Confi
     config.unfrozen = ConfigDict()  # AdamW of the backbone, for rows with unfreeze
     config.unfrozen.learning_rate = 1e-5  # peak
     config.unfrozen.weight_decay = 0.05
+    config.timed = timed
     config.rows = tuple(dict(row) for row in rows)
     return config

@@ -1,4 +1,4 @@
-"""Masked runs K: what they add to the encoder alone, and how many are needed.
+"""Masked runs K: what they add to the encoder alone, how many are needed, and what they cost.
 
 python -m cinemae_jax.ablate --config configs/ablation/runs.py --workdir runs/ablation_runs ...
 """
@@ -19,4 +19,4 @@ def get_config(base: str = "sd14") -> ConfigDict:
         {"name": "K = 1", "overrides": {"detector.num_runs": 1}},
         {"name": "K = 3", "overrides": {"detector.num_runs": 3}},
     ]
-    return ablation("Masking runs", rows, base)
+    return ablation("Masking runs", rows, base, timed=True)
