@@ -44,8 +44,7 @@ newest:
 
 newest-here: $(VENV)/.test
 	@$(BIN)/python -c 'import jax, sys; print("Python", sys.version.split()[0], "JAX", jax.__version__)'
-	$(BIN)/python -m pytest -m "not slow and not browser and not parity" -n auto --dist loadfile \
-		$(NEWEST_TESTS)
+	$(PYTEST) -m "not slow and not parity" $(NEWEST_TESTS)
 	$(MAKE) --no-print-directory VENV=$(VENV) PYTHON=$(PYTHON) DEMO=runs/demo-newest demo
 
 parity: $(VENV)/.parity

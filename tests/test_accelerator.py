@@ -28,6 +28,7 @@ def run(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_sections_are_measured_once_and_resumed(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     first = run(file, "--only", "precision", "devices")
