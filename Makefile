@@ -6,11 +6,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 TORCH ?= torch==2.13.0
 DEMO := runs/demo
+# The newest supported pair of Python and JAX, in a virtual environment of its own.
+NEWEST_PYTHON ?= $(shell for p in python3.13 $(HOME)/.pyenv/versions/3.13*/bin/python3.13; do \
+	$$p -c '' 2>/dev/null && echo $$p && break; done)
+NEWEST := .venv-newest
+NEWEST_TESTS := tests/model tests/training/test_steps.py tests/weights/test_goldens.py tests/test_settings.py
 CACHED := XDG_CACHE_HOME='$(CURDIR)/.cache'
 
-.PHONY: demo test parity bench lint format demo-images goldens clean
+.PHONY: demo test test-fast newest newest-here parity bench accelerator lint format demo-images goldens clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.package
@@ -22,14 +28,35 @@ demo: $(VENV)/.package
 		--config.eval.detector=tiny
 
 test: $(VENV)/.test $(VENV)/.browser
-	$(BIN)/python -m pytest -m "not parity" -n auto --dist loadfile $(ARGS)
+	$(PYTEST) -m "not parity" $(ARGS)
+
+# For the inner loop: leaves out what trains, serves or starts processes.
+test-fast: $(VENV)/.test
+	$(PYTEST) -m "not parity and not slow" $(ARGS)
+
+# A fast part of the tests and the demo on the newest pair; skipped, with a line, without that Python.
+newest:
+	@if [ -n "$(NEWEST_PYTHON)" ]; then \
+		$(MAKE) --no-print-directory VENV=$(NEWEST) PYTHON=$(NEWEST_PYTHON) newest-here; \
+	else \
+		echo "make newest: skipped: there is no python3.13 (set NEWEST_PYTHON)"; \
+	fi
+
+newest-here: $(VENV)/.test
+	@$(BIN)/python -c 'import jax, sys; print("Python", sys.version.split()[0], "JAX", jax.__version__)'
+	$(PYTEST) -m "not slow and not parity" $(NEWEST_TESTS)
+	$(MAKE) --no-print-directory VENV=$(VENV) PYTHON=$(PYTHON) DEMO=runs/demo-newest demo
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m parity -n auto --dist loadfile $(ARGS)
+	$(PYTEST) -m parity $(ARGS)
 
 # Times the package against PyTorch; takes minutes, needs a quiet machine.
 bench: $(VENV)/.parity
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Right and fast on the accelerator of this machine, in eight minutes; docs/performance.md.
+accelerator: $(VENV)/.package
+	$(BIN)/python -m benchmarks.accelerator $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -79,4 +106,4 @@ $(VENV)/.parity: pyproject.toml $(VENV)/.test
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) .cache runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

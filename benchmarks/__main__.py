@@ -1,11 +1,11 @@
-"""All that is measured of speed in one command: tables on the terminal, all of it as JSON.
+"""Every speed measurement in one command: tables on the terminal, everything as JSON.
 
     python -m benchmarks [--only backbone extract] [--rounds 5] [--quick]
         [--json runs/benchmarks.json]
 
-Minutes a section on a small machine, and only worth their name on a quiet one; the JSON has the
-load of the machine around each.  ``--quick`` runs everything at toy size, once, to see that it
-works (about two minutes).  Each section is a module with more options of its own.
+A section takes minutes on a small machine and needs a quiet one; the JSON records the machine's
+load before and after it.  ``--quick`` runs everything once at toy size, to check that it works.
+Each section is a module with more options of its own.
 """
 
 import argparse
@@ -43,21 +43,23 @@ SMALL_MODEL = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much of everything.
+    """How much of everything is measured.
 
     Attributes:
-      preset: of the backbone.
-      dtypes: it computes in.
-      batch: images at a time through it.
+      preset: backbone of most sections.
+      extracted: detector or backbone of ``extract``.
+      dtypes: dtypes of the backbone.
+      batch: images per step of the backbone.
       rounds: repetitions.
-      images: files that features are extracted from.
-      decoded: files that are only decoded; of few, the loader's start is what counts.
-      banked: images of a bank that heads are trained from.
-      pretrained: images a step of pre-training.
-      model: of pre-training, where it is not the configured one.
+      images: image files of ``extract``.
+      decoded: image files of ``loader``; with few, the start of its threads dominates.
+      banked: images of the bank from which heads are trained.
+      pretrained: images per step of pre-training.
+      model: fields of the pre-trained model that differ from its config.
     """
 
     preset: str = "vit_large"
+    extracted: str = "tiny"
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     batch: int = 4
     rounds: int = 5
@@ -69,12 +71,21 @@ class Size:
 
 
 QUICK = Size(
-    "toy", ("float32",), 2, 1, bench_extract.BATCH, bench_extract.BATCH, 512, 8, SMALL_MODEL
+    preset="toy",
+    extracted="toy",
+    dtypes=("float32",),
+    batch=2,
+    rounds=1,
+    images=bench_extract.BATCH,
+    decoded=bench_extract.BATCH,
+    banked=512,
+    pretrained=8,
+    model=SMALL_MODEL,
 )
 
 
 def sections(size: Size) -> dict[str, Callable[[], Any]]:
-    """What can be measured, by name."""
+    """The measurements by name."""
     preset, batch, rounds, dtypes = size.preset, size.batch, size.rounds, list(size.dtypes)
     config = bench_backbone.PRESETS[preset]
     runs = [0, 1, 2, 3, 4]
@@ -85,20 +96,20 @@ def sections(size: Size) -> dict[str, Callable[[], Any]]:
         "pretrain": lambda: bench_pretrain.bench(size.pretrained, rounds, dtypes, **size.model),
         "loader": lambda: bench_loader.bench(size.decoded, CORES, rounds),
         "head": lambda: head(size.banked),
-        "extract": lambda: bench_extract.bench("tiny", size.images, rounds),
+        "extract": lambda: bench_extract.bench(size.extracted, size.images, rounds),
         "latency": lambda: bench_extract.latency(rounds),
     }
 
 
 def head(images: int, epochs: int = 2) -> dict[str, float]:
-    """Seconds of training from a bank of ViT-L/16; ``bench_bank`` has floors and the full size."""
+    """Seconds of training from a bank of ViT-L/16; ``bench_bank`` adds floors and full size."""
     model, raw = bench_backbone.PRESETS["vit_large"], sd14.get_config()
     raw.data.root, raw.train.epochs, raw.train.checkpoint_every = "bank", epochs, 10**9
     config = typed.read(raw.to_dict(), Settings)
     train, held = (bench_bank.banked(n, config, model) for n in (images, images // 8))
     seconds = bench_bank.seconds_of_training(config, Sets(train, held, held), model)
     print(
-        f"head: {epochs} epochs of {images} banked images in {seconds:.1f} s, one compilation in it"
+        f"head: {epochs} epochs of {images} banked images in {seconds:.1f} s with one compilation"
     )
     return {"images": images, "epochs": epochs, "seconds": seconds}
 

@@ -1,11 +1,11 @@
-"""Features of the frozen backbone: images a second beside the matmul ceiling and what else one
-would use: PyTorch, as it is and compiled, and a Python loop over masks.
+"""Features of the frozen backbone in images/s, against the matmul ceiling and the alternatives:
+PyTorch, eager and compiled, and a Python loop over masks.
 
     python -m benchmarks.bench_backbone [--preset vit_large] [--runs 2] [--batch 4] [--rounds 5]
         [--dtypes float32 bfloat16] [--json out.json]
 
-The ceiling is a product shaped like the largest layer, timed in the same rounds; PyTorch
-joins where torch and transformers can be imported.  Weights and images are random.
+The ceiling is a matrix product shaped like the largest layer, timed in the same rounds.  PyTorch
+takes part if torch and transformers are installed.  Weights and images are random.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, torch_peer
+from cinemae_jax import typed
 from cinemae_jax.features import extraction
 from cinemae_jax.model import mae
 from cinemae_jax.model.cinemae import random_backbone
@@ -28,13 +29,13 @@ PRESETS = {name: preset() for name, preset in mae.PRESETS.items()} | {"toy": TOY
 
 
 def image_flops(config: MAEConfig, num_runs: int, mask_ratio: float = 0.75) -> float:
-    """2 a multiply-add of one image: an unmasked pass and K masked runs (docs/method.md 7)."""
+    """FLOPs of one image (2 per multiply-add): an unmasked pass and K masked runs (METHOD 7)."""
     length, visible = config.num_patches, config.num_visible(mask_ratio)
 
     def blocks(tokens: int, width: int, depth: int) -> float:
         return 2 * depth * (12 * width**2 * tokens + 2 * tokens**2 * width)
 
-    embed = 2 * length * config.patch_dim * config.width  # once: every run looks rows of it up
+    embed = 2 * length * config.patch_dim * config.width  # once, for all runs
     whole = embed + blocks(1 + length, config.width, config.depth)
     if not num_runs:
         return whole
@@ -47,12 +48,13 @@ def image_flops(config: MAEConfig, num_runs: int, mask_ratio: float = 0.75) -> f
 
 
 def detector_config(num_runs: int, dtype: str) -> DetectorConfig:
-    fusion = "additive" if num_runs else "global"  # K = 0 leaves nothing else
-    return DetectorConfig(num_runs=num_runs, dtype=dtype, fusion=fusion)
+    fusion = "additive" if num_runs else "global"  # K = 0 has no anomaly scores
+    choices = {"num_runs": num_runs, "dtype": dtype, "fusion": fusion}
+    return typed.read(choices, DetectorConfig, saved=True)  # defaults for the rest
 
 
 def make_features(num_runs: int, dtype: str) -> Any:
-    """Jitted features of (backbone, key, batch), as training and evaluation take them."""
+    """Jitted features of (backbone, key, batch), as in training and evaluation."""
     runs = extraction.first_runs(num_runs)
     return jax.jit(extraction.make_extract(detector_config(num_runs, dtype), runs))
 
@@ -67,7 +69,7 @@ def random_batch(config: MAEConfig, batch: int) -> dict[str, Any]:
 
 
 def jax_run(backbone: Any, num_runs: int, batch: int, dtype: str) -> Any:
-    """The extraction as one repetition."""
+    """One extraction of a batch."""
     extract, key = make_features(num_runs, dtype), jax.random.key(0)
     backbone = backbone.in_dtype(dtype)
     images = random_batch(backbone.config, batch)
@@ -84,7 +86,7 @@ def loop_run(backbone: Any, num_runs: int, batch: int, dtype: str) -> Any:
     def once(backbone: Any, key: Any, images: Any, run: Any) -> Any:
         extract = extraction.make_extract(config, lambda keys, _: jnp.full((*keys.shape, 1), run))
         features = extract(backbone, key, images)
-        return features.terms, features.masked  # so that XLA leaves out the unmasked pass
+        return features.terms, features.masked  # without f_global XLA drops the unmasked pass
 
     def run() -> Any:
         features = whole(backbone, key, images)
@@ -95,9 +97,9 @@ def loop_run(backbone: Any, num_runs: int, batch: int, dtype: str) -> Any:
 
 
 def matmul_run(config: MAEConfig, batch: int, dtype: str) -> tuple[float, Any]:
-    """(FLOPs, repetition) of fc1's product over all tokens of a batch, many in a row.
+    """(FLOPs, repetition) of fc1's product over all tokens of a batch, many times in a row.
 
-    A few would still run on what the contender before left of caches and memory.
+    With only a few, the state of the caches left by the previous contender would matter.
     """
     rows, width, times = batch * (1 + config.num_patches), config.width, 32
     a = jnp.ones((rows, width), dtype)
@@ -114,7 +116,7 @@ def matmul_run(config: MAEConfig, batch: int, dtype: str) -> tuple[float, Any]:
 def bench(
     name: str, config: MAEConfig, num_runs: int, batch: int, rounds: int, dtypes: list[str]
 ) -> dict[str, Any]:
-    """Runs the comparison and prints it, with the share of the ceiling that each dtype reaches."""
+    """Runs and prints the comparison, with each dtype's share of the matmul ceiling."""
     backbone, flops = random_backbone(config), image_flops(config, num_runs)
     contenders: dict[str, tuple[float, Any]] = {}
     without_torch = torch_peer.missing()
@@ -130,11 +132,11 @@ def bench(
             for kind, run in torch_peer.extractions(config, num_runs, batch, dtype).items():
                 contenders[f"torch {dtype}, {kind}"] = (batch, run)
     rows = measure.compare(contenders, baseline=f"jax {dtypes[0]}", rounds=rounds)
-    title = f"{name}, K = {num_runs}, batch {batch}; matmul: images whose FLOPs it could do"
+    title = f"{name}, K = {num_runs}, batch {batch}; matmul: images of as many FLOPs"
     measure.show(title, "image", rows)
     share = {dtype: measure.ratio(rows, f"jax {dtype}", f"matmul {dtype}") for dtype in dtypes}
     for dtype, value in share.items():
-        print(f"{dtype}: {value:.2f} of the matmul ceiling by {flops / 1e9:.1f} GFLOP an image")
+        print(f"{dtype}: {value:.2f} of the matmul ceiling, {flops / 1e9:.1f} GFLOP per image")
     return {
         "title": title,
         "rows": measure.as_json(rows),
@@ -144,9 +146,9 @@ def bench(
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Options that choose a backbone; ``model`` reads them."""
+    """Options of the backbone; ``model`` reads them."""
     parser.add_argument("--preset", choices=sorted(PRESETS), default="vit_large")
-    parser.add_argument("--depth", type=int, help="of the encoder, if not the preset's")
+    parser.add_argument("--depth", type=int, help="encoder depth, if not the preset's")
 
 
 def model(options: argparse.Namespace) -> MAEConfig:

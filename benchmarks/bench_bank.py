@@ -1,12 +1,12 @@
-"""Training from a bank of GenImage's SD v1.4 size against the floor of its arithmetic and memory.
+"""Training from a bank of GenImage's SD v1.4 size, against the floor of arithmetic and memory.
 
     python benchmarks/bench_bank.py [--images 324000] [--epochs 2] [--seeds 1,5]
 
-Makes random features of ViT-L/16 (1,024 global values, 8 runs of 147 patches) in memory, 4.4 GB at
-full size, and runs the training of ``cinemae_jax.train`` on them, checkpoints and validation
-included.  The floor is the larger of two times: the head's matrix products at the rate of a large
-product measured here, and the bytes of the features at the bandwidth of a copy measured here.
-Also writes and reads one part of a bank, for bytes an image and seconds.
+Makes random features of ViT-L/16 in memory (1,024 global values, 8 runs of 147 patches; 4.4 GB at
+full size) and trains heads on them as ``cinemae_jax.train`` does, with checkpoints and validation.
+The floor is the larger of two times: the head's matrix products at the rate of a large product, and
+the bytes of the features at the bandwidth of a copy, both measured here.  Also writes and reads one
+part of a bank, for its bytes and seconds per image.
 """
 
 import argparse
@@ -67,6 +67,7 @@ def random_features(count: int, model: MAEConfig) -> dict[str, np.ndarray]:
             name: rng.random((count, 1, NUM_RUNS, masked), np.float32)
             for name in ("deviation", "mismatch")
         },
+        "context_variance": rng.random((count, 1, NUM_RUNS, 3), np.float32),
     }
 
 
@@ -85,7 +86,7 @@ def banked(count: int, config: Settings, model: MAEConfig) -> BankedSet:
 
 
 def seconds_of_training(config: Settings, sets: Sets, model: MAEConfig) -> float:
-    """Of all epochs, compilation of the first step included."""
+    """Seconds of all epochs, including the compilation of the first step."""
     backbone = Backbone({}, model, "random")
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder)
@@ -111,7 +112,7 @@ def matmul_rate() -> float:
 
 
 def copy_rate() -> float:
-    """Bytes/s of a copy of 1 GB, counted once."""
+    """Bytes/s of a copy of 1 GB, counting the bytes once."""
     source = np.ones(1 << 28, np.float32)
     target = np.empty_like(source)
     times = []
@@ -123,18 +124,18 @@ def copy_rate() -> float:
 
 
 def head_flops(model: MAEConfig, hidden: int, statistics: int = 3) -> int:
-    """Of one image and step: forward, and the two products of the backward pass."""
+    """FLOPs of one image and step: the forward product and the two backward products."""
     return 3 * 2 * (statistics * hidden + hidden * model.width + model.width)
 
 
 def one_part(model: MAEConfig) -> dict[str, float]:
-    """Bytes an image on disk, and images a second written and read."""
+    """Bytes per image on disk, and images written and read per second."""
     count, images = 2048, catalog_of(2048)
     stored = random_features(count, model)
     stored |= {name: stored["mismatch"] for name in bank.TERMS if name not in stored}
     stored["context_variance"] = np.ones((count, 1, NUM_RUNS, 3), np.float32)
-    facts = {"width": [512] * count, "height": [512] * count, "format": ["PNG"] * count}
-    facts["error"] = [""] * count
+    same = {"width": 512, "height": 512, "format": "PNG", "error": ""}
+    facts = {name: [value] * count for name, value in same.items()}
     recipe = Recipe("", "", {}, 0, NUM_RUNS, 1)
     with tempfile.TemporaryDirectory() as folder:
         (part,) = bank.plan(Path(folder), count, count)
@@ -157,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=324_000)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--seeds", default="1,5", help="numbers of heads, each timed")
+    parser.add_argument("--seeds", default="1,5", help="numbers of heads to time")
     options = parser.parse_args()
     model, raw = vit_large(), sd14.get_config()
     raw.data.root, raw.train.epochs, raw.train.checkpoint_every = "x", options.epochs, 10**9

@@ -1,11 +1,10 @@
-"""How long a data set takes to be known, and how much memory its catalog holds.
+"""Time to scan a data set, and memory of its catalog.
 
     python benchmarks/bench_catalog.py --files 300000
 
-Makes a tree in GenImage's layout with empty files in a temporary folder, scans it in new processes,
-and deletes it.  "bare" only lists the names, with ``os.scandir``: the floor.  The operating system
-knows the folders already, since it has just made them; a disk or network that does not know them
-adds its own time to a cold scan.
+Makes a tree of empty files in GenImage's layout in a temporary folder, scans it in new processes,
+and deletes it.  "bare" only lists the names with ``os.scandir``: the floor.  The folders are in the
+operating system's cache; a cold disk or network adds its own time.
 """
 
 import argparse
@@ -20,11 +19,11 @@ from pathlib import Path
 
 GENERATORS = ("ADM", "BigGAN", "Midjourney", "VQDM", "glide", "sd_v_1_4", "sd_v_1_5", "wukong")
 MEASURES = ("bare", "off", "cold", "warm")
-SETTLE_SECONDS = 3  # a listing as new as its folders is not kept
+SETTLE_SECONDS = 3  # the catalog does not cache a folder that has just changed
 
 
 def make_tree(root: Path, num_files: int) -> None:
-    """GenImage in small: 27 of 28 images are training ones."""
+    """A small GenImage: 27 of 28 images are in the train split."""
     folders = [
         root / generator / f"imagenet_ai_{generator.lower()}" / split / label
         for generator in GENERATORS
@@ -39,7 +38,7 @@ def make_tree(root: Path, num_files: int) -> None:
 
 
 def bare(root: str) -> int:
-    """Number of files, by names alone."""
+    """Number of files, from a plain listing."""
     count, pending = 0, [root]
     while pending:
         with os.scandir(pending.pop()) as entries:
@@ -55,10 +54,10 @@ def measure(what: str, root: str) -> dict[str, float]:
     """Seconds and bytes of one scan in this process.
 
     Args:
-      what: of ``MEASURES``.
-      root: of the tree.
+      what: one of ``MEASURES``.
+      root: root of the tree.
     """
-    from cinemae_jax.data import catalog  # imports are no part of the time
+    from cinemae_jax.data import catalog  # before the clock starts
 
     before, start = resident(), time.perf_counter()
     if what == "bare":
@@ -87,7 +86,7 @@ def resident() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=300_000, help="number of images")
-    parser.add_argument("--dir", default=None, help="where to make the tree; default: temporary")
+    parser.add_argument("--dir", default=None, help="folder for the tree (default: temporary)")
     parser.add_argument("--measure", nargs=2, metavar=("WHAT", "ROOT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -110,11 +109,11 @@ def main() -> None:
 
 
 def as_text(results: dict[str, dict[str, float]], kept: int) -> str:
-    """A table: seconds, ratio to the bare listing, memory.
+    """A table of seconds, ratio to the bare listing, and memory.
 
     Args:
-      results: by measure.
-      kept: size of the cache file, bytes.
+      results: results by measure.
+      kept: size of the cache file in bytes.
     """
     lines = ["scan      seconds  x bare   us/file  table MB/million  peak MB/million"]
     for what, r in results.items():

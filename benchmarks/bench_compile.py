@@ -1,11 +1,11 @@
-"""Compiling the extraction, cold and from JAX's persistent cache, and the memory that it takes.
+"""Compile time of the extraction, cold and from JAX's persistent cache, and its memory.
 
     python -m benchmarks.bench_compile [--preset vit_large] [--runs 2] [--batch 4]
         [--dtypes float32 bfloat16] [--json out.json]
 
-Each is a fresh process: one with an empty cache, then one with what that left behind.  Memory is
-set against the weights and the widest moment of a pass (``live_bytes``), which nothing can do
-without: as XLA plans it, and as the process grew when it made the weights and ran one batch.
+Each measurement is a fresh process: the first with an empty cache, the second with the cache of the
+first.  Memory is compared with its lower bound, the weights and the largest activations of a pass
+(``live_bytes``): as planned by XLA, and as the process grew while it ran one batch.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from cinemae_jax.model.config import MAEConfig
 
 
 def live_bytes(config: MAEConfig, num_runs: int, batch: int, mask_ratio: float = 0.75) -> int:
-    """Activations of a batch at the widest moment of its passes, 4 bytes each.
+    """Bytes of the largest activations of a batch, 4 per value.
 
-    In attention a token has its residual stream, query, key, value and a row of scores a head; in
-    the MLP its residual stream and four times its width.
+    In attention a token has its residual stream, query, key, value and one row of scores per head;
+    in the MLP its residual stream and four times its width.
     """
 
     def widest(rows: int, tokens: int, width: int, heads: int) -> int:
@@ -44,13 +44,13 @@ def live_bytes(config: MAEConfig, num_runs: int, batch: int, mask_ratio: float =
 
 
 def placed(config: MAEConfig, dtype: str) -> Any:
-    """Fresh parameters as a frozen backbone has them on a device."""
+    """New parameters in the dtypes of a frozen backbone."""
     params = mae.initial_variables(config, jax.random.key(0))["params"]
     return Backbone(params, config).in_dtype(dtype).params
 
 
 def compile_here(config: MAEConfig, num_runs: int, batch: int, dtype: str) -> dict[str, Any]:
-    """Seconds, and bytes; of a process that has done nothing else."""
+    """Seconds and bytes, in a process that has done nothing else."""
     images, key = bench_backbone.random_batch(config, batch), jax.random.key(0)
     shapes = jax.eval_shape(lambda: placed(config, dtype))
     before = measure.peak_bytes()
@@ -74,7 +74,7 @@ def compile_here(config: MAEConfig, num_runs: int, batch: int, dtype: str) -> di
 
 
 def bench(preset: str, num_runs: int, batch: int, dtypes: list[str]) -> dict[str, Any]:
-    """Compiles in fresh processes and prints seconds and memory."""
+    """Compiles in fresh processes; prints seconds and memory."""
     result: dict[str, Any] = {"title": f"compiling {preset}, K = {num_runs}, batch {batch}"}
     for dtype in dtypes:
         arguments = ("--here", "--preset", preset, "--runs", num_runs, "--batch", batch)
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--here", action="store_true", help="in this process; prints JSON")
+    parser.add_argument("--here", action="store_true", help="measure in this process, print JSON")
     o = parser.parse_args(argv)
     if o.here:
         config = bench_backbone.PRESETS[o.preset]

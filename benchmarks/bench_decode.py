@@ -1,10 +1,10 @@
-"""What decoding costs a core: images of 512 x 512 in memory, one thread.
+"""Decoding cost per core: images of 512 x 512 in memory, one thread.
 
     python benchmarks/bench_decode.py [--images 24] [--repetitions 7]
 
-Times are of the process's own CPU, so that other work on the machine disturbs them little; each is
-the median over repetitions, with the repetitions in turn over all rows.  'floor' is Pillow alone:
-decode, bicubic resize to 256, centre crop.
+Times are CPU times of this process, which other work on the machine disturbs little.  Each is the
+median over repetitions that take turns.  'floor' is Pillow alone: decode, bicubic resize to 256,
+centre crop.
 """
 
 import argparse
@@ -25,7 +25,7 @@ Work = Callable[[bytes, np.random.Generator], object]
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
-    """Detail at every scale, about as much as a photograph has: 1/f noise."""
+    """1/f noise, which has about as much detail at every scale as a photograph."""
     total = np.zeros((SIDE, SIDE, 3))
     for level in range(2, 10):
         coarse = rng.normal(0, 26, (2**level, 2**level, 3)) * 1.35 ** (2 - level)
@@ -60,7 +60,7 @@ WORK: dict[str, Work] = {
 
 
 def seconds(work: Work, files: list[bytes]) -> float:
-    """CPU seconds an image."""
+    """CPU seconds per image."""
     rng = np.random.default_rng(0)
     start = time.process_time()
     for data in files:

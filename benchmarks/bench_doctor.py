@@ -1,11 +1,11 @@
-"""The doctor against the bare decoding of the same files by the same number of workers.
+"""``cinemae doctor`` against bare decoding of the same files by the same number of workers.
 
     python benchmarks/bench_doctor.py [--workers 2] [--repeats 7] [--scale 1.0]
 
-Prints images a second and their ratio for JPEG and PNG files of 512 × 512, as medians over
-repetitions that take turns, so that a change of the machine's load meets both: by the clock, and
-by the processor time that they took, which other programs on a busy machine disturb less.  The
-doctor starts its processes in every repetition.  The aim is a ratio of 0.9.
+Prints images/s and their ratio for JPEG and PNG files of 512 × 512, by wall clock and by CPU time,
+which other programs disturb less.  Values are medians over repetitions that take turns, so a change
+of the machine's load affects all of them.  The doctor starts its processes in every repetition.
+The aim is a ratio of 0.9.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from cinemae_jax.data.decode import decode
 from cinemae_jax.data.inspect import diagnosis, examination, facts
 
 SIDE = 512
-DIFFERENT = 200  # pictures; the files beyond are hard links to them
-FILES = {"jpg": 8000, "png": 2000}  # some ten seconds of work for a core
+DIFFERENT = 200  # distinct images; the other files are hard links to them
+FILES = {"jpg": 8000, "png": 2000}  # about ten seconds of work per core
 
 
 def write_images(root: Path, kind: str, count: int) -> list[Path]:
-    """Pictures with the spectrum of photographs (amplitude as 1 / frequency), half a class."""
+    """Images with the spectrum of photographs (amplitude as 1 / frequency), half per class."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
     frequency[0, 0] = 1.0
@@ -60,7 +60,7 @@ def examine_some(paths: Sequence[Path]) -> None:
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """By the clock, and of processor time of this process and of those that ended in it."""
+    """Wall-clock seconds, and CPU seconds of this process and its finished children."""
     start, before = time.perf_counter(), sum(os.times()[:4])
     work()
     return time.perf_counter() - start, sum(os.times()[:4]) - before
@@ -113,7 +113,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--workers", type=int, default=os.cpu_count())
     options.add_argument("--repeats", type=int, default=7)
-    options.add_argument("--scale", type=float, default=1.0, help="of the number of files")
+    options.add_argument("--scale", type=float, default=1.0, help="factor on the number of files")
     chosen = options.parse_args()
     for kind, count in FILES.items():
         bench(kind, round(count * chosen.scale), chosen.workers, chosen.repeats)

@@ -1,16 +1,16 @@
-"""From files to features and to verdicts, beside the two things that both are made of.
+"""From files to features and to verdicts, against their two parts: decoding and computing.
 
     python -m benchmarks.bench_extract [--preset tiny] [--images 48] [--rounds 5] [--json out.json]
     python -m benchmarks.bench_extract --memory 5000
 
-The same pictures of 512 x 512 as JPEG and as PNG: ``extract`` from files to a part of a bank beside
-features of crops in memory, ``predict`` from files to verdicts beside logits of crops in memory
-(which may take less of the backbone than a bank holds), and decoding alone.  Where one processor
-does both, their times add up: ``in turn`` is that rate.  ``tiny`` is the bundled detector with four
-crops; other presets are random weights with one crop, and nothing to predict with.
+The same images of 512 x 512 as JPEG and as PNG.  ``extract`` goes from files to a part of a bank,
+``features`` from crops in memory.  ``predict`` goes from files to verdicts, ``logits`` from crops
+in memory (a verdict may need less of the backbone than a bank).  ``decoding`` is decoding alone.
+``in turn`` is the rate if one processor does both parts one after the other.  ``tiny`` is the
+bundled detector with four crops; other presets have random weights, one crop, and no ``predict``.
 
-Also the seconds until a ``cinemae predict`` process prints its first line, with compilations kept
-by an earlier one, and on request the memory of a process that predicts many pictures.
+Also measures the seconds until a ``cinemae predict`` process prints its first line, with and
+without a compilation cache, and on request the memory of a process that predicts many images.
 """
 
 import argparse
@@ -47,14 +47,14 @@ from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.runtime.devices import Replicas, merge
 from cinemae_jax.settings import Settings
 
-BATCH = 4  # pictures that are extracted at a time
+BATCH = 4  # images extracted at a time
 KINDS = {"JPEG": ".jpg", "PNG": ".png"}
-FEW = 500  # pictures after which memory should grow no more
-DIFFERENT = 64  # files; many pictures are these over and over
+FEW = 500  # images after which memory should stop growing
+DIFFERENT = 64  # distinct files; more images repeat them
 
 
 def model(preset: str) -> tuple[Settings, Backbone, Detector | None]:
-    """What to extract with, as many runs as a verdict takes, and to predict with, if anything."""
+    """Settings and backbone to extract with, K runs like a verdict, and the detector, if any."""
     if preset == "tiny":
         detector = Detector.load("tiny")
         config, backbone = detector.trained.settings, detector.trained.backbone
@@ -80,7 +80,7 @@ def model(preset: str) -> tuple[Settings, Backbone, Detector | None]:
 def extractions(
     config: Settings, images: Catalog, folder: Path, extractor: Extractor, backbone: Backbone
 ) -> dict[str, measure.Run]:
-    """Features from memory, and what stands between them and files."""
+    """Decoding, features from memory, and extraction from files."""
     source = OnlineSet(images, extractor, config.data, config.features.batch_size)
     data = splits.Data(images, images, images)
     bank, bad = filling.banks(config, data, backbone, folder)["test"], BadImages(folder / "bad.csv")
@@ -111,7 +111,7 @@ def predictions(detector: Detector, paths: list[Path]) -> dict[str, measure.Run]
     crops = np.stack([inputs.crops(picture.image, detector.transform) for picture in pictures])
     ids = np.array([picture.example_id for picture in pictures])
     return {
-        "logits": lambda: detector._score(crops, ids),
+        "logits": lambda: detector.score_crops(crops, ids),
         "predict": lambda: detector.predict(paths),
     }
 
@@ -147,7 +147,7 @@ def bench(preset: str, count: int, rounds: int) -> dict[str, Any]:
 
 
 def in_turn(rows: list[measure.Row], name: str) -> measure.Row:
-    """Decoding and then ``name``, each in the time that it takes alone."""
+    """The rate of decoding and ``name`` one after the other, each in its own time."""
     rounds = {row.name: row.rounds for row in rows}
     pairs = zip(rounds["decoding"], rounds[name], strict=True)
     rates = [1 / (1 / a + 1 / b) for a, b in pairs]
@@ -155,11 +155,12 @@ def in_turn(rows: list[measure.Row], name: str) -> measure.Row:
 
 
 def latency(rounds: int) -> dict[str, Any]:
-    """Seconds until a process has printed its first line; the first has nothing compiled."""
+    """Seconds until a process prints its first line; the first one has an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
         bench_loader.write_images(Path(folder, "files"), 1, ".jpg")
         (path,) = Path(folder, "files").rglob("*.jpg")
-        command = [sys.executable, "-m", "cinemae_jax.main", "predict", path, "--format", "jsonl"]
+        module = (sys.executable, "-m", "cinemae_jax.main")
+        command = (*module, "predict", str(path), "--format", "jsonl")
         taken = []
         for _ in range(1 + rounds):
             begin = time.perf_counter()
@@ -171,18 +172,18 @@ def latency(rounds: int) -> dict[str, Any]:
     cold, *warm = taken
     median = statistics.median(warm)
     print(
-        f"predict, first line of a process: {cold:.1f} s with nothing compiled before, then "
+        f"predict, first line of a process: {cold:.1f} s with an empty compilation cache, then "
         f"{median:.1f} s ({min(warm):.1f} to {max(warm):.1f})"
     )
     return {"cold_s": cold, "warm_s": warm}
 
 
 def memory(count: int) -> dict[str, Any]:
-    """Most memory that predicting took in a fresh process, by ``FEW`` pictures and by all."""
+    """Peak memory of a fresh process after ``FEW`` images and after all."""
     facts = measure.fresh("benchmarks.bench_extract", "--here", "--memory", count)
     print(
-        f"predict, most memory: {facts['few_bytes'] / 1e6:,.0f} MB by picture {facts['few']}, "
-        f"{facts['all_bytes'] / 1e6:,.0f} MB by picture {count}; {facts['rate']:.1f} images/s"
+        f"predict, peak memory: {facts['few_bytes'] / 1e6:,.0f} MB after {facts['few']} images, "
+        f"{facts['all_bytes'] / 1e6:,.0f} MB after {count}; {facts['rate']:.1f} images/s"
     )
     return facts
 
@@ -207,9 +208,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preset", choices=["tiny", *sorted(PRESETS)], default="tiny")
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", type=int, metavar="N", help="predict N pictures, nothing else")
+    parser.add_argument("--memory", type=int, metavar="N", help="only predict N images")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--here", action="store_true", help="in this process; prints JSON")
+    parser.add_argument("--here", action="store_true", help="measure in this process, print JSON")
     o = parser.parse_args(argv)
     if o.here:
         print(json.dumps(predict_here(o.memory)))

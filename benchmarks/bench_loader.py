@@ -2,10 +2,10 @@
 
     python benchmarks/bench_loader.py [--images 256] [--threads 2] [--repeats 5]
 
-All read the same JPEG and PNG files of 512 x 512 pixels, on the same cores, in turn; the table
-gives medians over the repeats and the ratios to the floor of the same repeat.  "processes" are
-Grain's, as many as threads, on the same decoding and batching: what the loader would gain if it
-used them.  Its rate leaves out their start, which is printed apart.
+All contenders read the same JPEG and PNG files of 512 x 512 pixels on the same cores, in turn.  The
+table gives medians over the repeats, and ratios to the floor of the same repeat.  "processes" uses
+as many of Grain's processes as there are threads: what the loader would gain from them.  Its rate
+excludes their start, which is printed separately.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SIDE, SIZE, BATCH = 512, 224, 32
 
 
 def write_images(root: Path, count: int, suffix: str) -> None:
-    """Pictures of clouds and grain, about as hard to compress as photographs."""
+    """Smooth colours with grain, which compress about as well as photographs."""
     rng = np.random.default_rng(0)
     folder = root / "bench" / "i" / "val" / "nature"
     folder.mkdir(parents=True)
@@ -43,7 +43,7 @@ def write_images(root: Path, count: int, suffix: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Row to a cropped image; what threads and processes are given alike."""
+    """From a row to a cropped image; threads and processes get the same work."""
 
     images: loader.Images
     crop: Crop
@@ -53,7 +53,7 @@ class Work:
 
 
 def floor(work: Work, threads: int) -> float:
-    """Images a second."""
+    """Images per second."""
     begin = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         count = sum(1 for _ in pool.map(work, range(len(work.images))))
@@ -61,7 +61,7 @@ def floor(work: Work, threads: int) -> float:
 
 
 def loading(work: Work, threads: int) -> float:
-    """Images a second."""
+    """Images per second."""
     begin = time.perf_counter()
     batches = loader.Loader(work.images, work.crop, num_threads=threads).eval_batches(
         batch_size=BATCH
@@ -71,15 +71,15 @@ def loading(work: Work, threads: int) -> float:
 
 
 def processes(work: Work, workers: int) -> tuple[float, float]:
-    """(images a second once all processes run, seconds until then)."""
+    """(images per second once all processes run, seconds until then)."""
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     stream = grain.MapDataset.range(len(work.images)).repeat().map(work).batch(BATCH)
     alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCH)
     begin = time.perf_counter()
     batches = iter(stream.to_iter_dataset(alone).mp_prefetch(options))
-    for _ in range(4 * workers):  # what was prefetched while others started
+    for _ in range(4 * workers):  # batches prefetched while other processes started
         next(batches)
-    rounds = max(4, len(work.images) // (BATCH * workers))  # whole ones: all deliver at once
+    rounds = max(4, len(work.images) // (BATCH * workers))  # every process delivers
     ready = time.perf_counter()
     count = sum(len(next(batches)) for _ in range(rounds * workers))
     seconds = time.perf_counter() - ready
@@ -88,13 +88,13 @@ def processes(work: Work, workers: int) -> tuple[float, float]:
 
 
 def bench(images: int, threads: int, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Runs the comparison and prints it.
+    """Runs and prints the comparison.
 
     Returns:
-      By kind of file: images a second of every repeat, and seconds until processes have started.
+      For each kind of file, images/s of every repeat, and seconds until the processes started.
     """
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # which Grain's processes ask for
+        flags.FLAGS.mark_as_parsed()  # Grain's processes require it
     table = Table(title=f"{SIDE}² images, {threads} threads")
     for name in ("images/s", "floor", "loader", "processes", "loader / floor", "processes / floor"):
         table.add_column(name)
@@ -116,7 +116,7 @@ def bench(images: int, threads: int, repeats: int) -> dict[str, dict[str, list[f
             *(f"{np.median(each):.0f}" for each in (floors, loads, parallel)),
             *(spread(each, floors) for each in (loads, parallel)),
         )
-        print(f"{suffix}: processes and their first batches take {np.median(starts):.1f} s")
+        print(f"{suffix}: processes and first batches: {np.median(starts):.1f} s")
         result[suffix] = {
             "floor": floors,
             "loader": loads,
@@ -128,7 +128,7 @@ def bench(images: int, threads: int, repeats: int) -> dict[str, dict[str, list[f
 
 
 def spread(rates: Sequence[float], floors: Sequence[float]) -> str:
-    """Least, median and greatest ratio."""
+    """Smallest, median and largest ratio."""
     ratios = sorted(a / b for a, b in zip(rates, floors, strict=True))
     return f"{ratios[0]:.2f}, {np.median(ratios):.2f}, {ratios[-1]:.2f}"
 

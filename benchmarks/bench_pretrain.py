@@ -1,10 +1,10 @@
-"""MAE pre-training steps: images a second beside the same model and optimiser in PyTorch.
+"""MAE pre-training steps in images/s, against the same model and optimiser in PyTorch.
 
     python -m benchmarks.bench_pretrain [--batch 64] [--rounds 5] [--dtypes float32 bfloat16]
         [--devices 2] [--json out.json]
 
-The model and the optimiser are those of configs/pretrain_tiny.py; images are random.  PyTorch,
-where it can be imported, runs transformers' ViTMAE, for bfloat16 under autocast.
+Model and optimiser are those of configs/pretrain_tiny.py; images are random.  PyTorch, if it is
+installed, runs transformers' ViTMAE, with autocast for bfloat16.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PEAK, STEPS = 1e-4, 1000
 
 
 def jax_run(settings: Any, batch: int, dtype: str) -> Any:
-    """One step as ``cinemae_jax.pretrain`` takes it, on all local devices."""
+    """One step of ``cinemae_jax.pretrain`` on all local devices."""
     config, replicas = MAEConfig(**settings.model), Replicas()
     tx = optim.adamw(
         optim.warmup_cosine(PEAK, STEPS, settings.warmup),
@@ -43,7 +43,7 @@ def jax_run(settings: Any, batch: int, dtype: str) -> Any:
         donate=(0,),
     )
     size = config.image_size
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "image": np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8),
         "example_id": np.arange(batch, dtype=np.uint32),
         "epoch": np.zeros(batch, np.int32),
@@ -86,7 +86,7 @@ def torch_run(settings: Any, batch: int, dtype: str) -> Any:
 
 
 def bench(batch: int, rounds: int, dtypes: list[str], **sizes: Any) -> dict[str, Any]:
-    """Runs the comparison and prints it; ``sizes`` are other ones of the model."""
+    """Runs and prints the comparison; ``sizes`` replace fields of the model."""
     settings = pretrain_tiny.get_config()
     settings.model.update(sizes)
     without_torch = torch_peer.missing()
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--devices", type=int, help="into how many a CPU is divided; one if unset")
+    parser.add_argument("--devices", type=int, help="split the CPU into this many devices")
     parser.add_argument("--json", type=Path)
     o = parser.parse_args(argv)
     if o.devices:

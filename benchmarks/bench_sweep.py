@@ -1,10 +1,10 @@
-"""How the cost of features grows: with the number of masked runs, and with the size of a batch.
+"""Cost of features as a function of the number of masked runs, or of the batch size.
 
     python -m benchmarks.bench_sweep [--preset vit_large] [--runs 0 1 2 3 4] [--batch 4]
         [--rounds 5] [--dtype float32] [--json out.json]
 
-Give several ``--batch`` and one ``--runs`` for the other sweep.  Of a sweep over runs, the slope
-measured stands beside the one that FLOPs predict, both in unmasked passes.
+Give several ``--batch`` and one ``--runs`` to sweep over batch sizes.  A sweep over runs also
+prints the measured cost of a run next to the one that FLOPs predict, both in unmasked passes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from cinemae_jax.model.config import MAEConfig
 def bench(
     name: str, config: MAEConfig, runs: list[int], batches: list[int], rounds: int, dtype: str
 ) -> dict[str, Any]:
-    """Times every pair of a number of runs and a batch size, in turn."""
+    """Times every pair of number of runs and batch size, in turn."""
     backbone = random_backbone(config)
     pairs = list(itertools.product(runs, batches))
     contenders = {
@@ -35,20 +35,20 @@ def bench(
     if len(runs) > 2 and len(batches) == 1:
         found = result["slope"] = slope(config, runs, rows)
         print(
-            f"a run costs {found['measured']:.3f} of an unmasked pass by the clock, "
-            f"{found['measured_cpu']:.3f} by processor time, {found['counted']:.3f} by FLOPs; "
-            f"no median is further than {found['off_line']:.1%} from a straight line"
+            f"a run costs {found['measured']:.3f} of an unmasked pass by wall clock, "
+            f"{found['measured_cpu']:.3f} by CPU time, {found['counted']:.3f} by FLOPs; "
+            f"medians are within {found['off_line']:.1%} of a straight line"
         )
     return result
 
 
 def slope(config: MAEConfig, runs: list[int], rows: list[measure.Row]) -> dict[str, float]:
-    """Of seconds over K, by least squares through the medians over rounds.
+    """Slope of seconds over K: a least-squares line through the medians over rounds.
 
     Returns:
-      measured, measured_cpu, counted: cost of one run over that of the unmasked pass, by the clock,
-        by processor time and by FLOPs.
-      off_line: largest distance of a median from the line by the clock, relative to it.
+      measured, measured_cpu, counted: cost of one run relative to the unmasked pass, by wall clock,
+        by CPU time and by FLOPs.
+      off_line: largest relative distance of a median from the line, by wall clock.
     """
     seconds = np.array([(1 / row.rate, 1 / row.rate_cpu) for row in rows])
     (steepness, by_cpu), (start, start_cpu) = np.polyfit(runs, seconds, 1)

@@ -1,7 +1,7 @@
-"""Alternating repetitions, medians, ratios and the machine's name, for all benchmarks of a suite.
+"""Alternating repetitions, medians, ratios and facts about the machine, for all benchmarks.
 
-A noisy machine slows every contender alike, so contenders take turns and are compared within a
-round; the ratio reported is the median over rounds, beside the lowest and the highest.
+A noisy machine slows all contenders alike, so they take turns and are compared within a round.  The
+reported ratio is the median over rounds, with the lowest and the highest.
 """
 
 import dataclasses
@@ -21,23 +21,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# One repetition; returns only when its result is there.
-Run = Callable[[], Any]
-FILE_WIDTH = 120  # characters a line, where there is no terminal to fit
+Run = Callable[[], Any]  # one repetition; returns once its result is computed
+FILE_WIDTH = 120  # characters per line if stdout is not a terminal
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One contender: work units a second and a CPU second, and how it stands to the baseline.
+    """One contender: its rates, and their ratio to the baseline's.
 
     Attributes:
-      name: of the contender.
-      rate: median over rounds, in the unit of the suite, per second of wall clock.
-      lowest, highest: of the rounds.
-      rate_cpu: the same per second of this process's CPU time, which other jobs disturb less.
+      name: name of the contender.
+      rate: work units per second of wall clock, median over rounds.
+      lowest, highest: smallest and largest rate of a round.
+      rate_cpu: work units per second of this process's CPU time, which other jobs disturb less.
       ratio: median over rounds of rate / the baseline's rate in the same round.
-      ratio_lowest, ratio_highest: of the rounds.
-      rounds: the rate of each.
+      ratio_lowest, ratio_highest: smallest and largest ratio of a round.
+      rounds: rate of each round.
     """
 
     name: str
@@ -54,13 +53,13 @@ class Row:
 def compare(
     runs: Mapping[str, tuple[float, Run]], *, baseline: str, rounds: int, cpu_time: bool = True
 ) -> list[Row]:
-    """Times contenders in turn, once a round, after one untimed repetition each.
+    """Times contenders in turn, once per round, after one untimed repetition each.
 
     Args:
-      runs: name → (work of one repetition, in units; the repetition).
-      baseline: name of the one that ratios refer to.
-      rounds: timed repetitions.
-      cpu_time: False where the work is done in another process; ``rate_cpu`` is then NaN.
+      runs: name → (work units of one repetition, the repetition).
+      baseline: name of the contender that ratios refer to.
+      rounds: number of timed repetitions.
+      cpu_time: False if another process does the work; ``rate_cpu`` is then NaN.
     """
     for _, run in runs.values():
         run()
@@ -81,7 +80,7 @@ def compare(
 def row(
     name: str, rates: Sequence[float], baseline: Sequence[float], cpu: Sequence[float] = ()
 ) -> Row:
-    """Medians and extremes of a contender's rates, round by round beside the baseline's."""
+    """Medians and extremes of a contender's rates and of their ratios to the baseline's."""
     ratios = [a / b for a, b in zip(rates, baseline, strict=True)]
     return Row(
         name,
@@ -103,10 +102,10 @@ def ratio(rows: list[Row], name: str, to: str) -> float:
 
 
 def fresh(module: str, *arguments: object, **environment: str) -> Any:
-    """What ``python -m module`` prints as JSON, in a process of its own.
+    """The JSON that ``python -m module`` prints, run in its own process.
 
     Raises:
-      CalledProcessError: if it fails; what it said is on the terminal.
+      CalledProcessError: if it fails; its messages are on the terminal.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, check=True)
@@ -114,10 +113,9 @@ def fresh(module: str, *arguments: object, **environment: str) -> Any:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held so far.
+    """Peak memory of this process so far.
 
-    From the kernel's own mark of this program: a child's ``ru_maxrss`` starts at what its parent
-    held, on Linux.
+    Read from the kernel's high-water mark: on Linux a child's ``ru_maxrss`` starts at its parent's.
     """
     status = Path("/proc/self/status")
     marks = re.findall(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M) if status.exists() else []
@@ -125,7 +123,7 @@ def peak_bytes() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, load before the run, versions of what computes."""
+    """Processor, usable cores, load, devices, and versions of JAX and Python."""
     import jax
     import jaxlib
 
@@ -146,7 +144,7 @@ def machine() -> dict[str, Any]:
 
 
 def show(title: str, unit: str, rows: list[Row]) -> None:
-    """Prints one comparison as a table."""
+    """Prints a comparison as a table."""
     table = Table(title=title)
     for name in ("", f"{unit}/s", "least, most", f"{unit}/CPU s", "ratio", "least, most"):
         table.add_column(name, justify="right" if name else "left")
@@ -164,11 +162,11 @@ def show(title: str, unit: str, rows: list[Row]) -> None:
 
 
 def as_json(rows: list[Row]) -> list[dict[str, Any]]:
-    """Rows for ``json``; what is not a number is left out."""
+    """Rows for ``json``, without NaN."""
     return [{k: v for k, v in dataclasses.asdict(r).items() if v == v} for r in rows]
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes results, the machine among them, as indented JSON."""
+    """Writes results as indented JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")

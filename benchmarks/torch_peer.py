@@ -1,6 +1,6 @@
-"""The PyTorch contenders: transformers' ViTMAE in the sizes of a backbone, eager or compiled.
+"""The PyTorch contenders: transformers' ViTMAE with the sizes of a backbone, eager or compiled.
 
-Whoever calls asks ``missing`` first; only then is torch imported.
+Callers check ``missing`` first; torch is only imported after that.
 """
 
 import importlib.util
@@ -10,17 +10,17 @@ from cinemae_jax.model.config import MAEConfig
 
 
 def missing() -> str:
-    """Why there is no PyTorch to compare with; empty if there is."""
+    """Why PyTorch cannot take part; empty if it can."""
     lacking = [n for n in ("torch", "transformers") if not importlib.util.find_spec(n)]
-    return f"no PyTorch beside it: {' and '.join(lacking)} not installed" if lacking else ""
+    return f"without PyTorch: {' and '.join(lacking)} not installed" if lacking else ""
 
 
 def vit_mae(config: MAEConfig, **options: Any) -> Any:
-    """A ``ViTMAEForPreTraining`` with random weights, in float32.
+    """A ``ViTMAEForPreTraining`` with random float32 weights.
 
     Args:
-      config: sizes.
-      options: further fields of transformers' config.
+      config: sizes of the model.
+      options: more fields of transformers' config.
     """
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -45,7 +45,7 @@ def vit_mae(config: MAEConfig, **options: Any) -> Any:
 def extractions(config: MAEConfig, num_runs: int, batch: int, dtype: str) -> dict[str, Any]:
     """Feature extraction by ``weights_convert.torch_reference``: name → one repetition.
 
-    ``compiled`` is left out, and why is printed, where torch.compile fails.
+    If torch.compile fails, the reason is printed and ``compiled`` is left out.
     """
     import torch
 
@@ -67,7 +67,7 @@ def extractions(config: MAEConfig, num_runs: int, batch: int, dtype: str) -> dic
     runs = {name: repetition(function) for name, function in functions.items()}
     try:
         runs["compiled"]()
-    except Exception as failure:  # whatever compilers and their tool chains raise
+    except Exception as failure:  # compilers and tool chains raise anything
         print(f"torch.compile, {dtype}: left out: {type(failure).__name__}: {failure}")
         del runs["compiled"]
     return runs

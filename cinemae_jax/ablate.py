@@ -1,4 +1,4 @@
-"""One table of many runs that differ in a field or two: every ablation is one command.
+"""Runs an ablation: one table of runs that differ in a field or two.
 
     python -m cinemae_jax.ablate --config configs/ablation/fusion.py --workdir runs/fusion \
         --config.base.data.root=/data/GenImage \
@@ -21,7 +21,7 @@ from cinemae_jax.runtime import jobs
 
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[Any]:
-        return running.ablate(plan.read(config.to_dict()), workdir)
+        return running.ablate(plan.read(config.to_dict()), workdir, jobs.replicas())
 
     return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 

@@ -68,7 +68,7 @@ def _named(config: EvaluationSettings) -> TrainedDetector:
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
         whole = typed.read(config.to_dict(), Settings)
-        return evaluate(whole.evaluation, workdir)
+        return evaluate(whole.evaluation, workdir, jobs.replicas())
 
     return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 

@@ -1,4 +1,4 @@
-"""One pass of the frozen backbone over the images of a run: its feature bank.
+"""Extracts the feature bank of a run: one pass of the frozen backbone over its images.
 
     python -m cinemae_jax.extract --config configs/sd14.py --workdir runs/sd14 \\
         --config.data.root=/data/GenImage --config.backbone=mae_visualize_vit_large.safetensors
@@ -51,7 +51,7 @@ def extract(config: Settings, workdir: Path, replicas: Replicas | None = None) -
 
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
-        return extract(typed.read(config.to_dict(), Settings), workdir)
+        return extract(typed.read(config.to_dict(), Settings), workdir, jobs.replicas())
 
     return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 

@@ -1,4 +1,4 @@
-"""MAE pre-training on a folder of photographs: how a small backbone comes to exist.
+"""Pre-trains a small backbone, a masked autoencoder, on folders of photographs.
 
     python -m cinemae_jax.pretrain --config configs/pretrain_tiny.py --workdir runs/pretrain \
         "--config.data.photos=('photos',)"
@@ -21,7 +21,9 @@ from cinemae_jax.training import pretraining
 
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
-        return pretraining.pretrain(typed.read(config.to_dict(), PretrainSettings), workdir)
+        return pretraining.pretrain(
+            typed.read(config.to_dict(), PretrainSettings), workdir, jobs.replicas()
+        )
 
     return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 

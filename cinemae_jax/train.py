@@ -69,7 +69,7 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
 
 def main(argv: list[str] | None = None) -> int:
     def job(config: ConfigDict, workdir: Path) -> list[BadImage]:
-        return train(typed.read(config.to_dict(), Settings), workdir)
+        return train(typed.read(config.to_dict(), Settings), workdir, jobs.replicas())
 
     return jobs.run_config(sys.argv if argv is None else argv, job, __doc__)
 

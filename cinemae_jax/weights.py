@@ -1,7 +1,8 @@
-"""Frozen backbones on disk: one safetensors file ↔ ``Backbone(params, config, sha256)``.
+"""Frozen backbones and encoders on disk: one safetensors file ↔ ``Backbone`` or ``Encoder``.
 
-The file's header holds architecture, target and origin; tensors are named by Flax paths joined
-by '/'.  No pickle is read, and a missing tensor is an error, never filled with random numbers.
+The file's header holds architecture and origin, and the target of a backbone or the preprocessing
+of an encoder; tensors are named by Flax paths joined by '/'.  No pickle is read, and a missing
+tensor is an error, never filled with random numbers.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,15 +19,23 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cinemae_jax.model import mae, vit
 from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import MAEConfig
-from cinemae_jax.model.mae import initial_variables
+from cinemae_jax.model.vit import Encoder, Preprocessing, ViTConfig
 from cinemae_jax.runtime.files import replacing
 
 FORMAT = "cinemae-backbone-1"
+ENCODER_FORMAT = "cinemae-encoder-1"
 BUNDLED = {"tiny": "tiny_backbone.safetensors"}
-_LISTED = 5  # tensors named in a message; the rest are counted
+_LISTED = 5  # names shown of a longer list of problems
+# What a file of one format is told where the other is expected.
+_OTHER = {
+    FORMAT: "a masked autoencoder: name an encoder instead (CLIP, DINOv2, DINOv3 or SigLIP)",
+    ENCODER_FORMAT: "a CLIP, DINO or SigLIP encoder: name a masked autoencoder instead",
+}
+Config = TypeVar("Config", MAEConfig, ViTConfig)
 
 
 class BackboneError(ValueError):
@@ -57,14 +66,32 @@ def save(
     Raises:
       BackboneError: if the parameters do not fit the architecture; nothing is written then.
     """
+    return _write(Path(path), FORMAT, config, params, {"origin": dict(origin or {})})
+
+
+def save_encoder(
+    path: str | os.PathLike[str],
+    config: ViTConfig,
+    params: Any,
+    preprocessing: Preprocessing,
+    origin: Mapping[str, str] | None = None,
+) -> str:
+    """Writes an encoder, with what its images must go through, and returns the file's sha256."""
+    entries = {"origin": dict(origin or {}), "preprocessing": dataclasses.asdict(preprocessing)}
+    return _write(Path(path), ENCODER_FORMAT, config, params, entries)
+
+
+def _write(
+    path: Path,
+    format_: str,
+    config: MAEConfig | ViTConfig,
+    params: Any,
+    entries: Mapping[str, Mapping[str, Any]],
+) -> str:
     flat = {k: np.ascontiguousarray(v, np.float32) for k, v in _flatten(params).items()}
-    _check_shapes(Path(path), config, {k: v.shape for k, v in flat.items()})
-    header = {
-        "format": FORMAT,
-        "config": json.dumps(dataclasses.asdict(config), sort_keys=True),
-        "origin": json.dumps(dict(origin or {}), sort_keys=True),
-    }
-    path = Path(path)
+    _check_shapes(path, config, {k: v.shape for k, v in flat.items()})
+    entries = {"config": dataclasses.asdict(config), **entries}
+    header = {"format": format_} | {k: json.dumps(v, sort_keys=True) for k, v in entries.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         save_file(flat, partial, metadata=header)
@@ -88,9 +115,36 @@ def load(path: str | os.PathLike[str]) -> Backbone:
             f"backbone {path} does not exist: name a converted .safetensors file, or a bundled "
             f"backbone ({', '.join(BUNDLED)})"
         )
+    _, config, params = _read(path, FORMAT, MAEConfig)
+    return Backbone(params, config, sha256=file_sha256(path))
+
+
+def load_encoder(path: str | os.PathLike[str]) -> Encoder:
+    """Reads a frozen encoder, as ``save_encoder`` or ``cinemae convert`` writes it.
+
+    Raises:
+      BackboneError: if the file is missing, truncated, not an encoder, or does not hold exactly
+        the tensors of its architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BackboneError(f"encoder {path} does not exist: write it with `cinemae convert`")
+    header, config, params = _read(path, ENCODER_FORMAT, ViTConfig)
+    try:
+        fields = json.loads(header["preprocessing"])
+        lists = {k: tuple(fields[k]) for k in ("mean", "std")}
+        preprocessing = Preprocessing(**fields | lists)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackboneError(f"{path}: its header holds no usable preprocessing: {error}") from error
+    return Encoder(params, config, preprocessing, sha256=file_sha256(path))
+
+
+def _read(path: Path, format_: str, kind: type[Config]) -> tuple[Mapping[str, str], Config, Any]:
+    """Header, architecture and parameters of a file of the given format."""
     try:
         with safe_open(path, framework="numpy") as file:
-            config = _config_of(path, file.metadata() or {})
+            header = file.metadata() or {}
+            config = _config_of(path, header, format_, kind)
             shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
             _check_shapes(path, config, shapes)
             flat = {name: file.get_tensor(name) for name in shapes}
@@ -102,12 +156,11 @@ def load(path: str | os.PathLike[str]) -> Backbone:
     wrong = [k for k, v in flat.items() if not np.isfinite(v).all()]
     if wrong:
         raise BackboneError(f"{path} holds NaN or infinity in {_some(wrong)}: convert it again")
-    params = traverse_util.unflatten_dict(flat, sep="/")
-    return Backbone(params, config, sha256=file_sha256(path))
+    return header, config, traverse_util.unflatten_dict(flat, sep="/")
 
 
 def origin(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The origin in a backbone file's header: source, licence, data, ... by name."""
+    """The origin in a file's header: source, licence, data, ... by name."""
     with safe_open(resolve(path), framework="numpy") as file:
         return json.loads((file.metadata() or {}).get("origin", "{}"))
 
@@ -118,31 +171,44 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def expected_shapes(config: MAEConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of an architecture; computes no values."""
-    variables = jax.eval_shape(lambda: initial_variables(config, jax.random.key(0)))
-    return {k: v.shape for k, v in _flatten(variables["params"]).items()}
+def expected_shapes(config: MAEConfig | ViTConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of an architecture, without computing any."""
+
+    def variables() -> Any:
+        key = jax.random.key(0)
+        if isinstance(config, ViTConfig):
+            return vit.initial_variables(config, key)
+        return mae.initial_variables(config, key)
+
+    params = jax.eval_shape(variables)["params"]
+    return {k: v.shape for k, v in _flatten(params).items()}
 
 
 def _flatten(params: Params) -> dict[str, Any]:
     return traverse_util.flatten_dict(params, sep="/")
 
 
-def _config_of(path: Path, header: Mapping[str, str]) -> MAEConfig:
-    if header.get("format") != FORMAT:
+def _config_of(path: Path, header: Mapping[str, str], expected: str, kind: type[Config]) -> Config:
+    found = header.get("format", "")
+    if found != expected and found in _OTHER:
+        raise BackboneError(f"{path} is {_OTHER[found]}")
+    if found != expected:
+        what = "a backbone" if expected == FORMAT else "an encoder"
         raise BackboneError(
-            f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: convert a published "
-            "checkpoint with `cinemae convert`"
+            f"{path} is not {what} of this package: it has format {header.get('format')!r}, "
+            f"expected {expected!r}; convert a published checkpoint with `cinemae convert`"
         )
     try:
-        return MAEConfig(**json.loads(header["config"]))
+        return kind(**json.loads(header["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise BackboneError(
             f"{path} has no usable config in its header ({error}): convert it again"
         ) from error
 
 
-def _check_shapes(path: Path, config: MAEConfig, found: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(
+    path: Path, config: MAEConfig | ViTConfig, found: Mapping[str, tuple[int, ...]]
+) -> None:
     expected = expected_shapes(config)
     faults = {
         "missing tensors": sorted(expected.keys() - found.keys()),

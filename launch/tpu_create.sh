@@ -54,9 +54,15 @@ options=(--node-id "$name" --accelerator-type "$type" --runtime-version "$runtim
 [ -z "$disk" ] || options+=(--data-disk "source=$disk,mode=read-only")
 run "${queued[@]}" create "$name-request" "${at[@]}" "${options[@]}"
 if [ -n "$dry_run" ]; then exit; fi
+failures=0
 while true; do
-  state=$("${queued[@]}" describe "$name-request" "${at[@]}" --format 'value(state.state)')
-  echo "$(date +%T) $name-request: $state"
+  state=$("${queued[@]}" describe "$name-request" "${at[@]}" --format 'value(state.state)') || state=''
+  failures=$((${#state} ? 0 : failures + 1))
+  if [ $failures -ge 10 ]; then
+    echo "error: gcloud has not described $name-request 10 times in a row: check your login" >&2
+    exit 1
+  fi
+  echo "$(date +%T) $name-request: ${state:-unknown}"
   case $state in
     ACTIVE) exit ;;
     FAILED | SUSPENDED | SUSPENDING | DELETING)

@@ -10,16 +10,20 @@
 #   --cache DIR      compiled programs, kept over restarts (default: ~/.cache/cinemae_jax/xla)
 #   --recreate ARGS  one string of further arguments for tpu_create.sh, such as
 #                    '--type v5litepod-16 --spot': creates the TPU again after a preemption
-#   --restarts N     most restarts (default: 100)
+#   --restarts N     most restarts (default: 100); after one that ran for less than ten minutes, the
+#                    next waits, from 10 s up to 5 minutes
+#   --env NAME=VALUE environment of the job, such as LIBTPU_INIT_ARGS=...; may be repeated
 #   --dry-run        print the commands and stop
 #
 # The --workdir must be on a file system shared by all workers.  The same command is started again
 # when a worker exits with 75 (SIGTERM, state saved), is killed by a signal, or cannot be reached.
+# Each worker appends its output to cinemae_jax-HOSTNAME.log in its home folder, after the time, the
+# environment of JAX and XLA, and the versions of the installed packages.
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 
-name='' project='' zone='' source='' recreate='' restarts=100 dry_run=''
+name='' project='' zone='' source='' recreate='' restarts=100 dry_run='' environment=''
 cache="\$HOME/.cache/cinemae_jax/xla" # of the workers
 while [ $# -gt 0 ]; do
   case $1 in
@@ -30,6 +34,7 @@ while [ $# -gt 0 ]; do
     --cache) cache=$2; shift 2 ;;
     --recreate) recreate=$2; shift 2 ;;
     --restarts) restarts=$2; shift 2 ;;
+    --env) environment+=" $(printf %q "$2")"; shift 2 ;;
     --dry-run) dry_run=yes; shift ;;
     -h | --help) usage; exit 0 ;;
     --) shift; break ;;
@@ -54,11 +59,23 @@ folder=cinemae_jax
 
 on_all() { run "${tpu[@]}" ssh "$name" "${at[@]}" --worker all --command "$1"; }
 
+# Runs a command up to four times, with growing pauses: ssh to a new machine fails at first.
+persist() {
+  local pause
+  for pause in 10 30 90; do
+    "$@" && return
+    echo "tpu_run.sh: failed, trying again in $pause s: $*" >&2
+    sleep "$pause"
+  done
+  "$@"
+}
+
 install() {
   [ -n "$source" ] || return 0
-  on_all "rm -rf $folder"
-  run "${tpu[@]}" scp --recurse "$source" "$name:$folder" "${at[@]}" --worker all
-  on_all "python3 -m venv $folder/.venv && $folder/.venv/bin/pip install --quiet -e '${folder}[tpu]'"
+  persist on_all "rm -rf $folder"
+  persist run "${tpu[@]}" scp --recurse "$source" "$name:$folder" "${at[@]}" --worker all
+  persist on_all \
+    "python3 -m venv $folder/.venv && $folder/.venv/bin/pip install --quiet -e '${folder}[tpu]'"
 }
 
 # The command of every worker; arguments are quoted once for its shell.  If ssh was cut and the old
@@ -70,7 +87,11 @@ if [ -f .job ]; then
   kill -TERM \$(cat .job) 2>/dev/null
   for i in \$(seq 60); do kill -0 \$(cat .job) 2>/dev/null || break; sleep 1; done
 fi
-export JAX_COMPILATION_CACHE_DIR=$cache
+export JAX_COMPILATION_CACHE_DIR=$cache$environment
+log=\$HOME/cinemae_jax-\$(hostname).log
+{ date; env | grep -E '^(JAX|XLA|LIBTPU|TPU)_' | sort
+.venv/bin/pip freeze; } >> \$log 2>&1
+exec > >(tee -ap \$log) 2>&1  # -p: the log goes on when ssh is cut
 .venv/bin/python -m cinemae_jax.$job --distributed$flags &
 child=\$!; echo \$child > .job; trap 'kill -TERM '\$child TERM
 while kill -0 \$child 2>/dev/null; do wait \$child; code=\$?; done
@@ -89,12 +110,18 @@ goes_on() {
 }
 
 install
+pause=10
 while true; do
   code=0
+  begin=$SECONDS
   on_all "$command" || code=$?
   if [ -n "$dry_run" ] || [ $code -eq 0 ] || [ "$restarts" -le 0 ]; then break; fi
   if ! goes_on; then break; fi
   restarts=$((restarts - 1))
+  if [ $((SECONDS - begin)) -ge 600 ]; then pause=10; fi
+  echo "tpu_run.sh: waiting for $pause s" >&2
+  sleep "$pause"
+  pause=$((pause * 2 > 300 ? 300 : pause * 2))
   state=$("${tpu[@]}" describe "$name" "${at[@]}" --format 'value(state)' 2>/dev/null || true)
   echo "tpu_run.sh: restarting; TPU $name is ${state:-gone}" >&2
   if [ "$state" != READY ]; then

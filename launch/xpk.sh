@@ -10,6 +10,7 @@
 #   --name NAME      name of the workload; a restart resumes from the job's --workdir
 #   --image I        container image with this package and jax[tpu], started in the checkout
 #   --cache DIR      compiled programs, best on a mounted volume (default: /tmp/cinemae_xla)
+#   --env NAME=VALUE environment of the job; may be repeated
 #   --restarts N     restarts of the JobSet after any failure of a pod (default: 20)
 #   --dry-run        print the command and stop
 #
@@ -22,6 +23,7 @@ usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 
 cluster='' project='' zone='' type='' slices=1 name='' image='' restarts=20 dry_run=''
 cache=/tmp/cinemae_xla
+environment=()
 while [ $# -gt 0 ]; do
   case $1 in
     --cluster) cluster=$2; shift 2 ;;
@@ -33,6 +35,7 @@ while [ $# -gt 0 ]; do
     --image) image=$2; shift 2 ;;
     --cache) cache=$2; shift 2 ;;
     --restarts) restarts=$2; shift 2 ;;
+    --env) environment+=(--env "$2"); shift 2 ;;
     --dry-run) dry_run=yes; shift ;;
     -h | --help) usage; exit 0 ;;
     --) shift; break ;;
@@ -53,7 +56,7 @@ for argument in "$@"; do
 done
 create=(xpk workload create --cluster "$cluster" --project "$project" --zone "$zone"
   --workload "$name" --tpu-type "$type" --num-slices "$slices" --docker-image "$image"
-  --env "JAX_COMPILATION_CACHE_DIR=$cache" --max-restarts "$restarts"
+  --env "JAX_COMPILATION_CACHE_DIR=$cache" ${environment[@]+"${environment[@]}"} --max-restarts "$restarts"
   --restart-on-user-code-failure --termination-grace-period-seconds 120 --command "$command")
 if [ -n "$dry_run" ]; then
   printf '%q ' "${create[@]}"

@@ -29,6 +29,7 @@ install_import_hook("cinemae_jax.model", "tests.helpers.shapes.checked")
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from absl import flags
 from PIL import Image
 
 from cinemae_jax import weights
+from cinemae_jax.evaluation import plots
 from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.model.config import MAEConfig
 from cinemae_jax.runtime.devices import Replicas
@@ -43,6 +45,10 @@ from cinemae_jax.runtime.devices import Replicas
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()
+hypothesis.settings.register_profile(  # a busy machine is not a failure
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 SMALL = MAEConfig(
     image_size=32,
@@ -66,6 +72,12 @@ def free_programs() -> Iterator[None]:
     """Compiled programs of a file are dropped after it, or a worker would hold all of them."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, which take a third of the time of a small run."""
+    monkeypatch.setattr(plots, "sections", lambda *_: [])
 
 
 @pytest.fixture(scope="session")

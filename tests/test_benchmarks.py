@@ -1,4 +1,4 @@
-"""The benchmarks run at toy size and write what they found; nothing here depends on speed."""
+"""The benchmarks run at toy size, and compute what they claim to; nothing depends on speed."""
 
 import json
 import os
@@ -11,14 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import bench_backbone, bench_sweep, measure
+from benchmarks import bench_backbone, bench_extract, bench_sweep, measure
 from benchmarks.__main__ import QUICK, sections
+from cinemae_jax.detector.api import Detector
 from cinemae_jax.model.cinemae import random_backbone
+from tests.helpers.small_detector import one_device, small_bundle
+from tests.helpers.small_run import ROOT
 
-ROOT = Path(__file__).parents[1]
-# Sections that are quick enough for a test; the others differ in what they time.
-RUN = ("sweep", "extract")
-# One device, and programs that compile fast.
+pytestmark = pytest.mark.slow
+
+RUN = ("sweep", "extract")  # quick enough for a test; the others differ in what they time
+# one device, and programs that compile fast
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
@@ -40,6 +43,16 @@ def test_sections_are_in_the_json(results: Any) -> None:
     for name in RUN:
         assert len(results[name]["load_before"]) == 3
         assert results[name]["found"]
+
+
+def test_logits_from_memory_are_those_of_predictions_from_files(
+    backbone_file: Path, data_set: Path
+) -> None:
+    detector = Detector(small_bundle(backbone_file), batch_size=2, replicas=one_device())
+    paths = sorted(data_set.rglob("val/ai/*.png"))[:3]
+    runs = bench_extract.predictions(detector, paths)
+    expected = [one.logit for one in runs["predict"]()]
+    np.testing.assert_allclose(runs["logits"]().logit.mean(axis=1), expected, rtol=1e-6)
 
 
 def test_a_loop_over_masks_computes_the_same() -> None:

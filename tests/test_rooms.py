@@ -17,7 +17,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("training",),  # validates by evaluation's metrics
     ("audit", "ablation"),
     ("serve",),
-    ("commands", "train", "evaluate", "extract", "pretrain", "ablate"),
+    ("commands", "train", "evaluate", "extract", "pretrain", "ablate", "smoke"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 FREE = {"__init__", "main", "configs"}  # the public name, the table of commands, config files
@@ -70,3 +70,12 @@ def test_a_planted_import_is_found() -> None:
 def test_every_room_has_its_place() -> None:
     rooms = {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in PACKAGE.rglob("*.py")}
     assert rooms == LEVEL.keys() | FREE
+
+
+def test_every_module_is_in_the_tree_of_the_docs() -> None:
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    modules = [
+        p for p in PACKAGE.rglob("*.py") if p.stem != "__init__" and "configs" not in p.parts
+    ]
+    names = {str(path.relative_to(PACKAGE)) for path in modules}
+    assert {name for name in names if f"| `{name}` |" not in text} == set()

@@ -1,3 +1,5 @@
+"""Config files are complete, and every mistake in a config is named."""
+
 import importlib
 from typing import Any
 
@@ -62,6 +64,9 @@ def test_a_detector_saved_before_a_field_existed_has_its_default() -> None:
     with pytest.raises(ValueError, match="noise_probability is missing"):
         typed.read(saved, Settings)
     assert typed.read(saved, Settings, saved=True).data.augment.noise_probability == 0
+    for field, default in (("attention", "plain"), ("run_layout", "vmap")):
+        older = config_with(f"detector.{field}", None)
+        assert getattr(typed.read(older, Settings, saved=True).detector, field) == default
     with pytest.raises(ValueError, match="seed is missing"):  # there is none to take
         typed.read(config_with("seed", None), Settings, saved=True)
 

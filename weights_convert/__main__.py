@@ -1,4 +1,4 @@
-"""Convert published MAE weights, and verify a conversion against PyTorch.
+"""Convert published weights of MAEs and encoders, and verify a conversion against PyTorch.
 
 Exit codes: 0 done; 1 a verified stage exceeds its bound; 2 wrong usage, or a refused file.
 """
@@ -9,10 +9,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from cinemae_jax.model import vit
 from cinemae_jax.model.config import PRESETS
 from cinemae_jax.runtime.console import OK, USAGE, Parser, fail, positive
 from cinemae_jax.weights import BackboneError
-from weights_convert import convert, goldens, sources, verify
+from weights_convert import (
+    convert,
+    encoder_goldens,
+    encoder_reference,
+    encoders,
+    goldens,
+    sources,
+    verify,
+)
 from weights_convert.infer import Options
 
 ABOVE_BOUND = 1
@@ -35,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog=called, description=__doc__)
     commands = top.add_subparsers(required=True, metavar="{convert,verify,goldens}")
 
-    command = commands.add_parser("convert", help="convert a published MAE to a frozen backbone")
+    command = commands.add_parser("convert", help="convert a published MAE or encoder")
     _add_source(command)
     command.add_argument(
         "--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write"
@@ -54,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
         "--converted", type=Path, metavar="FILE.safetensors", help="conversion of SRC"
     )
     command.add_argument(
-        "--random", choices=sorted(PRESETS), help="verify random weights of this size, without SRC"
+        "--random",
+        choices=sorted({**PRESETS, **vit.PRESETS}),
+        help="verify random weights of this size, without SRC",
     )
     command.add_argument(
         "--images", type=positive, default=2, metavar="N", help="synthetic images (default 2)"
@@ -120,10 +131,22 @@ def _source(args: argparse.Namespace) -> tuple[Path, str | None]:
     return (args.source, None) if args.source else sources.download(args.hub, args.revision)
 
 
+def _refuse_options(source: Path, options: Options) -> None:
+    if options != Options():
+        raise sources.ConversionError(
+            f"{source} is an encoder, whose config.json says everything: leave out --target, "
+            "--encoder-only, --num-heads, --decoder-num-heads and --layer-norm-eps"
+        )
+
+
 def _convert(args: argparse.Namespace) -> int:
     source, name = _source(args)
     options = _options(args, encoder_only=args.encoder_only)
-    done = convert.convert(source, args.out, options, name=name)
+    if sources.is_encoder(source):
+        _refuse_options(source, options)
+        done = encoders.convert(source, args.out, name=name)
+    else:
+        done = convert.convert(source, args.out, options, name=name)
     print(f"{done.path}  sha256 {done.sha256}")
     for key, value in done.origin.items():
         if value:
@@ -137,13 +160,23 @@ def _verify(args: argparse.Namespace) -> int:
         if args.source or args.hub or args.converted:
             raise sources.ConversionError("drop SRC, --hub and --converted with --random")
         with tempfile.TemporaryDirectory() as folder:
-            config = PRESETS[args.random](target=args.target or "raw")
-            report = verify.verify_random(config, Path(folder), **common)
+            if args.random in vit.PRESETS:
+                encoder = vit.PRESETS[args.random]
+                report = encoder_reference.verify_random(encoder, Path(folder), **common)
+            else:
+                config = PRESETS[args.random](target=args.target or "raw")
+                report = verify.verify_random(config, Path(folder), **common)
     else:
         if args.converted is None:
             raise sources.ConversionError("pass the converted file: --converted FILE.safetensors")
         source, _ = _source(args)
-        report = verify.verify_file(source, args.converted, _options(args), **common)
+        if sources.is_encoder(source):
+            _refuse_options(source, _options(args))
+            report = encoder_reference.verify_folder(
+                source, args.converted, batch=args.images, seed=args.seed
+            )
+        else:
+            report = verify.verify_file(source, args.converted, _options(args), **common)
     print(report.table())
     if args.json:
         args.json.write_text(report.as_json() + "\n", encoding="utf-8")
@@ -151,7 +184,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _goldens(args: argparse.Namespace) -> int:
-    for path in goldens.write(args.out):
+    for path in [*goldens.write(args.out), *encoder_goldens.write(args.out / "encoders")]:
         print(f"{path}  {path.stat().st_size:,} bytes")
     return OK
 

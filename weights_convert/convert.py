@@ -14,7 +14,8 @@ from flax import traverse_util
 
 from cinemae_jax import __version__, weights
 from cinemae_jax.model.config import MAEConfig
-from weights_convert import infer, mapping, sources
+from cinemae_jax.model.vit import ViTConfig
+from weights_convert import encoder_mapping, infer, mapping, sources
 from weights_convert.infer import Options
 from weights_convert.sources import ConversionError, Source
 
@@ -28,7 +29,7 @@ class Converted:
 
     path: Path
     sha256: str
-    config: MAEConfig
+    config: MAEConfig | ViTConfig
     origin: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -67,7 +68,12 @@ def plan(source: Source, options: Options) -> tuple[MAEConfig, list[Filling], li
     Raises:
       ConversionError: listing everything that does not fit.
     """
-    layout = mapping.layout_of(source.shapes)
+    layout, encoder = mapping.layout_of(source.shapes), encoder_mapping.recognised(source.shapes)
+    if encoder:
+        raise ConversionError(
+            f"{source.path} holds no MAE: its tensors are named as those of {encoder}. Put the "
+            "config.json of the same repository beside it, and name the folder"
+        )
     if layout is None:
         raise ConversionError(
             f"{source.path} holds no MAE: its {len(source.shapes)} tensors include no patch "
@@ -81,7 +87,8 @@ def plan(source: Source, options: Options) -> tuple[MAEConfig, list[Filling], li
     rows = mapping.rows(*depths)
     problems += _name_problems(rows, names, layout, options)
     if config is not None:
-        problems += _shape_problems(rows, names, source, layout, config)
+        expected = weights.expected_shapes(config)
+        problems += shape_problems(rows, names, source, layout, expected)
     if problems or config is None:
         raise _refusal(source, problems)
     fillings = [(row, [names[n] for n in row.sources(layout)]) for row in rows]
@@ -150,14 +157,14 @@ def _name_problems(
     return problems
 
 
-def _shape_problems(
+def shape_problems(
     rows: list[mapping.Row],
     names: Mapping[str, str],
     source: Source,
     layout: mapping.Layout,
-    config: MAEConfig,
+    expected: Mapping[str, tuple[int, ...]],
 ) -> list[str]:
-    expected = weights.expected_shapes(config)
+    """Parameters that no row fills or two do, and tensors of a shape that does not fit."""
     targets = [row.target for row in rows]
     problems = [f"no row of the table fills {t}" for t in sorted(set(expected) - set(targets))]
     problems += [

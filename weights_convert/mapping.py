@@ -20,10 +20,18 @@ def _conv(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
 
 
+def _keyless(bias: np.ndarray) -> np.ndarray:
+    """Biases of queries and values, joined, to those of queries, keys (zero) and values."""
+    query, value = np.split(bias, 2)
+    return np.concatenate([query, np.zeros_like(query), value])
+
+
 TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "same": lambda a: a,
     "linear": lambda a: a.T,  # torch (out, in), Flax (in, out)
     "conv": _conv,
+    "tokens": lambda a: a.reshape(-1, *a.shape[-1:]),  # (w,), (1, n, w) to (n, w)
+    "keyless": _keyless,
 }
 _RANK = {"linear": 2, "conv": 4}
 
@@ -34,8 +42,9 @@ class Row:
 
     Attributes:
       target: Flax path.
-      facebook: name in facebookresearch/mae's files, and in timm's for the encoder.
-      huggingface: names in ViTMAE's published files; several are joined along their first axis.
+      facebook: name in facebookresearch/mae's files, and in timm's for the encoder; empty for what
+        is not an MAE (``encoder_mapping``).
+      huggingface: names in published files; several are joined along their first axis.
       transform: of the (joined) source array, a key of ``TRANSFORMS``.
     """
 

@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +20,17 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from weights_convert.encoder_mapping import LAYOUTS
+
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 FLOATS = {"float64", "float32", "float16", "bfloat16"}
 FACEBOOK_LICENCE = "CC BY-NC 4.0, as the facebookresearch/mae repository states"
 NO_LICENCE = "not stated by the source"
 OFFICIAL_NAME = re.compile(r"mae_(visualize|pretrain)_vit_(base|large|huge)")
 
+MAE_KINDS = ("vit_mae",)
+
+_LICENCE_ENTRY = re.compile(r"^(license|license_name):\s*(\S+)", re.MULTILINE)
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _IN_DICT = ("model", "state_dict")  # entries under which training scripts store the tensors
 
@@ -75,8 +80,15 @@ def need(module: str, purpose: str = "") -> ModuleType:
 
 
 @contextlib.contextmanager
-def opened(path: Path, name: str | None = None) -> Iterator[Source]:
+def opened(
+    path: Path, name: str | None = None, *, kinds: Collection[str] = MAE_KINDS
+) -> Iterator[Source]:
     """Opens a file, or a folder with config.json and one of ``MODEL_FILES``.
+
+    Args:
+      path: of the file or folder.
+      name: of the source in the header; by default the file's.
+      kinds: model types that config.json may name.
 
     Raises:
       ConversionError: if the file is missing, damaged, or not a state dict.
@@ -84,7 +96,7 @@ def opened(path: Path, name: str | None = None) -> Iterator[Source]:
     file = _model_file(path)
     about = {
         "name": name or file.name,
-        "config": _config(file, required=path.is_dir()),
+        "config": _config(file, kinds, required=path.is_dir()),
         "licence": _licence(file),
     }
     with open(file, "rb") as start:
@@ -115,7 +127,7 @@ def download(repository: str, revision: str | None = None) -> tuple[Path, str]:
         wanted = [f for f in MODEL_FILES if f in files][:1]
         if not wanted:
             raise ConversionError(f"{repository} holds none of {', '.join(MODEL_FILES)}")
-        patterns = ["config.json", "README.md", *wanted]
+        patterns = ["config.json", "preprocessor_config.json", "README.md", *wanted]
         folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (OSError, RuntimeError, hub.errors.HfHubHTTPError) as error:
         raise ConversionError(
@@ -143,7 +155,18 @@ def _model_file(path: Path) -> Path:
     raise ConversionError(f"folder {path} holds none of {', '.join(MODEL_FILES)}")
 
 
-def _config(file: Path, *, required: bool) -> dict[str, Any]:
+def is_encoder(path: Path) -> bool:
+    """Whether the config.json of a folder, or beside a file, names an encoder's model type."""
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    if not config.is_file() or (path.is_file() and path.name not in MODEL_FILES):
+        return False
+    try:
+        return json.loads(config.read_text(encoding="utf-8"))["model_type"] in LAYOUTS
+    except (KeyError, TypeError, ValueError):
+        return False  # whoever opens it says what is wrong
+
+
+def _config(file: Path, kinds: Collection[str], *, required: bool) -> dict[str, Any]:
     path = file.with_name("config.json")
     if not path.is_file():
         if required:
@@ -158,7 +181,7 @@ def _config(file: Path, *, required: bool) -> dict[str, Any]:
     except ValueError as error:
         raise ConversionError(f"{path} is not JSON: {error}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    return config if kind == "vit_mae" else _foreign_config(path, config)
+    return config if kind in kinds else _foreign_config(path, config)
 
 
 def _foreign_config(path: Path, config: Any) -> dict[str, Any]:
@@ -166,7 +189,11 @@ def _foreign_config(path: Path, config: Any) -> dict[str, Any]:
     if isinstance(config, dict) and "model_type" not in config:
         return {} if "architecture" in config else config
     kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-    raise ConversionError(f"{path} has model_type {kind!r}: use the folder of a 'vit_mae'")
+    text = ": it describes a text tower; use a checkpoint that has the image tower"
+    raise ConversionError(
+        f"{path} has model_type {kind!r}: use the folder of a 'vit_mae', or of an encoder "
+        f"({', '.join(LAYOUTS)})" + (text if str(kind).endswith("text_model") else "")
+    )
 
 
 def _licence(file: Path) -> str:
@@ -175,9 +202,10 @@ def _licence(file: Path) -> str:
     card = file.with_name("README.md")
     if file.name in MODEL_FILES and card.is_file():
         front = card.read_text(encoding="utf-8", errors="replace").split("---")
-        found = re.search(r"^license:\s*(\S+)", front[1] if len(front) > 2 else "", re.MULTILINE)
-        if found:
-            return f"{found[1]}, as its model card states"
+        entries = dict(_LICENCE_ENTRY.findall(front[1] if len(front) > 2 else ""))
+        stated = entries.get("license_name") or entries.get("license")  # license: other has a name
+        if stated:
+            return f"{stated}, as its model card states"
     return NO_LICENCE
 
 

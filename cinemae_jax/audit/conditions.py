@@ -34,7 +34,7 @@ class Scored:
 
     Attributes:
       logit: (N,), positive for AI; NaN where an image could not be read.
-      low_context: (N,) flags (METHOD 8).
+      low_context: (N,) flags (method.md 6).
     """
 
     logit: Float[np.ndarray, " n"]

@@ -2,7 +2,7 @@
 
 In: examined files.  Out: the same table of metrics that a detector gets.  Whatever a logistic
 regression reaches with these few numbers, a detector may have learned instead of generation
-(METHOD 8).  ``data.inspect.shortcuts`` tests one fact at a time; these probes combine all facts,
+(method.md 6).  ``data.inspect.shortcuts`` tests one fact at a time; these probes combine all facts,
 and show whether the result carries over to other generators.
 """
 

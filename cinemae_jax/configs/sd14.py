@@ -49,6 +49,8 @@ def detector() -> ConfigDict:
     config.hidden = 256  # of MLP_δ; 0 makes it linear
     config.clip = 0.0  # of MLP_δ's standardised inputs; 0: no clipping
     config.dtype = "float32"  # of the backbone; bfloat16 is for accelerators
+    config.attention = "plain"  # xla, cudnn: of the backbone; rounding only
+    config.run_layout = "vmap"  # or fold: K runs as one large batch; rounding only
     config.uniform_variance = 1e-3  # variance below which a patch is uniform
     config.low_context_share = 0.5  # share of uniform patches that flags an image
     return config

@@ -232,7 +232,7 @@ class Detector:
         counts = [len(one.crops) for one in readable]
         ids = np.repeat([one.facts.example_id for one in readable if one.facts], counts)
         start = time.perf_counter()
-        scored = self._score(np.concatenate([one.crops for one in readable]), ids)
+        scored = self.score_crops(np.concatenate([one.crops for one in readable]), ids)
         share = (time.perf_counter() - start) / len(readable)
         at = 0
         for one in prepared:
@@ -244,10 +244,10 @@ class Detector:
             at += len(one.crops)
             yield self._predicted(one, one.facts, its, share)
 
-    def _score(
+    def score_crops(
         self, crops: UInt8[np.ndarray, "b n s s 3"], ids: UInt32[np.ndarray, " b"]
     ) -> ImageScores:
-        """Scores in batches of the compiled shape; the last batch is padded."""
+        """Scores of images from their crops (``inputs.crops``) and ids, in batches of one shape."""
         count, size = len(ids), self.batch_size
         missing = -count % size
         crops = np.concatenate([crops, np.zeros((missing, *crops.shape[1:]), np.uint8)])

@@ -88,7 +88,7 @@ class Calibration:
 
         Logits between the two thresholds are inconclusive, whichever threshold is larger: with
         overlapping classes they look like both, with separated classes like neither.  So are
-        images of low context (METHOD 8) and NaN.
+        images of low context (method.md 6) and NaN.
 
         Args:
           logits: of any shape.

@@ -13,6 +13,8 @@ from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
 MAY_DIFFER = (
     "version",
     "settings.backbone",  # its hash must be the same
+    "settings.detector.attention",  # rounding only
+    "settings.detector.run_layout",
     "settings.data.root",  # the images must be the same
     "settings.data.source",
     "settings.data.quarantine",

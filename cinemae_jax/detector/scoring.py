@@ -1,17 +1,18 @@
 """Features to scores, by every head, on all devices."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 from flax import struct
+from jaxtyping import Float
 
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector.trained import HeldOut
 from cinemae_jax.features.extraction import Featured, ahead
 from cinemae_jax.features.sources import FeatureSet
+from cinemae_jax.model.arrays import AnyArray
 from cinemae_jax.model.cinemae import Features, logits
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.head import HeadState
@@ -29,9 +30,9 @@ class Scores:
       uniform_share: (B,), share of nearly uniform patches.
     """
 
-    logit: Any
-    stats: Any
-    uniform_share: Any
+    logit: Float[AnyArray, "*devices b s"]
+    stats: Float[AnyArray, "*devices b s n"]
+    uniform_share: Float[AnyArray, "*devices b"]
 
 
 def make_score(config: DetectorConfig, num_patches: int) -> Callable[[HeadState, Features], Scores]:

@@ -1,4 +1,4 @@
-"""A trained detector on disk: the checkpoint of a head, tied to its backbone by hash."""
+"""A trained detector: backbone, heads, settings and the held-out scores that calibrate it."""
 
 import dataclasses
 import hashlib
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization, struct, traverse_util
+from jaxtyping import Float, Int
 
 from cinemae_jax import __version__
 from cinemae_jax.data.catalog import Catalog
@@ -33,8 +34,8 @@ class HeldOut:
       label: (N,) int32.
     """
 
-    logit: Any
-    label: Any
+    logit: Float[np.ndarray, "n s"]
+    label: Int[np.ndarray, " n"]
 
     @classmethod
     def unknown(cls, count: int, num_seeds: int) -> "HeldOut":

@@ -17,6 +17,7 @@ from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import receipt, scores
 from cinemae_jax.evaluation.receipt import Difference, Receipt, ReceiptError
 from cinemae_jax.features.run import UNREAD
+from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.runtime import differences
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
@@ -113,6 +114,8 @@ def replay(
     if not sample:
         facts |= {"images": found.fingerprint}
     before = {name: value for name, value in old.facts.items() if name in facts}
+    # fields of the detector that are newer than the receipt had their default
+    before["detector"] = dataclasses.asdict(DetectorConfig()) | before["detector"]
     changes = [f"{name} {words}" for name, words in differences.changes(before, facts).items()]
     return Replay(len(wanted), different, largest, tolerance, changes)
 

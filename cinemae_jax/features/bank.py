@@ -210,7 +210,7 @@ class Stored:
     @property
     def num_views(self) -> int:
         """V."""
-        return self.columns["uniform_share"].shape[1]
+        return int(self.columns["uniform_share"].shape[1])
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def described(path: Path) -> dict[str, Any]:
         raise BankError(_damaged(path, error)) from error
     if METADATA not in metadata:
         raise BankError(f"{path} is a Parquet file, but not part of a bank: use another folder")
-    found = json.loads(metadata[METADATA])
+    found: dict[str, Any] = json.loads(metadata[METADATA])
     if found.get("format") != FORMAT:
         raise BankError(
             f"{path} has format {found.get('format')!r}, expected {FORMAT!r}: {WAY_OUT}"

@@ -1,4 +1,4 @@
-"""Fills banks of features and opens them, or the backbone itself, as the sets of a run."""
+"""Opens the feature sets of a run: online, or from banks whose missing parts it extracts."""
 
 import dataclasses
 import math
@@ -267,9 +267,9 @@ def extract_part(part: Part, one: Bank, images: OnlineSet, unread: BadImages, ba
 
 def _collect(
     batches: Iterable[Featured], one: Bank, part: Part, bad: BadImages, bar: tqdm
-) -> tuple[dict[str, list], dict[str, np.ndarray]]:
+) -> tuple[dict[str, list[Any]], dict[str, np.ndarray]]:
     """File facts and features of the rows of a part."""
-    facts: dict[str, list] = {name: [] for name, _ in (*bank.FILE_FACTS, ("error", None))}
+    facts: dict[str, list[Any]] = {name: [] for name, _ in (*bank.FILE_FACTS, ("error", None))}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in one.recipe.columns}
     for batch, features in extraction.ahead(batches):
         bad.note(one.images, batch)

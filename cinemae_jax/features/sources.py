@@ -186,7 +186,8 @@ class BankedSet:
         else:
             f_global = np.zeros((len(uniform_share), self.model.width), np.float32)
         features = Features(f_global, lcas.Terms(**terms), masked, uniform_share)
-        return self.replicas.split(features)
+        placed: Features = self.replicas.split(features)
+        return placed
 
     def _batch(self, rows: np.ndarray) -> Batch:
         errors = np.where(rows < 0, "", self.stored.errors[rows])
@@ -234,8 +235,10 @@ def _rows_first(values: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _masked_ids(keys: jax.Array, runs: jax.Array, length: int, num_visible: int) -> jax.Array:
-    visible = jax.vmap(lambda key, run: masking.run_ids(key, run[None], length, num_visible)[0])
-    return masking.masked_ids(visible(keys, runs), length)
+    def visible(key: jax.Array, run: jax.Array) -> jax.Array:
+        return masking.run_ids(key, run[None], length, num_visible)[0]
+
+    return masking.masked_ids(jax.vmap(visible)(keys, runs), length)
 
 
 def needed_columns(config: DetectorConfig) -> tuple[str, ...]:

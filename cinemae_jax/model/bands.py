@@ -1,6 +1,6 @@
 """LCAS split by spatial frequency; beyond the paper.
 
-The terms V and R (METHOD 3) are split into the coefficients of a discrete cosine transform (DCT) of
+The terms V and R (method.md 3) are split into coefficients of a discrete cosine transform (DCT) of
 each patch in luma and chroma.  Traces of upsampling and of decoders are weak in energy but confined
 in frequency: band by band, image content does not drown them.  Patches are pooled by texture.
 
@@ -62,7 +62,7 @@ def band_statistics(
 
     z is the spectrum of a patch, its mean colour relative to that of all masked patches; r is the
     spectrum of its error; s² is its variance around its own mean.  Per stratum: the log of the mean
-    of z²/s², and the mean of log r²/s² - log z²/s² (``relative`` of METHOD 3, per band).
+    of z²/s², and the mean of log r²/s² - log z²/s² (``relative`` of method.md 3, per band).
 
     Args:
       truth: masked patches in target space, values ordered (p, q, c).

@@ -76,7 +76,8 @@ class Features:
     uniform_share: Float[AnyArray, "*batch"]
 
 
-# The fields of ``DetectorConfig`` that features depend on.
+# The fields of ``DetectorConfig`` that features depend on.  Not among them: ``attention`` and
+# ``run_layout``, which change features by rounding only, as another device would.
 BEFORE_THE_HEAD = ("mask_ratio", "pooling", "anomaly", "dtype", "uniform_variance")
 
 # Normalised pixels, visible and masked ids to predictions of the masked patches (target space).
@@ -93,7 +94,7 @@ def extract_features(
     config: DetectorConfig,
     reconstruct: Reconstruct | None = None,
 ) -> Features:
-    """One unmasked encoder pass and K masked runs, vmapped over K, of every image.
+    """One unmasked encoder pass and K masked runs of every image.
 
     Args:
       backbone: frozen.
@@ -101,7 +102,8 @@ def extract_features(
       keys: one per example (``masking.example_keys``).
       runs: numbers of each example's masking runs: 0 … K-1 in evaluation, others in every epoch of
         training.
-      config: static; only the fields ``BEFORE_THE_HEAD`` are read.
+      config: static; only the fields ``BEFORE_THE_HEAD``, ``attention`` and ``run_layout`` are
+        read.
       reconstruct: replaces the backbone's reconstruction, for control experiments.
 
     Raises:
@@ -139,7 +141,8 @@ def unfrozen_features(
     reconstruct: Reconstruct | None = None,
 ) -> Features:
     """The same, differentiable in the backbone's parameters too: nothing is held constant."""
-    model, variables = MAE(mae_config, jnp.dtype(config.dtype)), {"params": params}
+    model = MAE(mae_config, jnp.dtype(config.dtype), config.attention)
+    variables = {"params": params}
     patches = patchify(pixels, mae_config.patch_size)
     target = to_target(patches, mae_config.target)
     num_visible = mae_config.num_visible(config.mask_ratio)
@@ -155,8 +158,9 @@ def unfrozen_features(
 
     predict = reconstruct or cast(Reconstruct, functools.partial(model.apply, variables))
 
-    def one_run(vis: Int[Array, "b n"], mask: Int[Array, "b m"]) -> lcas.Terms:
-        predictions = predict(pixels, vis, mask)
+    def terms_of(
+        vis: Int[Array, "b n"], mask: Int[Array, "b m"], predictions: Float[Array, "b m d"]
+    ) -> lcas.Terms:
         terms = jax.vmap(lcas.run_terms)(target, predictions, vis, mask)
         if config.anomaly == "bands":
             truth = jax.vmap(lambda patches, ids: patches[ids])(target, mask)
@@ -164,13 +168,32 @@ def unfrozen_features(
             terms = dataclasses.replace(terms, bands=by_band)
         return terms
 
-    if runs.shape[1]:
+    def one_run(vis: Int[Array, "b n"], mask: Int[Array, "b m"]) -> lcas.Terms:
+        return terms_of(vis, mask, predict(pixels, vis, mask))
+
+    if runs.shape[1] and config.run_layout == "fold":
+        predictions = _folded(predict, pixels, visible, masked)
+        terms = jax.vmap(terms_of, in_axes=1, out_axes=1)(visible, masked, predictions)
+    elif runs.shape[1]:
         terms = jax.vmap(one_run, in_axes=1, out_axes=1)(visible, masked)
     else:  # nothing to trace, and an encoder-only backbone has no decoder
         none = jnp.zeros((len(pixels), 0, mae_config.num_patches - num_visible))
         terms = lcas.Terms(none, none, none, none, jnp.zeros((len(pixels), 0, CHANNELS)))
     uniform = jax.vmap(lambda p: lcas.uniform_share(p, config.uniform_variance))(patches)
     return Features(f_global, terms, masked, uniform)
+
+
+def _folded(
+    predict: Reconstruct,
+    pixels: Float[Array, "b h w 3"],
+    visible: Int[Array, "b k n"],
+    masked: Int[Array, "b k m"],
+) -> Float[Array, "b k m d"]:
+    """Predictions of all runs as one batch of B·K images; the runs of an image are neighbours."""
+    (b, k), (n, m) = masked.shape[:2], (visible.shape[2], masked.shape[2])
+    repeated = jnp.repeat(pixels, k, axis=0)
+    predictions = predict(repeated, visible.reshape(b * k, n), masked.reshape(b * k, m))
+    return predictions.reshape(b, k, m, -1)
 
 
 def statistics(
@@ -181,7 +204,7 @@ def statistics(
 ) -> Float[Array, "b s"]:
     """The configured statistics of every image, before standardisation.
 
-    They are log1p of s1 … s3 where the score cannot be negative (METHOD 4), means over the runs
+    They are log1p of s1 … s3 where the score cannot be negative (method.md 4), means over the runs
     for statistics by frequency band, and zeros with K = 0.
 
     Args:

@@ -29,6 +29,8 @@ Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 Pooling = Literal["cls", "mean"]
 Dtype = Literal["float32", "bfloat16"]
+AttentionKind = Literal["plain", "xla", "cudnn"]
+RunLayout = Literal["vmap", "fold"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ class DetectorConfig:
 
     Attributes:
       num_runs: K, masking runs per image; 0 uses the encoder alone (fusion ``global``).
-      anomaly: what the head reads of the masked patches: ``statistics`` of one score (METHOD 4), or
+      anomaly: what the head reads of masked patches: ``statistics`` of a score (method.md 4), or
         energies and errors by frequency, ``bands`` (``model.bands``); with ``bands``, the fields
         score, mismatch_weight, statistics and sensitivity have no effect.
       mask_ratio: r, share of patches masked.
@@ -157,6 +159,11 @@ class DetectorConfig:
       hidden: hidden width of MLP_δ; 0 makes it linear.
       clip: MLP_δ reads standardised values clipped to [-clip, clip]; 0 does not clip.
       dtype: of the backbone's activations; LCAS and head are always float32.
+      attention: how the backbone's attention is computed: ``plain`` (``layers.attend``), or
+        ``jax.nn.dot_product_attention`` by ``xla`` or ``cudnn``.  cuDNN takes bfloat16 and needs an
+        NVIDIA GPU; elsewhere, ``cudnn`` is computed by ``xla``.  Results differ by rounding.
+      run_layout: whether the K masked runs of a batch go through the backbone under ``vmap``, or
+        as one batch K times as large (``fold``).  Results differ by rounding.
       uniform_variance: a patch is uniform if the variance of its ImageNet-normalised pixels is
         below; 1e-3 is a standard deviation of about 2 grey levels of 256.
       low_context_share: images with a larger share of uniform patches are flagged low-context.
@@ -180,6 +187,8 @@ class DetectorConfig:
     dtype: Dtype = "float32"
     uniform_variance: float = 1e-3
     low_context_share: float = 0.5
+    attention: AttentionKind = "plain"
+    run_layout: RunLayout = "vmap"
 
     @property
     def reads_global(self) -> bool:
@@ -204,12 +213,19 @@ class DetectorConfig:
             "sensitivity": get_args(Sensitivity),
             "fusion": FUSIONS,
             "dtype": get_args(Dtype),
+            "attention": get_args(AttentionKind),
+            "run_layout": get_args(RunLayout),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"detector.{name} is {getattr(self, name)!r}: use one of {', '.join(allowed)}"
                 )
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"detector.attention 'cudnn' needs detector.dtype 'bfloat16', is {self.dtype!r}: "
+                "use 'plain' or 'xla' in float32"
+            )
         if not self.statistics or not set(self.statistics) <= set(STATISTICS):
             raise ValueError(
                 f"detector.statistics is {self.statistics}: use some of {', '.join(STATISTICS)}"

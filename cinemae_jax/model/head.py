@@ -1,4 +1,4 @@
-"""The trained part: MLP_δ on the statistics, fusion with the global feature, classifier (METHOD 5).
+"""The trained part: MLP_δ on the statistics, fusion with f_global, classifier (method.md 5).
 
 In: standardised global feature (B, D) and statistics (B, S).  Out: logits (B,), positive for ai.
 """

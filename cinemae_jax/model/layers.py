@@ -6,12 +6,15 @@ and accumulate in float32; LayerNorm, GELU and softmax are float32.  Times: docs
 
 import functools
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from cinemae_jax.model.config import AttentionKind
 
 # --- products -----------------------------------------------------------------------------------
 
@@ -92,12 +95,14 @@ class Dense(nn.Module):
 
     features: int
     dtype: DTypeLike
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        zeros = nn.initializers.zeros
+        bias = self.param("bias", zeros, shape[1:]) if self.use_bias else jnp.zeros(shape[1:])
         x, kernel, bias = (jnp.asarray(part) for part in (x, kernel, bias))  # from files, NumPy's
         return affine(x.astype(self.dtype), kernel.astype(self.dtype), bias)
 
@@ -128,6 +133,20 @@ def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+Activation = Literal["gelu", "quick_gelu", "tanh_gelu"]
+
+
+def activate(x: Float[Array, "*shape"], kind: Activation) -> Float[Array, "*shape"]:
+    """``gelu``, or what CLIP (x sigmoid(1.702 x)) or SigLIP (by tanh) have in its place.
+
+    Computed in float32 and returned in the dtype of ``x``.
+    """
+    if kind == "gelu":
+        return gelu(x)
+    y = x.astype(jnp.float32)
+    y = y * jax.nn.sigmoid(1.702 * y) if kind == "quick_gelu" else jax.nn.gelu(y, approximate=True)
+    return y.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -232,32 +251,118 @@ def _parts(qkv: Array) -> tuple[Array, Array, Array]:
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def library_attend(
+    qkv: Float[Array, "b n 3 h d"], implementation: AttentionKind
+) -> Float[Array, "b n h d"]:
+    """``attend`` by ``jax.nn.dot_product_attention``; weights are rounded after the division.
+
+    ``cudnn`` needs an NVIDIA GPU; where programs are compiled for other devices, ``xla`` stands in,
+    so that a detector opens everywhere.
+    """
+    has_cudnn = implementation == "cudnn" and jax.default_backend() == "gpu"
+    precision = "highest" if qkv.dtype == jnp.float32 else None  # as in ``_precision``
+    with jax.default_matmul_precision(precision):
+        mixed: Array = jax.nn.dot_product_attention(
+            *_parts(qkv), implementation="cudnn" if has_cudnn else "xla"
+        )
+    return mixed
+
+
+def rotate(
+    qkv: Float[Array, "b n 3 h d"], angles: Float[Array, "n half"]
+) -> Float[Array, "b n 3 h d"]:
+    """Rotary positions: turns channels (i, i + d/2) of queries and keys by the token's angle i."""
+    first, second = jnp.split(qkv[:, :, :2].astype(jnp.float32), 2, axis=-1)
+    cos, sin = (f(angles)[None, :, None, None] for f in (jnp.cos, jnp.sin))
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate([jnp.concatenate(turned, -1).astype(qkv.dtype), qkv[:, :, 2:]], axis=2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
     num_heads: int
     dtype: DTypeLike
+    kind: AttentionKind = "plain"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
+    def __call__(
+        self, x: Float[Array, "b n w"], angles: Float[Array, "n half"] | None = None
+    ) -> Float[Array, "b n w"]:
         b, n, width = x.shape
         qkv = Dense(3 * width, self.dtype, name="qkv")(x)
-        mixed = attend(qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads))
+        qkv = qkv.reshape(b, n, 3, self.num_heads, width // self.num_heads)
+        if angles is not None:
+            qkv = rotate(qkv, angles)
+        mixed = attend(qkv) if self.kind == "plain" else library_attend(qkv, self.kind)
         return Dense(width, self.dtype, name="out")(mixed.reshape(b, n, width))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with an MLP four times as wide; GELU is exact (erf)."""
+    """Pre-norm transformer block.
+
+    Attributes:
+      num_heads, layer_norm_eps, dtype: of attention, both LayerNorms, activations.
+      mlp_width: hidden width of the MLP; four times the tokens' by default.
+      activation: of the MLP; exact GELU (erf) by default.
+      layer_scale: whether a learned factor per channel scales what either half adds.
+    """
 
     num_heads: int
     layer_norm_eps: float
     dtype: DTypeLike
+    mlp_width: int | None = None
+    activation: Activation = "gelu"
+    layer_scale: bool = False
+    attention: AttentionKind = "plain"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
+    def __call__(
+        self, x: Float[Array, "b n w"], angles: Float[Array, "n half"] | None = None
+    ) -> Float[Array, "b n w"]:
         width = x.shape[-1]
         y = LayerNorm(self.layer_norm_eps, name="norm1")(x)
-        x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
+        y = Attention(self.num_heads, self.dtype, self.attention, name="attn")(y, angles)
+        x = x + self._scaled(y, "scale1")
         y = LayerNorm(self.layer_norm_eps, name="norm2")(x)
-        y = gelu(Dense(4 * width, self.dtype, name="fc1")(y))
-        return x + Dense(width, self.dtype, name="fc2")(y)
+        y = Dense(self.mlp_width or 4 * width, self.dtype, name="fc1")(y)
+        y = Dense(width, self.dtype, name="fc2")(activate(y, self.activation))
+        return x + self._scaled(y, "scale2")
+
+    def _scaled(self, y: Array, name: str) -> Array:
+        if not self.layer_scale:
+            return y
+        scale = jnp.asarray(self.param(name, nn.initializers.ones, y.shape[-1:]))
+        return y * _row(scale, y.ndim).astype(y.dtype)
+
+
+class AttentionPool(nn.Module):
+    """One vector per image: a learned query attends to all tokens; then an MLP with a residual.
+
+    The projection to queries, keys and values is one kernel, as in ``Attention``; its first third
+    sees the learned query, the rest the tokens.
+    """
+
+    num_heads: int
+    layer_norm_eps: float
+    dtype: DTypeLike
+    mlp_width: int
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b w"]:
+        b, n, width = x.shape
+        shape = (self.num_heads, width // self.num_heads)
+        probe = self.param("probe", nn.initializers.normal(0.02), (1, width))
+        kernel = self.param("qkv_kernel", nn.initializers.xavier_uniform(), (width, 3 * width))
+        bias = self.param("qkv_bias", nn.initializers.zeros, (3 * width,))
+        probe, kernel, bias = (jnp.asarray(part) for part in (probe, kernel, bias))
+        probe, x, kernel = (part.astype(self.dtype) for part in (probe, x, kernel))
+        q = affine(probe, kernel[:, :width], bias[:width]).reshape(shape)
+        kv = affine(x, kernel[:, width:], bias[width:]).reshape(b, n, 2, *shape)
+        shares = jax.nn.softmax(_sum("hd,bnhd->bhn", q, kv[:, :, 0]) * shape[1] ** -0.5)
+        mixed = _sum("bhn,bnhd->bhd", shares.astype(self.dtype), kv[:, :, 1])
+        pooled = Dense(width, self.dtype, name="out")(mixed.reshape(b, width))
+        y = LayerNorm(self.layer_norm_eps, name="norm")(pooled)
+        y = activate(Dense(self.mlp_width, self.dtype, name="fc1")(y), self.activation)
+        return pooled + Dense(width, self.dtype, name="fc2")(y)

@@ -1,4 +1,4 @@
-"""Local conditional anomaly scores (LCAS) and their three statistics (METHOD 3 and 4), in float32.
+"""Local conditional anomaly scores (LCAS) and their three statistics (method.md 3, 4), in float32.
 
 Functions take the arrays of one image, or of one run of it; callers vmap.  Patches are in the
 target space of the backbone, their d values ordered (p, q, c).
@@ -133,11 +133,11 @@ def lcas(
 def score(
     terms: Terms, variant: Score, weight: float | Float[Array, ""]
 ) -> Float[Array, "*batch k m"]:
-    """The anomaly score of every masked patch, in the named variant (METHOD 3).
+    """The anomaly score of every masked patch, in the named variant (method.md 3).
 
-    ``context_nll`` is ½[D + mean_c log(σ²_c + ε)] + λR: the negative log-likelihood of a patch under
-    a Gaussian with the mean and variance of the visible context, up to a constant, and λ times the
-    reconstruction error.  ``log_variance`` is its control: the contrast of the context alone.
+    ``context_nll`` is ½[D + mean_c log(σ²_c + ε)] + λR: up to a constant, the negative
+    log-likelihood of a patch under a Gaussian with mean and variance of the visible context, and λ
+    times the reconstruction error.  ``log_variance`` is its control: the context's contrast alone.
 
     Args:
       terms: of one image or a batch; those of ``TERMS_OF[variant]`` are read.

@@ -17,6 +17,7 @@ from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.config import (
     CHANNELS,
     PRESETS,
+    AttentionKind,
     MAEConfig,
     Target,
     vit_base,
@@ -57,7 +58,7 @@ def unpatchify(patches: Float[Array, "b l d"], patch_size: int) -> Float[Array, 
 
 
 def to_target(patches: Float[Array, "*batch d"], target: Target) -> Float[Array, "*batch d"]:
-    """Patches in the space in which the decoder predicts them (METHOD 6).
+    """Patches in the space in which the decoder predicts them (docs/weights.md).
 
     For ``norm_pix`` the variance is unbiased (divides by d - 1), as torch's is by default.
     """
@@ -94,6 +95,7 @@ class MAE(nn.Module):
 
     config: MAEConfig
     dtype: DTypeLike = jnp.float32
+    attention: AttentionKind = "plain"
 
     def setup(self) -> None:
         c, dtype = self.config, self.dtype
@@ -105,7 +107,10 @@ class MAE(nn.Module):
 
         def blocks(prefix: str, depth: int, heads: int) -> list[Block]:
             return [
-                Block(heads, c.layer_norm_eps, dtype, name=f"{prefix}_{i}") for i in range(depth)
+                Block(
+                    heads, c.layer_norm_eps, dtype, attention=self.attention, name=f"{prefix}_{i}"
+                )
+                for i in range(depth)
             ]
 
         self.patch_embed = Dense(c.width, dtype)

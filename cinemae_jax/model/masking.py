@@ -1,6 +1,6 @@
 """Random masks as MAE draws them: keys or noise in, ids of visible and masked patches out.
 
-The key of run k of an example is ``fold_in(fold_in(base_key, example_id), k)`` (METHOD 2).  So the
+The key of run k of an example: ``fold_in(fold_in(base_key, example_id), k)`` (method.md 2).  So the
 masks of an image depend neither on its batch, nor on the number of devices or hosts, nor on K.
 """
 

@@ -1,14 +1,17 @@
 """Devices, replication and pmap; the only module that knows the number of devices.
 
 Replicated values (backbone, head, optimiser) are placed once, as one array per device, and passed
-to the pmapped step as they are.  A batch is split along its first axis.  Every host runs the same
+to the mapped step as they are.  A batch is split along its first axis.  Every host runs the same
 program; hosts exchange values by ``Replicas.gather`` and ``runtime.collectives``.
+
+A step is mapped over the devices by ``jax.pmap`` or by ``jax.jit(jax.shard_map)``: arrays in and
+out are the same.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -20,6 +23,9 @@ from cinemae_jax.runtime.shard import Shard
 
 # Name of the mapped axis, for psum and pmean inside a step.
 AXIS = "batch"
+# How a function is mapped over the devices.
+Spmd = Literal["pmap", "shard_map"]
+SPMD: tuple[str, ...] = get_args(Spmd)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +34,11 @@ class Replicas:
 
     Attributes:
       devices: devices of all hosts, ordered by process; None means ``jax.devices()``.
+      spmd: how functions are mapped over them: ``pmap``, or ``shard_map`` under jit.
     """
 
     devices: tuple[jax.Device, ...] | None = None
+    spmd: Spmd = "pmap"
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -52,7 +60,8 @@ class Replicas:
     def local(self) -> "Replicas":
         """The devices of this host only: their computations never wait for another host."""
         mine = jax.process_index()
-        return Replicas(tuple(d for d in self.mesh.devices.flat if d.process_index == mine))
+        devices = tuple(d for d in self.mesh.devices.flat if d.process_index == mine)
+        return Replicas(devices, self.spmd)
 
     def check_batch_size(self, batch_size: int, field: str) -> None:
         """Raises ValueError, naming the field, unless all devices get equally many examples."""
@@ -84,7 +93,7 @@ class Replicas:
     def pmap_step(
         self, step: Callable[..., Any], *, replicated: int, donate: tuple[int, ...] = ()
     ) -> Callable[..., Any]:
-        """pmap of a step that returns the same values on every device.
+        """Maps a step that returns the same values on every device.
 
         Args:
           step: takes ``replicated`` replicated arguments, then one split batch.  It must make its
@@ -92,22 +101,66 @@ class Replicas:
           replicated: number of leading replicated arguments.
           donate: argument numbers whose buffers the step may reuse.
         """
-        in_axes = (None,) * replicated + (0,)
+        if self.spmd == "shard_map":
+            return self._shard_map(step, replicated, donate, results_are_split=False)
+        return self._pmap(step, replicated, donate, out_axes=None)
+
+    def pmap_map(self, function: Callable[..., Any], *, replicated: int) -> Callable[..., Any]:
+        """Maps a function whose results stay split; ``merge`` joins them."""
+        if self.spmd == "shard_map":
+            return self._shard_map(function, replicated, (), results_are_split=True)
+        return self._pmap(function, replicated, (), out_axes=0)
+
+    def _pmap(
+        self,
+        function: Callable[..., Any],
+        replicated: int,
+        donate: tuple[int, ...],
+        *,
+        out_axes: int | None,
+    ) -> Callable[..., Any]:
         return jax.pmap(
-            step,
+            function,
             axis_name=AXIS,
-            in_axes=in_axes,
-            out_axes=None,
+            in_axes=(None,) * replicated + (0,),
+            out_axes=out_axes,
             donate_argnums=donate,
             devices=tuple(self.mesh.devices.flat),
         )
 
-    def pmap_map(self, function: Callable[..., Any], *, replicated: int) -> Callable[..., Any]:
-        """pmap of a function whose results stay split; ``merge`` joins them."""
-        in_axes = (None,) * replicated + (0,)
-        return jax.pmap(
-            function, axis_name=AXIS, in_axes=in_axes, devices=tuple(self.mesh.devices.flat)
+    def _shard_map(
+        self,
+        function: Callable[..., Any],
+        replicated: int,
+        donate: tuple[int, ...],
+        *,
+        results_are_split: bool,
+    ) -> Callable[..., Any]:
+        """The twin of ``_pmap``: the same arrays in and out, on any number of hosts."""
+        in_specs = (PartitionSpec(),) * replicated + (PartitionSpec(AXIS),)
+        out_specs = PartitionSpec(AXIS) if results_are_split else PartitionSpec()
+
+        def on_device(*arguments: Any) -> Any:
+            share = jax.tree.map(lambda x: x[0], arguments[replicated])
+            results = function(*arguments[:replicated], share)
+            return jax.tree.map(lambda x: x[None], results) if results_are_split else results
+
+        mapped = jax.jit(
+            # check_vma is off as in pmap: the step itself makes replicated results equal
+            jax.shard_map(
+                on_device, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+            ),
+            donate_argnums=donate,
         )
+        if self.host.count == 1:
+            return mapped
+
+        def on_hosts(*arguments: Any) -> Any:
+            pairs = zip(arguments, in_specs, strict=True)
+            results = mapped(*(_placed(x, self.mesh, spec) for x, spec in pairs))
+            return _placed(results, self.mesh.local_mesh, out_specs)
+
+        return on_hosts
 
     def gather(self, tree: Any) -> Any:
         """The whole batch on every host, from each host's part: NumPy (B / hosts, ...) to (B, ...).
@@ -142,6 +195,20 @@ def merge(tree: Any) -> Any:
         lambda x: np.asarray(x).reshape(x.shape[0] * x.shape[1], *x.shape[2:]),
         jax.device_get(tree),
     )
+
+
+def _placed(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """The same local data as arrays of another mesh: of all hosts, or of this host alone."""
+    sharding = NamedSharding(mesh, spec)
+
+    def placed(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf  # jit replicates NumPy arrays
+        data = [shard.data for shard in leaf.addressable_shards]
+        shape = (mesh.size, *leaf.shape[1:]) if len(spec) else leaf.shape
+        return jax.make_array_from_single_device_arrays(shape, sharding, data)
+
+    return jax.tree.map(placed, tree)
 
 
 def _narrow(leaf: np.ndarray) -> np.ndarray:

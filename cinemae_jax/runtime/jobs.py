@@ -6,13 +6,14 @@ Only entry points import this module: it defines global flags, which a library m
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cinemae_jax.runtime import compilation, hosts, preemption
 from cinemae_jax.runtime.console import OK, SOME_FAILED, fail, interrupted
+from cinemae_jax.runtime.devices import SPMD, Replicas, Spmd
 from cinemae_jax.runtime.preemption import Preempted
 
 # Exit code: stopped on request with the state saved; the same command resumes (EX_TEMPFAIL of
@@ -33,6 +34,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, 
 _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for the other processes."
 )
+_SPMD = flags.DEFINE_enum("spmd", "pmap", SPMD, "How steps are mapped over the devices.")
 
 HELP = """
 --config takes a Python file with get_config(), or the name of a packaged config:
@@ -40,7 +42,9 @@ HELP = """
 Every field of the config is a flag: --config.a.b=value
 
 On several hosts add --distributed, and outside TPU pods, Slurm and MPI also
---coordinator=HOST:PORT --num_processes=N --process_id=I"""
+--coordinator=HOST:PORT --num_processes=N --process_id=I
+
+--spmd=shard_map maps steps over the devices by jax.shard_map instead of jax.pmap"""
 
 
 def run_config(
@@ -72,6 +76,11 @@ def run_config(
     return hosts.leave(code) if _DISTRIBUTED.value else code
 
 
+def replicas() -> Replicas:
+    """All devices of the run, mapped as ``--spmd`` says; call it inside a job."""
+    return Replicas(spmd=cast(Spmd, _SPMD.value))
+
+
 def packaged_configs() -> dict[str, Path]:
     """The config files of this package, by the names that ``--config`` takes."""
     files = [path for path in sorted(CONFIGS.rglob("*.py")) if path.name != "__init__.py"]
@@ -100,8 +109,8 @@ def _config_file(value: str) -> str:
     packaged = packaged_configs()
     if name not in packaged:
         raise ValueError(
-            f"--config {name}: there is no such file, and no packaged config of that name: "
-            f"use one of {', '.join(packaged)}"
+            f"--config {name}: neither a file nor a packaged config: give a path, or one of "
+            f"{', '.join(packaged)}"
         )
     return f"{packaged[name]}{colon}{argument}"
 

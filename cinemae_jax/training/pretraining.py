@@ -1,4 +1,4 @@
-"""MAE pre-training on photographs: how a small backbone is made."""
+"""MAE pre-training on photographs: the step, the loop, the backbone file."""
 
 import dataclasses
 import functools
@@ -24,6 +24,7 @@ from cinemae_jax.data.transforms import Crop, RandomResizedCrop
 from cinemae_jax.data.unread import BadImage
 from cinemae_jax.features import splits
 from cinemae_jax.features.run import Run
+from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.cinemae import random_backbone
 from cinemae_jax.model.mae import MAE
 from cinemae_jax.model.reconstruction import masked_loss, pictures
@@ -48,7 +49,7 @@ NUM_PICTURES = 8  # held-out photographs shown in reconstructions
 class PretrainState:
     """Parameters of the MAE and of its optimiser."""
 
-    params: Any
+    params: Params
     opt_state: optax.OptState
 
 
@@ -101,7 +102,8 @@ def make_eval(model: MAE, mask_ratio: float) -> Any:
 
     def evaluate(params: Any, key: Array, batch: dict[str, Array]) -> tuple[Array, Array]:
         loss = masked_loss(params, batch, key, model=model, mask_ratio=mask_ratio)
-        return jax.lax.psum((loss, batch["valid"].sum()), AXIS)
+        loss, count = jax.lax.psum((loss, batch["valid"].sum()), AXIS)
+        return loss, count
 
     return evaluate
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from cinemae_jax.model import lcas
+from cinemae_jax.model.arrays import AnyArray, Params
 from cinemae_jax.model.cinemae import Features, logits, statistics
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.head import GLOBAL_PATHWAY, HeadState, Normalizer, learned_weight
@@ -26,7 +27,7 @@ from cinemae_jax.training import optim
 class TrainState:
     """Everything that training changes; every leaf has a leading axis S, one head per seed."""
 
-    params: Any
+    params: Params
     opt_state: optax.OptState
 
 
@@ -42,8 +43,8 @@ class Labelled:
     """
 
     features: Features
-    label: Any
-    valid: Any
+    label: Int[AnyArray, "*devices b"]
+    valid: Bool[AnyArray, "*devices b"]
 
 
 def make_optimizer(
@@ -93,8 +94,9 @@ def make_head_step(
         def loss_of(params: Any, normalizer: Normalizer, features: Features) -> Float[Array, ""]:
             rows, _ = logits(HeadState(params, normalizer), features, config, num_patches)
             crops = rows.reshape(len(batch.label), -1)
-            loss = binary_cross_entropy(crops, batch.label[:, None]).mean(axis=1)
-            return (loss * valid).sum() / per_device
+            loss = binary_cross_entropy(crops, jnp.asarray(batch.label)[:, None]).mean(axis=1)
+            mean: Float[Array, ""] = (loss * valid).sum() / per_device
+            return mean
 
         def gradient(head: HeadState, features: Features) -> tuple[Float[Array, ""], Any]:
             return jax.value_and_grad(loss_of)(head.params, head.normalizer, features)
@@ -127,7 +129,8 @@ def make_head_inputs(
 
 def binary_cross_entropy(logit: Float[Array, "*b"], label: Array) -> Float[Array, "*b"]:
     """Per logit; label 1 is AI-generated."""
-    return optax.sigmoid_binary_cross_entropy(logit, label.astype(jnp.float32))
+    loss: Float[Array, "*b"] = optax.sigmoid_binary_cross_entropy(logit, label.astype(jnp.float32))
+    return loss
 
 
 def per_head(

@@ -37,6 +37,8 @@ from tests.helpers.pictures import saved
 from tests.helpers.planted import planted_set, smooth_image, write_files
 from tests.helpers.small_run import small_run
 
+pytestmark = pytest.mark.slow
+
 RESAMPLING = Resampling(bootstrap=50)
 HOW = {"side": 64, "quality": 80}
 
@@ -255,8 +257,8 @@ def test_the_retrained_recipe_is_the_detector(
 def fake(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> Comparison:
     names, valid = np.full(len(labels), "gen"), np.ones(len(labels), bool)
     images = [ScoredImages(labels, z, names, valid) for z in (first, second)]
-    rows = [metrics.evaluate(one, RESAMPLING) for one in images]
-    return Comparison(*rows, metrics.compare(images[0], second, RESAMPLING))
+    before, after = (metrics.evaluate(one, RESAMPLING) for one in images)
+    return Comparison(before, after, metrics.compare(images[0], second, RESAMPLING))
 
 
 def test_a_control_that_does_as_well_is_said_to() -> None:
@@ -414,6 +416,7 @@ def test_options_are_checked_before_any_work(wrong: dict[str, Any]) -> None:
 def test_mistakes_end_in_one_line(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    code: object
     try:
         code = run(*argv)
     except SystemExit as stop:

@@ -12,8 +12,10 @@ from cinemae_jax.audit import conditions, draws, sections
 from cinemae_jax.audit.draws import NAMES, SOURCES, Draws
 from cinemae_jax.audit.options import AuditOptions
 from cinemae_jax.data import catalog
+from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import loading
+from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.evaluation import scores, signal
 from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.signal import CONTROL, MEAN, NLL
@@ -21,15 +23,17 @@ from cinemae_jax.model.config import STATISTICS
 from tests.helpers.small_detector import one_device, small_bundle
 from tests.helpers.small_run import small_run
 
+Measured = tuple[TrainedDetector, Catalog, Draws, draws.Found, BadImages]
+
 
 @pytest.fixture(scope="module")
-def measured(data_set: Path, backbone_file: Path, tmp_path_factory: pytest.TempPathFactory):
+def measured(
+    data_set: Path, backbone_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Measured:
     """A detector with four crops, its images, and what the draws say of them."""
     detector = small_bundle(backbone_file, eval_crops=4, root=str(data_set)).detector
-    # the backbone of these tests is random itself, from seed 0
-    detector = dataclasses.replace(
-        detector, settings=dataclasses.replace(detector.settings, seed=1)
-    )
+    other_seed = dataclasses.replace(detector.settings, seed=1)  # of the control's random weights
+    detector = dataclasses.replace(detector, settings=other_seed)
     images = conditions.sample(catalog.scan(data_set).select(split="val"), 3)
     bad = BadImages(tmp_path_factory.mktemp("draws") / "bad.csv")
     measure = Draws(detector, one_device(), bad)
@@ -40,7 +44,7 @@ def column(found: draws.Found, source: str, name: tuple[str, str]) -> np.ndarray
     return found.drawn.values[source][:, :, NAMES.index(name)]
 
 
-def test_the_first_draw_is_what_the_head_reads(measured) -> None:
+def test_the_first_draw_is_what_the_head_reads(measured: Measured) -> None:
     detector, images, _, found, bad = measured
     table = scores.score(detector, detector.online(images, one_device()), one_device(), bad)
     for statistic in STATISTICS:
@@ -48,14 +52,14 @@ def test_the_first_draw_is_what_the_head_reads(measured) -> None:
         np.testing.assert_allclose(own[:, 0], table[statistic].to_numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_second_draw_has_other_masks(measured) -> None:
+def test_the_second_draw_has_other_masks(measured: Measured) -> None:
     found = measured[3]
     for name in ((NLL, MEAN), (NLL, "perturbation_sensitivity")):
         own = column(found, "MAE", name)
         assert (own[:, 0] != own[:, 1]).all()
 
 
-def test_sources_share_their_masks_and_differ_in_the_reconstruction(measured) -> None:
+def test_sources_share_their_masks_and_differ_in_the_reconstruction(measured: Measured) -> None:
     found = measured[3]
     control, error = (
         [column(found, source, name) for source in SOURCES]
@@ -67,7 +71,7 @@ def test_sources_share_their_masks_and_differ_in_the_reconstruction(measured) ->
         assert not np.allclose(error[i], error[i - 1], rtol=1e-3)
 
 
-def test_a_curve_ends_at_the_mean_of_all_masked_patches(measured) -> None:
+def test_a_curve_ends_at_the_mean_of_all_masked_patches(measured: Measured) -> None:
     detector, images, _, found, _ = measured
     model = detector.backbone.config
     masked = model.num_patches - model.num_visible(0.75)

@@ -1,5 +1,7 @@
+import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,8 @@ from cinemae_jax.model.mae import normalize_images
 from tests.conftest import SMALL
 from tests.helpers.pictures import encoded, gradient, noise
 from tests.helpers.small_run import small_run
+
+pytestmark = pytest.mark.slow
 
 # --- corruptions --------------------------------------------------------------------------------
 
@@ -195,14 +199,10 @@ def test_an_attack_stays_in_its_box_and_goes_the_right_way(
     assert (towards * (np.asarray(after) - np.asarray(before)) > 0).all()
 
 
-attacked = {}
-
-
-def attacker(config: DetectorConfig) -> object:
+@functools.cache
+def attacker(config: DetectorConfig) -> Any:
     """Compiled once for all ε."""
-    if config not in attacked:
-        attacked[config] = jax.jit(make_attack(config, Attack(steps=3, draws=2)))
-    return attacked[config]
+    return jax.jit(make_attack(config, Attack(steps=3, draws=2)))
 
 
 scored = jax.jit(lambda b, h, p, k, r: mean_logit(b, h, p, k, r, CONFIG, 1))

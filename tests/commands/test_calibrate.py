@@ -16,6 +16,8 @@ from cinemae_jax.detector.trained import HeldOut
 from tests.conftest import photo
 from tests.helpers.small_detector import small_bundle
 
+pytestmark = pytest.mark.slow
+
 FPR = 0.2  # of the small detector: four photographs are enough to promise it
 
 

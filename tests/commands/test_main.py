@@ -1,3 +1,5 @@
+"""The cinemae command: its table of commands, its help, and what it does not import."""
+
 import subprocess
 import sys
 
@@ -40,7 +42,6 @@ def test_doctor_is_reached(tmp_path: object) -> None:
 
 
 def test_every_command_has_a_module_and_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.COMMANDS.keys() == main.MODULES.keys()
     for name in main.COMMANDS:
         with pytest.raises(SystemExit) as stop:
             main.main([name, "--help"])

@@ -2,6 +2,7 @@ import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,7 +234,7 @@ def test_recompression_is_jpeg_at_the_quality_and_subsampling_stated(
 def test_qualities_and_scales_cover_their_ranges() -> None:
     image = Image.fromarray(noise(16, 100))
     augment = Augment(1, (70, 73), 1, (0.5, 1.5))
-    outcomes = [augment(image, rng(seed)) for seed in range(300)]
+    outcomes: list[Any] = [augment(image, rng(seed)) for seed in range(300)]
     tables = {tuple(np.ravel(list(out.quantization.values()))) for out in outcomes}
     assert len(tables) == 4  # one per quality
     widths = np.array([out.width for out in outcomes])

@@ -1,7 +1,9 @@
 """Heat maps show the right values in the right places and depend on the trained weights."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,14 @@ from cinemae_jax.detector import heatmap, inference
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.detector.inputs import crops
 from cinemae_jax.features import extraction
+from cinemae_jax.model import lcas
 from cinemae_jax.model.cinemae import Backbone, random_backbone
 from cinemae_jax.model.config import DetectorConfig, Score
 from cinemae_jax.model.head import HeadState, Normalizer
 from tests.conftest import photo
 from tests.helpers.small_detector import one_device, small_bundle
+
+pytestmark = pytest.mark.slow
 
 TINY_RUNS = 6
 
@@ -94,7 +99,7 @@ def test_the_map_of_the_scored_masks_has_their_mean(detector: Detector) -> None:
     }
     extract = jax.jit(extraction.make_extract(config, extraction.first_runs(config.num_runs)))
     terms = extract(detector.trained.backbone, detector.trained.mask_key, batch).terms
-    mean = (terms.deviation + config.mismatch_weight * terms.mismatch).mean()
+    mean = lcas.score(terms, config.score, config.mismatch_weight).mean()
     weighted = np.nansum(found.patches * found.shown) / found.shown.sum()
     np.testing.assert_allclose(weighted, mean, rtol=1e-5)
 
@@ -137,7 +142,8 @@ def test_the_overlay_is_bright_where_the_score_is_high_and_grey_outside_all_crop
 
 def test_the_figure_explains_itself(detector: Detector, tmp_path: Path) -> None:
     found = detector.lcas_map(scene(2, 60), runs=4, score="mismatch")
-    texts = " ".join(t.get_text() for t in found.figure().findobj(lambda a: hasattr(a, "get_text")))
+    written: list[Any] = found.figure().findobj(lambda artist: hasattr(artist, "get_text"))
+    texts = " ".join(artist.get_text() for artist in written)
     assert " ".join(heatmap.STATEMENT.split()) in " ".join(texts.split())
     assert "mean of 4 masking runs" in texts
     found.save(tmp_path / "map.png")
@@ -176,7 +182,9 @@ def maps() -> Callable[[Backbone, np.ndarray], Maps]:
         return jax.lax.map(one, (pictures, jnp.arange(len(pictures), dtype=jnp.uint32)))
 
     # the hash is static: without it both backbones share one program
-    return lambda backbone, pictures: jax.device_get(every(backbone.replace(sha256=""), pictures))
+    return lambda backbone, pictures: jax.device_get(
+        every(dataclasses.replace(backbone, sha256=""), pictures)
+    )
 
 
 def alike(first: np.ndarray, second: np.ndarray) -> float:
@@ -204,9 +212,9 @@ def test_a_patch_from_another_image_stands_out(
     smooth = np.stack([blurred(scene(i)) for i in range(4)])
     pasted = smooth.copy()
     pasted[:, 40:56, 64:80] = scene(9)[48:64, 48:64]  # patches 5-6 by 8-9 of 14
-    inside = np.zeros((14, 14), bool)
-    inside[5:7, 8:10] = True
-    inside = inside.ravel()
+    grid = np.zeros((14, 14), bool)
+    grid[5:7, 8:10] = True
+    inside = grid.ravel()
     before, after = (maps(tiny, some)[heatmap.SHOWN] for some in (smooth, pasted))
     for old, new in zip(before, after, strict=True):
         bright = np.nanquantile(new[~inside], 0.95)

@@ -25,7 +25,9 @@ def test_unseen_generators_are_all_but_the_training_ones() -> None:
 
 
 @pytest.mark.parametrize(("trained", "warned"), [(("a",), True), (("a", "b"), False), ((), False)])
-def test_a_drop_of_more_than_twenty_points_is_called_a_failure(trained, warned) -> None:
+def test_a_drop_of_more_than_twenty_points_is_called_a_failure(
+    trained: tuple[str, ...], warned: bool
+) -> None:
     found = Generalisation.of(ACCURACY | {"a": 0.92}, trained)
     said = found.warnings()
     assert bool(said) == warned

@@ -19,6 +19,8 @@ from cinemae_jax.runtime import differences
 from tests.conftest import SMALL, write_data_set
 from tests.helpers.small_run import evaluated, small_run, small_settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(
@@ -100,10 +102,9 @@ def test_another_head_and_another_backbone_are_named(
     kernel = np.array(params["classifier"]["kernel"])
     kernel[0, 0, 0] += 0.5
     changed = params | {"classifier": params["classifier"] | {"kernel": kernel}}
+    heads = dataclasses.replace(detector.heads, params=changed)
     backbone = dataclasses.replace(random_backbone(SMALL, seed=1), sha256="another")
-    other = dataclasses.replace(
-        detector, heads=detector.heads.replace(params=changed), backbone=backbone
-    )
+    other = dataclasses.replace(detector, heads=heads, backbone=backbone)
     done = replay.replay(old, other, catalog.scan(run[1]), sample=3)
     assert (len(done.found), done.num_images) == (16, 16)
     of_backbone, of_head = done.changes

@@ -6,6 +6,7 @@ import html.parser
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from cinemae_jax.evaluation.metrics import Row
 from cinemae_jax.model.config import STATISTICS
 from tests.helpers.small_detector import CALIBRATION
 from tests.helpers.small_run import evaluated, small_run, small_settings
+
+pytestmark = pytest.mark.slow
 
 NAMES = ("Midjourney", "glide", "_a$b$ <script>|x")
 FACTS = {
@@ -206,7 +209,9 @@ def test_the_report_includes_an_audit_of_the_same_detector(tmp_path: Path) -> No
         ),
     ],
 )
-def test_an_audit_of_another_detector_is_left_out(tmp_path, spoil, why) -> None:
+def test_an_audit_of_another_detector_is_left_out(
+    tmp_path: Path, spoil: Callable[[Path], None], why: str
+) -> None:
     write_audit(tmp_path, score_table())
     spoil(tmp_path / audited.FILE)
     page = pages(tmp_path, score_table())["report.html"]

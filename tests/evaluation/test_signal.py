@@ -45,13 +45,16 @@ def planted() -> Drawn:
     return Drawn(label, generator, NAMES, {"MAE": mae, "random weights": other})
 
 
+Rows = dict[tuple[str, str, str], signal.SignalRow]
+
+
 @pytest.fixture(scope="module")
-def rows() -> dict[tuple[str, str, str], signal.SignalRow]:
+def rows() -> Rows:
     found = signal.measure(planted(), RESAMPLING)
     return {(row.source, row.score, row.statistic): row for row in found}
 
 
-def test_a_separable_statistic_that_repeats_is_perfect(rows) -> None:
+def test_a_separable_statistic_that_repeats_is_perfect(rows: Rows) -> None:
     row = rows["MAE", NLL, MEAN]
     for one in (*row.generators, row.mean):
         assert one.retest == pytest.approx(1)
@@ -63,7 +66,7 @@ def test_a_separable_statistic_that_repeats_is_perfect(rows) -> None:
     assert row.gains["log σ²"].low > 0
 
 
-def test_an_exchangeable_statistic_is_worth_nothing(rows) -> None:
+def test_an_exchangeable_statistic_is_worth_nothing(rows: Rows) -> None:
     row = rows["MAE", NLL, "variability"]
     assert abs(row.mean.auc.value - 0.5) < 0.1
     assert row.mean.auc.low < 0.5 < row.mean.auc.high
@@ -73,7 +76,7 @@ def test_an_exchangeable_statistic_is_worth_nothing(rows) -> None:
     assert row.gains["random weights"].low < 0 < row.gains["random weights"].high
 
 
-def test_a_copy_of_the_control_has_nothing_beyond_it(rows) -> None:
+def test_a_copy_of_the_control_has_nothing_beyond_it(rows: Rows) -> None:
     control, copy = rows["MAE", CONTROL, MEAN].mean, rows["MAE", OTHER, MEAN].mean
     assert control.auc.low > 0.6
     assert control.beyond.value == 0.5
@@ -89,7 +92,7 @@ def test_a_curved_copy_of_the_control_leaves_nothing() -> None:
     assert np.corrcoef(signal.residual(other, control), other)[0, 1] > 0.9
 
 
-def test_a_constant_has_no_retest_and_overlaps_with_itself(rows) -> None:
+def test_a_constant_has_no_retest_and_overlaps_with_itself(rows: Rows) -> None:
     worth = rows["MAE", OTHER, "variability"].mean
     assert np.isnan(worth.retest)
     assert (worth.auc.value, worth.ks, worth.overlap) == (0.5, 0, 1)

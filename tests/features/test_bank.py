@@ -18,14 +18,16 @@ from PIL import Image
 from cinemae_jax import extract, train
 from cinemae_jax.data.order import Order
 from cinemae_jax.detector import loading
-from cinemae_jax.features import bank, filling, splits
+from cinemae_jax.features import filling, splits
 from cinemae_jax.features.bank import BankError
 from cinemae_jax.features.run import UNREAD, Run
-from cinemae_jax.features.sources import Sets
+from cinemae_jax.features.sources import BankedSet, Sets
 from cinemae_jax.runtime.devices import merge
 from cinemae_jax.settings import Settings
 from tests.conftest import write_data_set
 from tests.helpers.small_run import small_settings, spoil
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 
 @pytest.fixture
@@ -47,6 +49,19 @@ def with_features(config: Settings, **fields: object) -> Settings:
 
 def with_detector(config: Settings, **fields: object) -> Settings:
     return dataclasses.replace(config, detector=dataclasses.replace(config.detector, **fields))
+
+
+def test_a_bank_opens_with_another_attention_and_layout(config: Settings, tmp_path: Path) -> None:
+    """They change features by rounding only, so they are no part of the recipe."""
+    data = splits.read_data(config.data)
+    backbone = loading.load_backbone(config.backbone, config.runs)
+    other = with_detector(config, attention="xla", run_layout="fold")
+    one, two = (filling.banks(c, data, backbone, tmp_path) for c in (config, other))
+    assert {name: made.recipe for name, made in one.items()} == {
+        name: made.recipe for name, made in two.items()
+    }
+    half = filling.banks(with_detector(other, dtype="bfloat16"), data, backbone, tmp_path)
+    assert half["train"].recipe != one["train"].recipe
 
 
 @pytest.mark.parametrize(
@@ -76,8 +91,8 @@ def test_a_bank_gives_the_features_of_the_backbone(
             np.testing.assert_array_equal(batch[name], expected_batch[name])
         one, two = merge(stored), merge(computed)
         valid = np.repeat(batch["valid"], len(one.f_global) // len(batch["row"]))
-        for field in ("f_global", "uniform_share"):
-            a, b = getattr(one, field)[valid], getattr(two, field)[valid]
+        for name in ("f_global", "uniform_share"):
+            a, b = getattr(one, name)[valid], getattr(two, name)[valid]
             np.testing.assert_allclose(a, b, atol=2e-5)
         for field in dataclasses.fields(one.terms):
             a, b = getattr(one.terms, field.name), getattr(two.terms, field.name)
@@ -88,6 +103,7 @@ def test_a_bank_gives_the_features_of_the_backbone(
 
 
 def test_training_from_the_bank_is_training_online(config: Settings, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=2))
     heads, tables = [], []
     for source in ("bank", "online"):
         workdir = tmp_path / source
@@ -110,11 +126,13 @@ def test_several_heads_from_one_bank(config: Settings, tmp_path: Path) -> None:
 
 
 def test_a_bank_that_does_not_fit_is_streamed(config: Settings, tmp_path: Path) -> None:
-    held = open_sets(config, tmp_path)
-    streamed = open_sets(with_features(config, memory=0.0), tmp_path)
-    assert isinstance(streamed.train.stored.columns["f_global"], np.memmap)
-    for name, column in held.train.stored.columns.items():
-        np.testing.assert_array_equal(column, streamed.train.stored.columns[name])
+    held = open_sets(config, tmp_path).train
+    streamed = open_sets(with_features(config, memory=0.0), tmp_path).train
+    assert isinstance(held, BankedSet)
+    assert isinstance(streamed, BankedSet)
+    assert isinstance(streamed.stored.columns["f_global"], np.memmap)
+    for name, column in held.stored.columns.items():
+        np.testing.assert_array_equal(column, streamed.stored.columns[name])
     assert {path.suffix for path in (tmp_path / "bank/train").iterdir()} == {".parquet"}
 
 
@@ -155,7 +173,7 @@ def test_killed_at_any_moment_the_bank_is_the_same(
 
     with monkeypatch.context() as patch:
         for name in ("fsync", "replace"):
-            patch.setattr(bank.os, name, copying(getattr(os, name)))
+            patch.setattr(os, name, copying(getattr(os, name)))
         assert len(extract.extract(config, tmp_path / "whole")) == 2
     for killed in (copies[0], copies[4], copies[6]):  # while a part is written, and around its name
         assert digests(killed / "bank") != digests(tmp_path / "whole/bank")
@@ -220,7 +238,7 @@ def test_a_damaged_part_is_named_and_alone_extracted_anew(
         ),
         (
             lambda c: dataclasses.replace(c, data=dataclasses.replace(c.data, holdout=0.5)),
-            "another set of images|the data set or config.features.shard_images has changed",
+            "other images|config.features.shard_images",
         ),
         (lambda c: with_features(c, shard_images=7), "shard_images has changed"),
     ],
@@ -287,8 +305,8 @@ def test_a_full_disk_keeps_what_is_there(
         if len(calls) == 3:  # the first part is there, and synced with its folder
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bank.os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space left on device: the bank keeps its finished parts"):
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"No space left on device.* parts of the bank are kept"):
         extract.extract(config, tmp_path)
     kept = digests(tmp_path / "bank")
     assert kept

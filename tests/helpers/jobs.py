@@ -21,9 +21,10 @@ def main(coordinator: str, count: str, index: str, plan: str) -> int:
     hosts.join(coordinator, int(count), int(index), timeout=60)
     for module, function, config, workdir in json.loads(plan):
         hosts.require_shared(Path(workdir))
-        kind: Any = PretrainSettings if module == "pretrain" else Settings
+        kind: Any = PretrainSettings if function == "pretrain" else Settings
         job = getattr(importlib.import_module(f"cinemae_jax.{module}"), function)
-        job(typed.read(config, kind), Path(workdir))
+        settings = typed.read(config, kind)
+        job(settings.evaluation if module == "evaluate" else settings, Path(workdir))
     return hosts.leave(0)
 
 

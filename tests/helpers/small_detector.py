@@ -48,6 +48,6 @@ def small_bundle(
     )
     label = np.repeat([0, 1], NUM_HELD_OUT).astype(np.int32)
     logit = (rng.normal(0, 1, (len(label), 1)) + 2 * label[:, None]).astype(np.float32)
-    heads = heads.replace(params=params, normalizer=normalizer)
+    heads = dataclasses.replace(heads, params=params, normalizer=normalizer)
     detector = TrainedDetector(backbone, heads, config, 7, HeldOut(logit, label), "some images")
     return Bundle(detector, "small", seen=seen)

@@ -20,8 +20,9 @@ from tests.conftest import SMALL
 
 def features() -> Features:
     rng = np.random.default_rng(0)
-    four = (jnp.asarray(rng.random((2, 3, 5), np.float32)) for _ in range(4))
-    terms = Terms(*four, context_variance=jnp.ones((2, 3, 3)))
+    names = ("deviation", "reconstruction_deviation", "mismatch", "patch_variance")
+    of_patches = {name: jnp.asarray(rng.random((2, 3, 5), np.float32)) for name in names}
+    terms = Terms(**of_patches, context_variance=jnp.ones((2, 3, 3)))
     return Features(jnp.ones((2, 7)), terms, jnp.zeros((2, 3, 5), jnp.int32), jnp.ones(2))
 
 
@@ -52,7 +53,7 @@ def test_terms_of_other_shapes_or_dtypes_are_refused(field: str, value: Any) -> 
 )
 def test_features_of_other_shapes_or_types_are_refused(field: str, value: Any) -> None:
     with pytest.raises(TypeCheckError, match=field):
-        features().replace(**{field: value})
+        dataclasses.replace(features(), **{field: value})
 
 
 def test_statistics_of_a_normalizer_belong_together() -> None:

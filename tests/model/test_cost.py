@@ -54,10 +54,10 @@ def test_vit_large_costs_what_the_method_says() -> None:
     model, variables, images = MAE(LARGE), shapes_of(LARGE), pixels(LARGE)
     seen, hidden = ids(VISIBLE), ids(LARGE.num_patches - VISIBLE)
 
-    def encode(v: Any, x: Any, i: Any = None) -> jax.Array:
+    def encode(v: Any, x: Any, i: Any = None) -> Any:
         return model.apply(v, x, i, method="encode")
 
-    def decode(v: Any, t: Any, i: Any, j: Any) -> jax.Array:
+    def decode(v: Any, t: Any, i: Any, j: Any) -> Any:
         return model.apply(v, t, i, j, method="decode")
 
     tokens = jax.ShapeDtypeStruct((1, 1 + VISIBLE, LARGE.width), jnp.float32)
@@ -228,7 +228,7 @@ def test_kernels_rounded_once_give_the_features_of_kernels_rounded_in_each_call(
         jax.random.key(0),
     )
     expected = extract(backbone, key, batch)
-    read = backbone.replace(params=jax.device_get(backbone.params))
+    read = dataclasses.replace(backbone, params=jax.device_get(backbone.params))
     for placed in (backbone.in_dtype("bfloat16"), read.in_dtype("bfloat16")):
         kernels = jax.tree.map(lambda x: x.dtype == jnp.bfloat16, placed.params)
         assert kernels == optim.kernels(backbone.params)

@@ -1,5 +1,7 @@
 """Fusion and classifier, their configuration, and standardisation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ def inputs(seed: int = 0) -> tuple[jax.Array, jax.Array]:
     return jax.random.normal(f, (5, WIDTH)), jax.random.normal(s, (5, 3))
 
 
-def run(fusion: Fusion, f: jax.Array, s: jax.Array, params: object = None) -> jax.Array:
+def run(fusion: Fusion, f: jax.Array, s: jax.Array, params: Any = None) -> Any:
     head, config = Head(fusion=fusion, hidden=8), DetectorConfig(fusion=fusion, hidden=8)
     params = params or init_params(config, jax.random.key(1), WIDTH, 3)
     return head.apply({"params": params}, f, s)
@@ -49,13 +51,11 @@ def test_gate_starts_near_the_global_feature() -> None:
 def test_single_pathways_ignore_the_other(fusion: Fusion, ignores: int) -> None:
     params = init_params(DetectorConfig(fusion=fusion, hidden=8), jax.random.key(1), WIDTH, 3)
     params = jax.tree.map(lambda x: x + 0.1, params)
-    one, two = list(inputs(0)), list(inputs(1))
-    mixed = list(one)
-    mixed[ignores] = two[ignores]
-    np.testing.assert_array_equal(run(fusion, *one, params), run(fusion, *mixed, params))
-    mixed = list(one)
-    mixed[1 - ignores] = two[1 - ignores]
-    assert np.abs(np.asarray(run(fusion, *one, params) - run(fusion, *mixed, params))).max() > 1e-4
+    (f, s), (other_f, other_s) = inputs(0), inputs(1)
+    expected = run(fusion, f, s, params)
+    changed = run(fusion, other_f, s, params), run(fusion, f, other_s, params)
+    np.testing.assert_array_equal(changed[ignores], expected)
+    assert np.abs(np.asarray(changed[1 - ignores] - expected)).max() > 1e-4
 
 
 def test_logit_fusion_is_the_sum_of_its_pathways() -> None:

@@ -1,4 +1,4 @@
-"""LCAS and statistics against METHOD 3 and 4, written out as plain loops in float64."""
+"""LCAS and statistics against method.md 3, 4, written out as plain loops in float64."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ EPS = 1e-6
 
 
 def transcription(patches: np.ndarray, predictions: np.ndarray, visible: np.ndarray) -> dict:
-    """METHOD 3 in float64, one patch and one value at a time."""
+    """method.md 3 in float64, one patch and one value at a time."""
     x = patches.astype(np.float64)
     pixels = np.array([x[i][j : j + C] for i in visible for j in range(0, D, C)])
     mean = [sum(pixels[:, c]) / len(pixels) for c in range(C)]
@@ -143,7 +143,7 @@ def test_one_run_has_no_sensitivity(sensitivity: Sensitivity) -> None:
 
 
 def test_terms_do_not_leak_into_each_other(case: dict[str, np.ndarray]) -> None:
-    """D does not depend on the prediction, nor R on the context (METHOD 3)."""
+    """D does not depend on the prediction, nor R on the context (method.md 3)."""
     before = terms_of(case)
     other_prediction = terms_of(case | {"predictions": case["predictions"] + 1})
     np.testing.assert_array_equal(before.deviation, other_prediction.deviation)

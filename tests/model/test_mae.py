@@ -75,7 +75,7 @@ def test_prediction_does_not_see_masked_pixels(backbone: Backbone) -> None:
 def test_position_tables_get_no_gradient(backbone: Backbone) -> None:
     visible, masked = jnp.arange(4)[None], jnp.arange(4, 16)[None]
 
-    def loss(params: object) -> jax.Array:
+    def loss(params: Any) -> jax.Array:
         return (MAE(SMALL).apply({"params": params}, random_images(1), visible, masked) ** 2).sum()
 
     grads = jax.jit(jax.grad(loss))(backbone.params)

@@ -106,9 +106,8 @@ def test_three_formats_of_one_model_give_the_same_parameters(tmp_path: Path) -> 
         options = Options(**HEADS) if source.is_file() else Options()
         assert convert(source, out, options).config == CONFIG
         found.append(weights.load(out).params)
-    jax.tree.map(
-        lambda *leaves: [np.testing.assert_array_equal(leaves[0], x) for x in leaves], *found
-    )
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -169,7 +168,7 @@ def test_pickle_bomb_does_not_go_off(plain: bool, facebook: FacebookMAE, tmp_pat
         torch.save(content, source)
     message = refusal(source, Options(**HEADS))
     assert not crater.exists()
-    assert "mkdir" in message
+    assert "would run" in message
     assert main(["convert", str(source), "--out", str(tmp_path / "o.safetensors")]) == 2
 
 

@@ -44,6 +44,8 @@ from tests.helpers.small_run import (
     spoil,
 )
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+
 THIN = dataclasses.replace(SMALL, depth=1, decoder_depth=1)  # compiles faster
 
 
@@ -194,8 +196,8 @@ def test_two_processes_of_four_devices_are_one(
     jobs = [
         ("extract", "extract", config, "run"),
         ("train", "train", config, "run"),
-        ("evaluate", "run", config, "scored"),
-        ("pretrain", "pretrain", dataclasses.asdict(pretrain_settings), "pretrained"),
+        ("evaluate", "evaluate", config, "scored"),
+        ("training.pretraining", "pretrain", dataclasses.asdict(pretrain_settings), "pretrained"),
     ]
     job.run_all([(*what, str(tmp_path / where)) for *what, where in jobs], 2, 4)
     assert_same_run(tmp_path / "run", undisturbed)

@@ -1,5 +1,6 @@
 """The launch scripts print what they would run, and refuse what is incomplete."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -75,9 +76,25 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
             ("--dry-run", *JOB),
             [
                 "JAX_COMPILATION_CACHE_DIR=/home/me/.cache/cinemae_jax/xla srun "
-                "--kill-on-bad-exit=1 env JAX_LOCAL_DEVICE_IDS=0,1,2,3 python -m cinemae_jax.train "
+                "--kill-on-bad-exit=1 --open-mode=append --output=slurm-%j-%n.log "
+                "env JAX_LOCAL_DEVICE_IDS=0,1,2,3 python -m cinemae_jax.train "
                 "--distributed --config=configs/sd14.py --workdir=/shared/a b"
             ],
+        ),
+        (
+            "tpu_run.sh",
+            ("--dry-run", "--name", "n", *PLACE, "--env", "LIBTPU_INIT_ARGS=a b", "--", *JOB),
+            ["LIBTPU_INIT_ARGS=a\\ b", "cinemae_jax-$(hostname).log"],
+        ),
+        (
+            "smoke.sh",
+            ("--dry-run", "--workdir", "/shared/smoke", "--processes", "4"),
+            ["launch/local.sh --processes 4 --devices 1 -- smoke --config=smoke"],
+        ),
+        (
+            "smoke.sh",
+            ("--dry-run", "--workdir", "/s", "--", "sbatch", "--wait", "launch/slurm.sbatch"),
+            ["sbatch --wait launch/slurm.sbatch smoke --config=smoke --workdir=/s"],
         ),
         (
             "xpk.sh",
@@ -120,6 +137,27 @@ def test_unknown_options_are_refused(script: str) -> None:
     process = run(script, "--no-such-option")
     assert process.returncode == 2
     assert "--no-such-option is no option" in process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spmd", ["pmap", "shard_map"])
+def test_the_smoke_job_stops_resumes_and_reports(tmp_path: Path, spmd: str) -> None:
+    """Two real processes of two devices, each started twice."""
+    process = subprocess.run(
+        [
+            *("bash", str(LAUNCH / "smoke.sh"), "--workdir", str(tmp_path / "smoke")),
+            *("--processes", "2", "--devices", "2"),
+            *("--flags", f"--spmd={spmd} --config.images=8 --config.batch_size=4"),
+        ],
+        env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(LAUNCH.parent)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert process.returncode == 0, process.stderr
+    found = json.loads((tmp_path / "smoke/smoke.json").read_text())
+    assert (len(found["hosts"]), found["devices"], found["images"]) == (2, 4, 16)
+    assert found["resumed_at"] == 2
 
 
 def test_slurm_signals_early_and_requeues() -> None:

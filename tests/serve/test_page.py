@@ -20,12 +20,12 @@ from tests.helpers.pictures import encoded
 from tests.helpers.serving import MAX_BYTES, Gated, running
 from tests.helpers.small_detector import small_bundle
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-Page, expect = sync_api.Page, sync_api.expect
+pytest.importorskip("playwright", reason="playwright is not installed")
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 expect.set_options(timeout=20_000)  # milliseconds, on a busy machine
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -40,11 +40,11 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
+def browser() -> Iterator[Browser]:
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if not found:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed, $CHROMIUM is not set")
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
         browser.close()
@@ -64,11 +64,11 @@ def url(detector: Detector) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(browser: sync_api.Browser, url: str) -> Iterator[Page]:
+def page(browser: Browser, url: str) -> Iterator[Page]:
     yield from visit(browser, url)
 
 
-def visit(browser: sync_api.Browser, url: str) -> Iterator[Page]:
+def visit(browser: Browser, url: str) -> Iterator[Page]:
     """A page in its own browser context, without errors or requests to other hosts."""
     context = browser.new_context()
     page = context.new_page()
@@ -203,7 +203,7 @@ def test_an_image_can_be_dropped_or_pasted(way: str, page: Page, detector: Detec
     expect(page.get_by_role("status")).to_contain_text("given.png: ")
 
 
-def test_two_visitors_get_their_own_answers(browser: sync_api.Browser, detector: Detector) -> None:
+def test_two_visitors_get_their_own_answers(browser: Browser, detector: Detector) -> None:
     gated = Gated(detector)
     with running(gated) as url:
         first, second = (visit(browser, url) for _ in range(2))
@@ -220,7 +220,7 @@ def test_two_visitors_get_their_own_answers(browser: sync_api.Browser, detector:
             assert next(visitor, None) is None
 
 
-def test_the_last_image_is_the_one_shown(browser: sync_api.Browser, detector: Detector) -> None:
+def test_the_last_image_is_the_one_shown(browser: Browser, detector: Detector) -> None:
     gated = Gated(detector)
     with running(gated) as url:
         visitor = visit(browser, url)
@@ -242,7 +242,7 @@ def test_the_last_image_is_the_one_shown(browser: sync_api.Browser, detector: De
         assert next(visitor, None) is None
 
 
-def test_a_stopped_server_is_reported(browser: sync_api.Browser, detector: Detector) -> None:
+def test_a_stopped_server_is_reported(browser: Browser, detector: Detector) -> None:
     context = browser.new_context()
     page = context.new_page()
     with running(detector) as url:

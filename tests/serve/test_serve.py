@@ -36,6 +36,8 @@ from tests.helpers.pictures import encoded
 from tests.helpers.serving import MAX_BYTES, Gated, running
 from tests.helpers.small_detector import small_bundle
 
+pytestmark = pytest.mark.slow
+
 SEEN = TrainingView(("JPEG", "PNG"), (30, 50))
 PNG = {"Content-Type": "image/png"}
 
@@ -429,6 +431,7 @@ def test_ctrl_c_ends_it_as_well(
 def test_mistakes_are_one_line_and_exit_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    code: object
     try:
         code = main.main(["serve", *arguments])
     except SystemExit as stop:

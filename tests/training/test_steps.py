@@ -1,6 +1,8 @@
 """The training step: what moves, what does not, and that devices do not matter."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +137,36 @@ def test_pmap_equals_the_jit_twin_on_any_number_of_devices(
     assert_same(state.params, expected.params, atol=2e-4)
 
 
+@pytest.mark.parametrize("count", [1, 8])
+def test_shard_map_equals_pmap(backbone: Backbone, count: int) -> None:
+    """Features, steps with donated state, and scores: the same operations on the same devices.
+
+    XLA may order a sum otherwise in another program, hence float32 rounding and Adam's magnifying
+    of it, as in the test above.
+    """
+    devices = tuple(jax.devices()[:count])
+    both = [Replicas(devices), Replicas(devices, "shard_map")]
+    (one, losses), (two, twin_losses) = (train(backbone, r, batches(4)) for r in both)
+    np.testing.assert_allclose(losses, twin_losses, rtol=1e-6)
+    assert_same(one.params, two.params, atol=1e-5)
+    for leaf in jax.tree.leaves(two.params):  # replicas hold the same values
+        first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        assert len(others) == count - 1
+        for other in others:
+            np.testing.assert_array_equal(first, other)
+    found = []
+    for r in both:
+        extract = r.pmap_map(extraction.make_extract(CONFIG, RUNS), replicated=2)
+        frozen = r.replicate((backbone, KEY))
+        found.append(merge(extract(*frozen, r.shard(make_batch(), extraction.INPUTS))))
+    assert found[1].f_global.shape == (BATCH, SMALL.width)
+    assert_same(found[0], found[1], atol=1e-5)
+
+
+def test_local_devices_are_mapped_alike() -> None:
+    assert Replicas(spmd="shard_map").local.spmd == "shard_map"
+
+
 def test_all_replicas_hold_the_same_values(backbone: Backbone) -> None:
     replicas = Replicas()
     state, _ = train(backbone, replicas, batches(3))
@@ -166,8 +198,8 @@ def test_the_frozen_side_is_not_differentiated(backbone: Backbone) -> None:
     batch = jax.tree.map(jnp.asarray, make_batch())
     extract = extraction.make_extract(CONFIG, extraction.first_runs(2))
 
-    def loss(params: object) -> jax.Array:
-        features = extract(backbone.replace(params=params), KEY, batch)
+    def loss(params: Any) -> jax.Array:
+        features = extract(dataclasses.replace(backbone, params=params), KEY, batch)
         return features.f_global.sum() + features.terms.mismatch.sum()
 
     gradient = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, backbone.params))

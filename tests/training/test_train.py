@@ -38,6 +38,8 @@ from tests.helpers.small_run import (
     spoil,
 )
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+
 
 @pytest.fixture(scope="module")
 def config(data_set: Path, backbone_file: Path) -> Settings:
@@ -153,7 +155,8 @@ def test_resuming_under_other_settings_is_refused(config: Settings, finished: Pa
 def test_what_does_not_change_the_head_may_change(config: Settings, finished: Path) -> None:
     before = results(finished)
     threads = dataclasses.replace(config.data, num_threads=1)
-    config = dataclasses.replace(config, data=threads)
+    computed = dataclasses.replace(config.detector, attention="xla", run_layout="fold")
+    config = dataclasses.replace(config, data=threads, detector=computed)
     train.train(config, finished)
     assert results(finished) == before
     stricter = dataclasses.replace(config.eval, fpr=0.3, bootstrap=7)
@@ -201,7 +204,7 @@ def test_an_encoder_alone_needs_runs_without_masks(
     params = {n: v for n, v in backbone.params.items() if "decoder" not in n and n != "mask_token"}
     weights.save(tmp_path / "encoder.safetensors", encoder, params)
     config = dataclasses.replace(config, backbone=str(tmp_path / "encoder.safetensors"))
-    with pytest.raises(weights.BackboneError, match=r"encoder.safetensors has no decoder, and"):
+    with pytest.raises(weights.BackboneError, match=r"encoder.safetensors has no decoder"):
         train.train(config, tmp_path / "run")
     without = dataclasses.replace(config.detector, num_runs=0, fusion="global")
     config = dataclasses.replace(config, detector=without)
@@ -225,9 +228,9 @@ def test_a_checkpoint_of_another_backbone_is_refused(
 ) -> None:
     path = tmp_path / "other.safetensors"
     weights.save(path, SMALL, random_backbone(SMALL, seed=1).params)
-    with pytest.raises(CheckpointError, match=r"was trained on the backbone with sha256"):
+    with pytest.raises(CheckpointError, match=r"another backbone"):
         loading.load(finished, backbone=str(path))
-    with pytest.raises(CheckpointError, match=r"was trained on the backbone with sha256"):
+    with pytest.raises(CheckpointError, match=r"another backbone"):
         train.train(dataclasses.replace(config, backbone=str(path)), finished)
 
 

@@ -8,6 +8,7 @@ summation; the mildest mistake below moves some stage by more than ten times as 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def test_extract_features_is_what_the_goldens_check() -> None:
 def test_a_constant_added_to_every_channel_changes_nothing() -> None:
     """LayerNorm removes the mean of a token, so a constant in the residual stream has no effect.
 
-    METHOD 6.  Rounding the stream at 50 moves the prediction by 2e-4 of its largest value; a
+    docs/weights.md.  Rounding the stream at 50 moves the prediction by 2e-4 of its largest value; a
     variance computed as E[x²] - E[x]² would lose the small tokens altogether.
     """
     golden = read("norm_pix_14_facebook")
@@ -127,7 +128,7 @@ def test_wrong_layer_norm_eps_shows(name: str, eps: float) -> None:
     golden = read(name)
     right = backbone_of(golden)
     config = dataclasses.replace(right.config, layer_norm_eps=eps)
-    assert "global/encoder_0" in wrong_stages(golden, right.replace(config=config))
+    assert "global/encoder_0" in wrong_stages(golden, dataclasses.replace(right, config=config))
 
 
 def test_swapped_query_and_key_show(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +149,11 @@ def test_transposed_square_kernel_shows() -> None:
     golden = read("raw_8_facebook")
     for block in ("encoder_0", "decoder_1"):
         path = f"{block}/attn/out/kernel"
-        backbone = backbone_of(golden, lambda p, path=path: p | {path: p[path].T})
+
+        def transposed(params: dict[str, Any], path: str = path) -> dict[str, Any]:
+            return params | {path: params[path].T}
+
+        backbone = backbone_of(golden, transposed)
         assert f"masked/{block}" in wrong_stages(golden, backbone)
 
 
@@ -187,7 +192,7 @@ def test_biased_variance_in_the_target_shows(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_normalised_target_taken_for_raw_shows() -> None:
     golden = read("norm_pix_16_huggingface")
     right = backbone_of(golden)
-    wrong = right.replace(config=dataclasses.replace(right.config, target="raw"))
+    wrong = dataclasses.replace(right, config=dataclasses.replace(right.config, target="raw"))
     assert "target" in wrong_stages(golden, wrong)
 
 

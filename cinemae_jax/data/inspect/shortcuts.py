@@ -1,7 +1,7 @@
 """Measures shortcuts: how well a single file fact, without the pixels, tells the classes apart.
 
 In: the facts about readable, labelled files.  Out: an AUC per fact, and a sentence per finding.  A
-detector trained on such a set may learn the fact instead of traces of generation (METHOD 8).
+detector trained on such a set may learn the fact instead of traces of generation (method.md 6).
 """
 
 import dataclasses

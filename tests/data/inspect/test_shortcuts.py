@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,9 +9,15 @@ from cinemae_jax.data.inspect import shortcuts
 
 def files(**columns: object) -> pa.Table:
     """200 readable files, nature before ai, identical except for the given columns."""
-    alike = {"format": "PNG", "mode": "RGB", "deep": False, "alpha": False, "quality": None}
+    alike: dict[str, object] = {
+        "format": "PNG",
+        "mode": "RGB",
+        "deep": False,
+        "alpha": False,
+        "quality": None,
+    }
     alike |= {"width": 64, "height": 64, "label": None, "generator": "g"}
-    table = {name: [value] * 200 for name, value in alike.items()}
+    table: dict[str, list[Any]] = {name: [value] * 200 for name, value in alike.items()}
     table["label"] = ["nature"] * 100 + ["ai"] * 100
     table |= {name: list(np.asarray(value).tolist()) for name, value in columns.items()}
     return pa.table(table | {"quality": pa.array(table["quality"], pa.int8())})

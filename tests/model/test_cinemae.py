@@ -1,3 +1,5 @@
+"""Features of one image and its logit: independent of batch, device and other runs."""
+
 import dataclasses
 
 import jax
@@ -77,7 +79,7 @@ def test_no_gradient_reaches_the_backbone(backbone: Backbone) -> None:
 def test_terms_are_those_of_the_reconstruction(backbone: Backbone) -> None:
     """R is small exactly where the true patch equals the prediction."""
     zero = jax.tree.map(jnp.zeros_like, backbone.params["decoder_pred"])
-    predicts_zero = backbone.replace(params=backbone.params | {"decoder_pred": zero})
+    predicts_zero = dataclasses.replace(backbone, params=backbone.params | {"decoder_pred": zero})
     grey = np.full((1, 32, 32, 3), [124, 116, 104], np.uint8)  # ImageNet's mean colour
     assert float(features_of(predicts_zero, grey, [1]).terms.mismatch.max()) < 1e-4
     assert float(features_of(backbone, some_images(1), [1]).terms.mismatch.min()) > 0.1

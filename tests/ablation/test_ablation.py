@@ -4,8 +4,6 @@ import dataclasses
 import importlib
 import json
 import pkgutil
-import subprocess
-import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import pyarrow.csv
 import pytest
 
 import cinemae_jax.configs.ablation
-from cinemae_jax import train, typed, weights
+from cinemae_jax import ablate, train, typed, weights
 from cinemae_jax.ablation import effects, plan, running, table, timing
 from cinemae_jax.ablation.effects import Finished, RowScores
 from cinemae_jax.ablation.plan import Ablation
@@ -45,10 +43,12 @@ from cinemae_jax.runtime.preemption import Preempted
 from cinemae_jax.settings import Settings
 from cinemae_jax.training import fitting, metrics_log, unfrozen
 from tests.conftest import SMALL
+from tests.helpers.command_line import called
 from tests.helpers.small_detector import small_bundle
 from tests.helpers.small_run import small_config
 
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+
 ONE_DEVICE = Replicas((jax.devices()[0],))
 SWIFT = {"train.epochs": 2, "features.num_runs": 3, "num_seeds": 2, "eval.bootstrap": 20}
 WILD = {"name": "wild", "overrides": {"train.learning_rate": 1e38}}
@@ -132,20 +132,20 @@ def test_every_config_file_is_an_ablation() -> None:
         assert len({repr((row.config, row.unfrozen)) for row in found.rows}) == len(found.rows)
 
 
-def test_a_typo_ends_the_command_before_anything_runs(tmp_path: Path) -> None:
+def test_a_typo_ends_the_command_before_anything_runs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "odd.py"
     path.write_text(
         "from cinemae_jax.configs.ablation import ablation\n"
         "def get_config(base):\n"
         "    return ablation('Odd', [{'name': 'odd', 'overrides': {'trian.epochs': 1}}], base)\n"
     )
-    command = [sys.executable, "-m", "cinemae_jax.ablate", f"--config={path}:demo"]
-    process = subprocess.run(
-        [*command, f"--workdir={tmp_path / 'run'}"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert process.returncode == console.USAGE, process.stderr
-    assert "row 'odd': unknown field 'trian.epochs'" in process.stderr
-    assert len(process.stderr.strip().splitlines()) == 1
+    command = (f"--config={path}:demo", f"--workdir={tmp_path / 'run'}")
+    assert called(ablate.main, *command) == console.USAGE
+    printed = capfd.readouterr().err
+    assert "row 'odd': unknown field 'trian.epochs'" in printed
+    assert len(printed.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -23,6 +23,8 @@ from cinemae_jax.training import pretraining
 from tests.conftest import SMALL, photo
 from tests.helpers.small_run import logged, small_pretraining
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -88,8 +90,8 @@ def test_devices_do_not_matter(photos: Path, finished: Path, tmp_path: Path) -> 
     """Eight against one, after all steps: AdamW must not blow up what rounding leaves."""
     config = small_pretraining(photos)
     pretraining.pretrain(config, tmp_path, Replicas(tuple(jax.devices()[:1])))
-    for one, eight in zip(logged(tmp_path), logged(finished), strict=True):
-        assert one == pytest.approx(eight, rel=1e-5)
+    for line, expected in zip(logged(tmp_path), logged(finished), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
     one, eight = (weights.load(d / "backbone.safetensors") for d in (tmp_path, finished))
     # gradients differ by the order of sums, about 1e-7 of their size; learning rate 3e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, eight.params)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from cinemae_jax import Detector, train, typed, weights
 from cinemae_jax.commands import share
 from cinemae_jax.data.catalog import scan
-from cinemae_jax.detector import bundle, export, inputs
+from cinemae_jax.detector import api, bundle, export, inputs
 from cinemae_jax.detector.bundle import BundleError, TrainingView
 from cinemae_jax.model.cinemae import random_backbone
 from cinemae_jax.runtime.checkpoints import CheckpointError
@@ -28,6 +29,8 @@ from tests.conftest import SMALL, photo
 from tests.helpers.pictures import encoded
 from tests.helpers.small_detector import one_device, small_bundle
 from tests.helpers.small_run import small_config
+
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -66,7 +69,7 @@ def test_it_gives_the_scores_of_evaluation(
     pictures = [inputs.read(data_set / row["path"]) for row in test]
     crops = np.stack([inputs.crops(one.image, trained.transform) for one in pictures])
     ids = np.array([row["example_id"] for row in test], np.uint64).astype(np.uint32)
-    found = trained._score(crops, ids).logit[:, 0]  # with the masks of evaluation
+    found = trained.score_crops(crops, ids).logit[:, 0]  # with the masks of evaluation
     np.testing.assert_allclose(found, [expected[row["path"]] for row in test], atol=1e-4)
 
 
@@ -142,7 +145,7 @@ def test_a_folder_larger_than_memory_is_streamed(detector: Detector) -> None:
             taken += 1
             yield np.full((40, 40, 3), taken % 256, np.uint8)
 
-    stream = detector.stream(endless())
+    stream: Any = detector.stream(endless())
     assert [next(stream).error for _ in range(5)] == [None] * 5
     assert taken < 50
     stream.close()
@@ -154,7 +157,7 @@ def test_more_runs_form_more_groups(backbone_file: Path, photos: list[np.ndarray
     first, both = two.predict(photos[:3]), four.predict(photos[:3])
     crops = [inputs.crops(Image.fromarray(one), two.transform) for one in photos[:3]]
     ids = np.array([one.example_id for one in first])
-    groups = four._score(np.stack(crops), ids).logit
+    groups = four.score_crops(np.stack(crops), ids).logit
     np.testing.assert_allclose(groups[:, 0], [one.logit for one in first], atol=1e-5)
     np.testing.assert_allclose(groups.mean(axis=1), [one.logit for one in both], atol=1e-6)
     spread = four.calibration.probability(groups).std(axis=1, ddof=1)
@@ -209,7 +212,8 @@ def test_flags_say_what_is_known(backbone_file: Path) -> None:
             ["format", "transparent"],
         ),
     }
-    found = detector.predict([data for data, _ in cases.values()])
+    images: list[Any] = [data for data, _ in cases.values()]
+    found = detector.predict(images)
     assert [names(one.flags) for one in found] == [flags for _, flags in cases.values()]
     uniform = found[list(cases).index("uniform")]
     assert uniform.verdict == "inconclusive"
@@ -305,7 +309,7 @@ def test_a_missing_bundled_detector_is_named(
 def test_altered_heads_or_crops_are_another_detector(backbone_file: Path) -> None:
     one = small_bundle(backbone_file).detector
     params = jax.tree.map(lambda leaf: leaf * np.float32(1.001), one.heads.params)
-    other = dataclasses.replace(one, heads=one.heads.replace(params=params))
+    other = dataclasses.replace(one, heads=dataclasses.replace(one.heads, params=params))
     assert bundle.identity(one) == bundle.identity(small_bundle(backbone_file).detector)
     assert bundle.identity(one) != bundle.identity(other)
     data = dataclasses.replace(one.settings.data, eval_crops=9)
@@ -349,6 +353,7 @@ def test_the_page_of_the_interface_is_true(
         (tmp_path / backbone_file.name).write_bytes(backbone_file.read_bytes())
         monkeypatch.setattr(bundle, "ASSETS", tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "Replicas", one_device)  # eight would score eight images for one
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     found = doctest.testfile(str(PAGE), module_relative=False, optionflags=options)
     assert found.attempted > 10
