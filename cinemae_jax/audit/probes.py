@@ -24,8 +24,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from cinemae_jax.data.decode import DecodeError, decode, read_file
+from cinemae_jax.data.decode import decode, read_file
 from cinemae_jax.data.inspect.examination import Examination
+from cinemae_jax.data.refusal import DecodeError
 from cinemae_jax.data.transforms import crop
 from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.metrics import Row, ScoredImages, evaluate

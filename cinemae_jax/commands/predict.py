@@ -4,6 +4,7 @@ Exit codes: 0 every image was scored; 1 some were not, each a row with its error
 """
 
 import argparse
+import codecs
 import collections
 import contextlib
 import csv
@@ -20,7 +21,9 @@ from typing import Any
 from rich.table import Table
 from tqdm import tqdm
 
-from cinemae_jax.data.decode import EXTENSIONS, DecodeError, open_header
+from cinemae_jax.data import kinds
+from cinemae_jax.data.decode import EXTENSIONS, open_header
+from cinemae_jax.data.refusal import DecodeError
 from cinemae_jax.data.text import number, tally
 from cinemae_jax.data.walk import walk
 from cinemae_jax.detector.api import Detector, Prediction
@@ -148,11 +151,11 @@ def expand(paths: Iterable[str], *, recursive: bool) -> Iterator[tuple[str, Sour
     for path in paths:
         if path == STDIN:
             yield from _from_stdin(sys.stdin.buffer.read(), recursive=recursive)
-        elif Path(path).is_dir():
+        elif os.path.isdir(path):  # noqa: PTH112  False, not an error, where stat refuses
             yield from ((name, name) for name in _in_folder(Path(path), recursive=recursive))
         elif glob.has_magic(path) and not os.path.lexists(path):
             matches = glob.glob(path, recursive=True)  # noqa: PTH207
-            found = sorted(name for name in matches if not Path(name).is_dir())
+            found = sorted(name for name in matches if not os.path.isdir(name))  # noqa: PTH112
             if not found:
                 raise ValueError(f"no file matches {path}")
             yield from ((name, name) for name in found)
@@ -166,7 +169,11 @@ def _in_folder(folder: Path, *, recursive: bool) -> list[str]:
         found = [str(folder / name) for name in listing.images["path"].to_pylist()]
         others = listing.skipped
     else:
-        files = [e for e in folder.iterdir() if not e.name.startswith(".") and not e.is_dir()]
+        files = [
+            entry
+            for entry in folder.iterdir()
+            if not entry.name.startswith(".") and not os.path.isdir(entry)  # noqa: PTH112
+        ]
         found = sorted(str(file) for file in files if file.suffix.lower() in EXTENSIONS)
         suffixes = (file.suffix.lower() for file in files)
         others = collections.Counter(
@@ -185,23 +192,44 @@ def _in_folder(folder: Path, *, recursive: bool) -> list[str]:
 
 
 def _from_stdin(data: bytes, *, recursive: bool) -> Iterator[tuple[str, Source]]:
-    """One image, or a list of paths, one per line."""
-    if not _is_list(data):
+    """One image, or a list of files and folders; unlike arguments, names in it are no patterns."""
+    listed = _names_in(data)
+    if listed is None:
         yield STDIN, data
         return
-    listed = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
     if not listed:
         raise ValueError("stdin is empty: give an image, or a list of paths")
-    yield from expand([path for path in listed if path != STDIN], recursive=recursive)
+    for path in listed:
+        names = [path]
+        if os.path.isdir(path):  # noqa: PTH112
+            with contextlib.suppress(ValueError, OSError):  # its row will say what is wrong
+                names = _in_folder(Path(path), recursive=recursive)
+        yield from ((name, name) for name in names)
 
 
-def _is_list(data: bytes) -> bool:
-    """Whether the data is text; a damaged image is not."""
-    try:
+MAX_NAME = 4096  # bytes of a path
+
+
+def _names_in(data: bytes) -> list[str] | None:
+    """The lines of a list, or its names that end with NUL; None if the data is an image.
+
+    Lists from Windows may begin with a byte order mark and be UTF-16.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        lines = data.decode("utf-16", "replace").splitlines()
+        return [name for name in lines if name.strip() and name != STDIN]
+    if kinds.failed_download(data[: kinds.LOOKED_AT]) and data:
+        return None
+    with contextlib.suppress(DecodeError):
         open_header(data)
-    except DecodeError:
-        return b"\0" not in data
-    return False
+        return None
+    data = data.removeprefix(codecs.BOM_UTF8)
+    names = data.splitlines()
+    if b"\0" in data:
+        names = data.removesuffix(b"\0").split(b"\0")
+        if not data.endswith(b"\0") or not all(0 < len(name) <= MAX_NAME for name in names):
+            return None  # a damaged image
+    return [os.fsdecode(name) for name in names if name.strip() and name != STDIN.encode()]
 
 
 # --- output: a function that takes the rows one by one ------------------------------------------

@@ -4,13 +4,29 @@ All decoding happens here.  Every failure is a ``DecodeError`` whose message can
 the file name.  Messages are stored in score files, banks and quarantine lists: keep their wording.
 """
 
+import dataclasses
 import io
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
+
+from cinemae_jax.data import containers, kinds, modes, profiles
+from cinemae_jax.data.containers import Prepared
+from cinemae_jax.data.refusal import (
+    DAMAGED,
+    EMPTY,
+    FOREIGN,
+    NO_IMAGE,
+    TOO_LARGE,
+    TOO_NARROW,
+    TOO_SMALL,
+    TRUNCATED,
+    DecodeError,
+)
 
 # Larger files are not read: no image within the other limits needs that many bytes.
 MAX_BYTES = 1 << 30
@@ -20,37 +36,49 @@ MAX_PIXELS = 80_000_000
 MAX_ASPECT = 32
 # Shortest side in pixels: one patch of the official models.
 MIN_SIDE = 16
-# Colour behind transparent pixels.
-BACKGROUND = (255, 255, 255)
 
 EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif"}
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+    | {".heic", ".heif", ".hif", ".jxl"}
 )
 # Accepted content, whatever the file name says. Pillow's rarer parsers (one starts Ghostscript) are
 # a risk with untrusted files. JPEG includes MPO, which holds further images after the first.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
+# Read by libraries of their own: HEIC and HEIF as "HEIF", and JPEG XL where that is installed.
+FURTHER_FORMATS = ("HEIF", "JXL")
 
 TILE_TAGS = (322, 323)  # TIFF: width and height of a tile
 MAX_ERROR = 200  # characters of an error message that are stored
 
 RGB = UInt8[np.ndarray, "h w 3"]
 
-# Reasons of a ``DecodeError``.
-EMPTY, TRUNCATED, DAMAGED, NO_IMAGE = "empty", "truncated", "damaged", "not an image"
-TOO_LARGE, TOO_SMALL, TOO_NARROW = "too large", "too small", "too narrow"
-UNSUPPORTED = "unsupported pixels"
 
-
-class DecodeError(ValueError):
-    """An image that cannot be scored; the message can be shown next to the file name.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Header:
+    """A parsed file whose pixels are not decoded yet.
 
     Attributes:
-      reason: one of the constants above, EMPTY to UNSUPPORTED.
+      image: of Pillow; ``to_pixels`` uses it up.
+      file: the bytes that it reads, and which page of the file they begin with.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+    image: Image.Image
+    file: Prepared
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoded:
+    """An image, and what a reader of its score should know about its file.
+
+    Attributes:
+      image: RGB, upright.
+      transparent: whether a pixel was composited over ``modes.BACKGROUND``.
+      notes: further facts, each ``name: words``.
+    """
+
+    image: Image.Image
+    transparent: bool
+    notes: tuple[str, ...]
 
 
 def read_file(path: Path) -> bytes:
@@ -70,17 +98,17 @@ def read_file(path: Path) -> bytes:
 def decode(data: bytes) -> Image.Image:
     """Decodes to RGB with the EXIF orientation applied; takes the first frame of an animation.
 
-    Transparency of any kind is laid over ``BACKGROUND``; 16 bits per channel become 8; colour
-    profiles are not applied.  Unreadable EXIF is ignored.
+    Transparency of any kind is laid over ``modes.BACKGROUND``; deeper pixels become 8 bits a
+    channel; colour profiles are not applied.  Unreadable metadata is ignored.
 
     Raises:
       DecodeError: if the bytes are empty, not an image, damaged, too large, too small or too
-        narrow, or have pixels without a stated range.
+        narrow, of a format that is not read, or have pixels without a stated range.
     """
-    return to_pixels(open_header(data))
+    return to_pixels(open_header(data)).image
 
 
-def open_header(data: bytes) -> Image.Image:
+def open_header(data: bytes) -> Header:
     """The first half of ``decode``: parses the header without decoding any pixel.
 
     Raises:
@@ -89,38 +117,106 @@ def open_header(data: bytes) -> Image.Image:
     if not data:
         raise DecodeError("empty file", EMPTY)
     _check_bytes(len(data))
+    file = Prepared(data)
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        file = containers.prepare(data)
+        return _opened(file)
+    except DecodeError:
+        raise
     except Exception as error:
-        raise _failure(error) from error
+        if mended := _mended(file):
+            return mended
+        raise _failure(error, data) from error
 
 
-def to_pixels(image: Image.Image) -> Image.Image:
+def _opened(file: Prepared) -> Header:
+    stream = io.BytesIO(file.data)
+    image: Image.Image
+    if kinds.is_heif(file.data):
+        from pillow_heif import HeifImageFile  # a large library that few data sets need
+
+        image = HeifImageFile(stream)
+    elif kinds.is_jpeg_xl(file.data):
+        image = _open_jpeg_xl(stream)
+    else:
+        image = Image.open(stream, formats=FORMATS)
+        if image.format in ("JPEG", "MPO"):  # arithmetic decoding cannot wait for further bytes
+            image.decodermaxblock = max(len(file.data), 1)  # type: ignore[attr-defined]
+    return Header(image, file)
+
+
+def _open_jpeg_xl(stream: io.BytesIO) -> Image.Image:
+    try:
+        from pillow_jxl.JpegXLImagePlugin import JXLImageFile
+    except ImportError as error:
+        raise DecodeError(kinds.unread(stream.getvalue()), FOREIGN) from error
+    return JXLImageFile(stream)
+
+
+def to_pixels(header: Header) -> Decoded:
     """The second half of ``decode``.
 
     Args:
-      image: result of ``open_header``; not usable afterwards.
+      header: result of ``open_header``; not usable afterwards.
 
     Raises:
       DecodeError: as for ``decode``.
     """
     try:
-        _check_size(image.size)
-        _check_tiles(image)
-        # JPEG `draft` (shrinking in the DCT) is not used: after a bicubic resize to 256 its pixels
-        # never equal those of a full decode.  On 726 JPEGs of 512 pixels and more the difference
-        # at scale 1/2 is 1.4 grey levels on average, at most 98; on the 15 files where draft can
-        # keep twice the target size it is still 0.3, at most 24.
-        image.load()
-        return _upright(_to_rgb(image), _orientation(image))
+        return _decoded(header)
     except DecodeError:
         raise
     except Exception as error:
-        raise _failure(error) from error
+        if mended := _mended(header.file):
+            return _decoded(mended)
+        raise _failure(error, header.file.data) from error
 
 
-def _failure(error: Exception) -> DecodeError:
-    """Maps Pillow's exceptions, which can be almost any type on damaged input, to reasons."""
+def _decoded(header: Header) -> Decoded:
+    image = header.image
+    _check_size(image.size)
+    _check_tiles(image)
+    # JPEG `draft` (shrinking in the DCT) is not used: after a bicubic resize to 256 its pixels
+    # never equal those of a full decode.  On 726 JPEGs of 512 pixels and more the difference
+    # at scale 1/2 is 1.4 grey levels on average, at most 98; on the 15 files where draft can
+    # keep twice the target size it is still 0.3, at most 24.
+    image.load()
+    rgb, transparent = modes.to_rgb(image, png_bits=header.file.png_bits)
+    upright = _upright(rgb, _orientation(image))
+    return Decoded(upright, transparent, tuple(_notes(header)))
+
+
+def _mended(file: Prepared) -> Header | None:
+    """The header of a cut-off file with an end made up, if no pixel depends on that end."""
+    completed = [dataclasses.replace(file, data=data) for data in containers.completed(file.data)]
+    if not completed:
+        return None
+    try:
+        one, other = (_decoded(_opened(version)).image for version in completed)
+        if one.size != other.size or ImageChops.difference(one, other).getbbox():
+            return None
+        return _opened(dataclasses.replace(completed[0], cut_off=True))
+    except Exception:  # the failure of the file itself is reported
+        return None
+
+
+def _notes(header: Header) -> Iterator[str]:
+    """What a reader of the score should know about the file."""
+    file = header.file
+    if file.cut_off:
+        yield "cut_off: the end of the file is missing; every pixel could be decoded"
+    if file.pages > 1 or file.page != 1:
+        which = f"page {file.page} of {file.pages}" if file.page else "the full picture"
+        why = ": the first is a thumbnail" if file.page != 1 else ""
+        yield f"pages: {which} was scored{why}"
+    if name := profiles.unlike_srgb(header.image.info.get("icc_profile") or b""):
+        yield f"profile: {name}; its colours were taken as sRGB"
+
+
+def _failure(error: Exception, data: bytes) -> DecodeError:
+    """Maps exceptions of decoders, which can be almost any type on damaged input, to reasons."""
+    if known := kinds.unread(data) or containers.jpeg_process(data):
+        return DecodeError(known, FOREIGN)
     match error:
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             return DecodeError(f"too large: above {MAX_PIXELS:,} pixels", TOO_LARGE)
@@ -166,46 +262,6 @@ def _check_tiles(image: Image.Image) -> None:
         raise DecodeError(f"too large: {fault}", TOO_LARGE)
 
 
-# --- modes --------------------------------------------------------------------------------------
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F"):
-        raise DecodeError("32-bit pixels have no stated range", UNSUPPORTED)
-    if image.mode.startswith("I;16"):
-        image = _to_8_bits(image)
-    if image.has_transparency_data:
-        return _over_background(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-# (65536,): round(v / 257) maps 16-bit to 8-bit grey; Pillow would clip most values to white.
-EIGHT_BITS = ((np.arange(1 << 16, dtype=np.uint32) * 255 + 32895) >> 16).astype(np.uint8)
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    deep = np.asarray(image)
-    grey = EIGHT_BITS[deep]
-    if "transparency" not in image.info:
-        return Image.fromarray(grey)
-    alpha = np.where(deep == image.info["transparency"], 0, 255).astype(np.uint8)
-    return Image.fromarray(np.dstack([grey, alpha]))
-
-
-BAND = 1024  # rows composited at a time, which limits the memory for large images
-
-
-def _over_background(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    result = Image.new("RGB", image.size)
-    for top in range(0, height, BAND):
-        box = (0, top, width, min(top + BAND, height))
-        part = image.crop(box).convert("RGBA")
-        background = Image.new("RGBA", part.size, (*BACKGROUND, 255))
-        result.paste(Image.alpha_composite(background, part).convert("RGB"), box)
-    return result
-
-
 # --- orientation --------------------------------------------------------------------------------
 
 ORIENTATION_TAG = 0x0112
@@ -223,6 +279,8 @@ TRANSPOSITIONS = {
 
 
 def _orientation(image: Image.Image) -> object:
+    if image.format in FURTHER_FORMATS:  # their decoders apply it
+        return None
     try:
         return image.getexif().get(ORIENTATION_TAG)
     except Exception:  # the pixels are intact: keep them as stored, as browsers do

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Int32, UInt64
 
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.decode import MAX_ERROR, DecodeError, open_header, read_file
+from cinemae_jax.data.decode import MAX_ERROR, open_header, read_file
 from cinemae_jax.data.order import Order
+from cinemae_jax.data.refusal import DecodeError
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.runtime.shard import WHOLE, Shard
 
@@ -155,7 +156,7 @@ class Loader:
                 data = self.images.read(row)
                 num_bytes = len(data)
                 header = open_header(data)
-                kind, (width, height) = header.format or "", header.size
+                kind, (width, height) = header.image.format or "", header.image.size
                 pixels = self.transform(data, rng)
             except (DecodeError, OSError) as failure:
                 error = str(failure)[:MAX_ERROR] or type(failure).__name__

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
-from cinemae_jax.data.decode import DecodeError
+from cinemae_jax.data.refusal import DecodeError
 from cinemae_jax.detector import bundle, heatmap, inference, inputs, prediction
 from cinemae_jax.detector.bundle import Bundle
 from cinemae_jax.detector.heatmap import LcasMap

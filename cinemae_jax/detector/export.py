@@ -17,7 +17,7 @@ from jax import export as jax_export
 from jaxtyping import Float, UInt8, UInt32
 
 from cinemae_jax import __version__, weights
-from cinemae_jax.data.decode import BACKGROUND
+from cinemae_jax.data.modes import BACKGROUND
 from cinemae_jax.detector import inference
 from cinemae_jax.detector.api import OPINION, Detector
 from cinemae_jax.runtime.files import replacing

@@ -18,7 +18,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cinemae_jax.data.augment import resize_short
-from cinemae_jax.data.decode import open_header, read_file, to_pixels
+from cinemae_jax.data.containers import Prepared
+from cinemae_jax.data.decode import Header, open_header, read_file, to_pixels
 from cinemae_jax.data.inspect.facts import SAME_FORMAT
 from cinemae_jax.data.transforms import MultiCrop, multi_crop
 
@@ -37,7 +38,8 @@ class Picture:
       example_id: 32-bit hash of the pixels, by which the masks are drawn.
       format: of the file, as Pillow names it; empty if the image came as pixels.
       animated: whether the file holds further frames; this is the first.
-      transparent: whether it had transparency and was composited over white.
+      transparent: whether a pixel was composited over white.
+      notes: further facts of the file, each ``name: words``.
     """
 
     image: Image.Image
@@ -45,6 +47,7 @@ class Picture:
     format: str = ""
     animated: bool = False
     transparent: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def listed(images: Source | Iterable[Source]) -> Iterable[Source]:
@@ -86,15 +89,19 @@ def read(source: Source) -> Picture:
         source = Image.fromarray(source)
     elif isinstance(source, str | os.PathLike):
         source = read_file(Path(source))
-    header = source if isinstance(source, Image.Image) else open_header(source)
-    transparent = header.has_transparency_data
-    image = to_pixels(header)
+    if isinstance(source, Image.Image):
+        header = Header(source, Prepared(b""))
+    else:
+        header = open_header(source)
+    decoded = to_pixels(header)
+    kind = header.image.format or ""
     return Picture(
-        image,
-        example_id(image),
-        format=SAME_FORMAT.get(header.format or "", header.format or ""),
-        animated=_is_animated(header),
-        transparent=transparent,
+        decoded.image,
+        example_id(decoded.image),
+        format=SAME_FORMAT.get(kind, kind),
+        animated=_is_animated(header.image),
+        transparent=decoded.transparent,
+        notes=decoded.notes,
     )
 
 
@@ -113,7 +120,8 @@ def crops(image: Image.Image, transform: MultiCrop) -> UInt8[np.ndarray, "n s s 
 
 
 def _is_animated(header: Image.Image) -> bool:
-    if header.format == "MPO":  # a photograph followed by a preview or a second view
+    # MPO is a photograph followed by a preview or a second view; of a TIFF, the notes name the page
+    if header.format in ("MPO", "TIFF"):
         return False
     try:
         return bool(getattr(header, "is_animated", False))

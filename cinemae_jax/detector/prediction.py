@@ -85,7 +85,7 @@ class PictureFacts:
     Attributes:
       source: to read the image again.
       size: width and height, pixels.
-      example_id, format, animated, transparent: as in ``Picture``.
+      example_id, format, animated, transparent, notes: as in ``Picture``.
     """
 
     source: Source
@@ -94,6 +94,7 @@ class PictureFacts:
     format: str
     animated: bool
     transparent: bool
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, picture: Picture, source: Source) -> "PictureFacts":
@@ -104,6 +105,7 @@ class PictureFacts:
             picture.format,
             picture.animated,
             picture.transparent,
+            picture.notes,
         )
 
 
@@ -135,7 +137,7 @@ def flags_of(facts: PictureFacts, transform: MultiCrop, seen: TrainingView | Non
         found.append("animated: only the first frame was scored")
     if facts.transparent:
         found.append("transparent: composited over white")
-    return found
+    return [*found, *facts.notes]
 
 
 def low_context(uniform_share: float) -> str:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import Catalog
-from cinemae_jax.data.decode import DecodeError, decode
+from cinemae_jax.data.decode import decode
 from cinemae_jax.data.records import CLASS_NAMES
+from cinemae_jax.data.refusal import DecodeError
 from cinemae_jax.detector import heatmap
 from cinemae_jax.detector.heatmap import LcasMap
 from cinemae_jax.detector.trained import TrainedDetector

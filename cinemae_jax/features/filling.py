@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.collection import Source, open_images
-from cinemae_jax.data.decode import DecodeError
 from cinemae_jax.data.loader import Images
+from cinemae_jax.data.refusal import DecodeError
 from cinemae_jax.data.transforms import Transform
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.features import bank, extraction, sources

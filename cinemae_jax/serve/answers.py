@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cinemae_jax import __version__
-from cinemae_jax.data.decode import FORMATS
+from cinemae_jax.data.decode import FORMATS, FURTHER_FORMATS
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.detector.calibration import Calibration, Verdict
 from cinemae_jax.detector.heatmap import SHOWN, STATEMENT, LcasMap
@@ -150,7 +150,7 @@ def about(detector: Detector, max_bytes: int) -> About:
         num_groups=detector.runs // own if own else 0,
         heatmaps=has_heatmaps(detector),
         alterations=list(ALTERATIONS),
-        formats=list(FORMATS),
+        formats=[*FORMATS, *FURTHER_FORMATS],
         max_bytes=max_bytes,
     )
 

@@ -52,7 +52,7 @@ class Format:
     shape = (1,)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
-        return np.array([255 * (open_header(data).format == "PNG")], np.uint8)
+        return np.array([255 * (open_header(data).image.format == "PNG")], np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)

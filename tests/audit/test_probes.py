@@ -11,9 +11,10 @@ from cinemae_jax.audit import probes
 from cinemae_jax.audit.equalise import Equalise, equalise
 from cinemae_jax.audit.probes import ProbeResult
 from cinemae_jax.data.augment import recompress, resize_short
-from cinemae_jax.data.decode import DecodeError, decode
+from cinemae_jax.data.decode import decode
 from cinemae_jax.data.inspect import examination
 from cinemae_jax.data.inspect.facts import examine_bytes
+from cinemae_jax.data.refusal import DecodeError
 from cinemae_jax.data.transforms import Crop, MultiCrop
 from cinemae_jax.evaluation.bootstrap import Resampling
 from tests.helpers.pictures import encoded, gradient, noise, saved

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cinemae_jax.data.decode import EXTENSIONS, DecodeError, decode
+from cinemae_jax.data.decode import EXTENSIONS, decode
+from cinemae_jax.data.refusal import DecodeError
 from tests.helpers.pictures import encoded, gradient, noise, raw_png, saved
 
 
@@ -46,10 +47,10 @@ def test_formats_decode_to_what_pillow_reads(kind: str, options: dict) -> None:
 
 def test_formats_outside_the_list_are_refused() -> None:
     for kind in ("PPM", "TGA", "PCX"):
-        with pytest.raises(DecodeError, match="unsupported format"):
+        with pytest.raises(DecodeError, match=r"not read|unsupported format"):
             decode(encoded(gradient(), kind))
-    kinds = {Image.registered_extensions()[extension] for extension in EXTENSIONS}
-    for kind in kinds:
+    others = {".heic", ".heif", ".hif", ".jxl"}  # their files are made by libraries of their own
+    for kind in {Image.registered_extensions()[one] for one in EXTENSIONS - others}:
         decode(encoded(gradient(), kind))
 
 
@@ -77,10 +78,17 @@ def test_sixteen_bit_colour_keeps_its_upper_bits() -> None:
     np.testing.assert_array_equal(array, (deep >> 8).astype(np.uint8))
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_pixels_without_a_range_are_refused(dtype: type) -> None:
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((20, 20), np.int32),
+        np.full((20, 20), 1.5, np.float32),
+        np.full((20, 20), np.nan, np.float32),
+    ],
+)
+def test_pixels_without_a_range_are_refused(array: np.ndarray) -> None:
     with pytest.raises(DecodeError, match="no stated range"):
-        decode(encoded(np.zeros((20, 20), dtype), "TIFF"))
+        decode(encoded(array, "TIFF"))
 
 
 # --- transparency -------------------------------------------------------------------------------
@@ -180,7 +188,7 @@ def damaged_checksum() -> bytes:
     [
         (b"", "empty file"),
         (b"hello, this is text", "not an image"),
-        (b"\0\0\0\x1cftypheic" + bytes(range(256)) * 4, "not an image"),
+        (b"\0\0\0\x1cftypheic" + bytes(range(256)) * 4, "damaged image"),
         (b"\xff\xd8\xff\xe0" + bytes(range(256)) * 20, "not an image|damaged image"),
         (damaged_checksum(), "damaged image"),
         (encoded(gradient(8, 8)), "too small: 8 x 8"),

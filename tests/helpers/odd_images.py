@@ -24,6 +24,12 @@ def animation(kind: str) -> bytes:
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
+def translucent(mode: str) -> Image.Image:
+    image = picture().convert(mode)
+    image.putalpha(128)
+    return image
+
+
 PNG, JPEG = encoded(picture()), encoded(picture(), "JPEG")
 
 UNREADABLE = {
@@ -33,12 +39,13 @@ UNREADABLE = {
     "flipped.png": (PNG[:-40] + bytes([PNG[-40] ^ 255]) + PNG[-39:], facts.DAMAGED),
     "cut_head.jpg": (JPEG[:100], facts.TRUNCATED),
     "text.png": (b"no picture\n" * 20, facts.NO_IMAGE),
+    "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", facts.FOREIGN),
     "one_pixel.png": (encoded(picture(width=1, height=1)), facts.TOO_SMALL),
     "strip.png": (encoded(picture(width=16 * 33, height=16)), facts.TOO_NARROW),
     "bomb.png": (bomb(30_000, 30_000), facts.TOO_LARGE),
     "wide_bomb.png": (bomb(2**31 - 1, 20), facts.TOO_LARGE),
     "large.png": (bomb(9_000, 9_000), facts.TOO_LARGE),
-    "float.tiff": (encoded(Image.new("F", (64, 64)), "TIFF"), facts.UNSUPPORTED),
+    "float.tiff": (encoded(Image.new("F", (64, 64), 2.0), "TIFF"), facts.UNSUPPORTED),
 }
 ODD = {
     "jpeg_named.png": (JPEG, {"wrong_extension"}),
@@ -51,8 +58,9 @@ ODD = {
     "deep_rgb.png": (raw_png(np.zeros((64, 64, 3)), depth=16, colour_type=2), {"deep"}),
     "cmyk.jpg": (encoded(picture().convert("CMYK"), "JPEG"), {"cmyk"}),
     "palette.png": (encoded(picture().quantize(16)), {"palette"}),
-    "transparent.png": (encoded(picture().convert("RGBA")), {"alpha"}),
-    "grey_alpha.png": (encoded(picture().convert("LA")), {"alpha", "grey"}),
+    "transparent.png": (encoded(translucent("RGB")), {"alpha"}),
+    "grey_alpha.png": (encoded(translucent("L")), {"alpha", "grey"}),
+    "opaque.png": (encoded(picture().convert("RGBA")), set()),
     "clear_colour.png": (encoded(picture().quantize(16), transparency=3), {"palette", "alpha"}),
     "lab.tiff": (encoded(Image.new("LAB", (64, 64)), "TIFF"), {"other_mode"}),
 }

@@ -16,10 +16,11 @@ from jaxtyping import Int
 from PIL import Image
 
 from cinemae_jax.data import decode
-from cinemae_jax.data.decode import (
+from cinemae_jax.data.decode import MAX_ERROR
+from cinemae_jax.data.refusal import (
     DAMAGED,
     EMPTY,
-    MAX_ERROR,
+    FOREIGN,
     NO_IMAGE,
     TOO_LARGE,
     TOO_NARROW,
@@ -32,10 +33,11 @@ from cinemae_jax.data.decode import (
 NO_ACCESS, CRASH, TOO_SLOW = "no access", "crashes the decoder", "takes too long"
 # Why a file is unreadable; ``Facts.error`` has the details.
 REASONS = (
-    *(EMPTY, TRUNCATED, DAMAGED, NO_IMAGE, UNSUPPORTED, NO_ACCESS),
+    *(EMPTY, TRUNCATED, DAMAGED, NO_IMAGE, FOREIGN, UNSUPPORTED, NO_ACCESS),
     *(TOO_LARGE, TOO_SMALL, TOO_NARROW, CRASH, TOO_SLOW),
 )
 
+FURTHER_SUFFIXES = {".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JXL"}
 SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # several JPEGs in one file; BMP without file header
 
 
@@ -52,7 +54,7 @@ class Facts:
       wrong_extension: the file name implies another format.
       mode: Pillow's mode before conversion to RGB: RGB, L, P, CMYK.
       deep: more than 8 bits per channel.
-      alpha: transparency of any kind.
+      alpha: some pixel is transparent.
       animated: more than one frame; the first is scored.
       width, height: pixels; as scored (after EXIF orientation) if readable, else as stored.
       quality: JPEG quality, 1 to 100, from the luminance quantisation table.
@@ -93,13 +95,13 @@ def examine_bytes(data: bytes, *, suffix: str) -> Facts:
     """
     known: dict[str, Any] = {"num_bytes": len(data), "sha256": hashlib.sha256(data).digest()}
     try:
-        image = decode.open_header(data)
-        known |= _header(image, suffix)
-        width, height = decode.to_pixels(image).size
+        header = decode.open_header(data)
+        known |= _header(header.image, suffix)
+        decoded = decode.to_pixels(header)
     except DecodeError as failure:
         return Facts(failure.reason, str(failure)[:MAX_ERROR], **known)
-    known |= {"width": width, "height": height}
-    return Facts(**known, **_frames(image))
+    known |= {"width": decoded.image.width, "height": decoded.image.height}
+    return Facts(**known, alpha=decoded.transparent, **_frames(header.image))
 
 
 def _header(image: Image.Image, suffix: str) -> dict[str, Any]:
@@ -110,7 +112,6 @@ def _header(image: Image.Image, suffix: str) -> dict[str, Any]:
         "wrong_extension": format_ != format_of_suffix(suffix.lower()),
         "mode": image.mode,
         "deep": _is_deep(image),
-        "alpha": image.has_transparency_data,
         "width": image.width,
         "height": image.height,
         "quality": _jpeg_quality(image) if format_ == "JPEG" else None,
@@ -119,8 +120,8 @@ def _header(image: Image.Image, suffix: str) -> dict[str, Any]:
 
 @functools.cache
 def format_of_suffix(suffix: str) -> str:
-    """The format that a lower-case extension stands for; empty if Pillow does not know it."""
-    format_ = Image.registered_extensions().get(suffix, "")
+    """The format that a lower-case extension stands for; empty if it is not known."""
+    format_ = FURTHER_SUFFIXES.get(suffix) or Image.registered_extensions().get(suffix, "")
     return SAME_FORMAT.get(format_, format_)
 
 

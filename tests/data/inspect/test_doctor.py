@@ -274,7 +274,7 @@ def test_the_report_names_every_unreadable_file(
     assert named == expected | {"broken_link.png": facts.NO_ACCESS}
     assert reported["versions"].keys() >= {"cinemae_jax", "pillow", "python"}
     printed = capsys.readouterr().out
-    assert "13 of 39 files" in printed
+    assert "14 of 41 files" in printed
     assert "and 3 more" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 

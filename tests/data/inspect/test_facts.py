@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from cinemae_jax.data import decode
-from cinemae_jax.data.decode import DecodeError
 from cinemae_jax.data.inspect import facts
+from cinemae_jax.data.refusal import DecodeError
 from tests.helpers.odd_images import JPEG, ODD, PNG, UNREADABLE, encoded, picture
 
 
