@@ -19,6 +19,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cinemae_jax.data import kinds
 from cinemae_jax.model import mae, vit
 from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.cinemae import Backbone
@@ -141,6 +142,9 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
 
 def _read(path: Path, format_: str, kind: type[Config]) -> tuple[Mapping[str, str], Config, Any]:
     """Header, architecture and parameters of a file of the given format."""
+    with open(path, "rb") as start:
+        if failed := kinds.failed_download(start.read(kinds.LOOKED_AT)):
+            raise BackboneError(f"{path}: {failed}")
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cinemae_jax.data import kinds as downloads
 from weights_convert.encoder_mapping import LAYOUTS
 
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -100,8 +101,10 @@ def opened(
         "licence": _licence(file),
     }
     with open(file, "rb") as start:
-        head = start.read(9)
-    if head[8:] == b"{":
+        head = start.read(downloads.LOOKED_AT)
+    if failed := downloads.failed_download(head):
+        raise ConversionError(f"{file}: {failed}")
+    if head[8:9] == b"{":
         with _safetensors(file, about) as source:
             yield source
     else:

@@ -243,7 +243,7 @@ def _check_bytes(count: int) -> None:
 def _check_size(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        fault, reason = f"is above {MAX_PIXELS:,} pixels", TOO_LARGE
+        fault, reason = f"is above {MAX_PIXELS:,} pixels: crop it", TOO_LARGE
     elif min(size) < MIN_SIDE:
         fault, reason = f"has a side below {MIN_SIDE} pixels", TOO_SMALL
     elif max(size) > MAX_ASPECT * min(size):

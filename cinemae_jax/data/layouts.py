@@ -1,6 +1,6 @@
 """Derives class, generator and split from folder names; refuses ambiguous layouts.
 
-A class folder (``ai`` or ``nature``, ``1_fake`` or ``0_real``) holds the images.  A folder
+A class folder (``ai`` or ``nature``, ``1_fake`` or ``0_real``, …) holds the images.  A folder
 ``train``, ``val`` or ``test`` above it names the split; ``test`` counts as ``val``, and so does no
 split folder at all.  The topmost other folder names the generator.  This covers GenImage's
 ``<generator>/<inner>/{train,val}/{ai,nature}`` and simpler layouts.
@@ -21,8 +21,20 @@ from cinemae_jax.data.records import AI, NATURE, CatalogError, Group
 from cinemae_jax.data.text import as_text, number
 from cinemae_jax.data.walk import Listing
 
-CONVENTIONS = ({"nature", "ai"}, {"0_real", "1_fake"})
-CLASS_FOLDERS = {"nature": NATURE, "0_real": NATURE, "ai": AI, "1_fake": AI}
+# Names of class folders, in any case; each set is used alone.
+CONVENTIONS = (
+    {"nature", "ai"},
+    {"0_real", "1_fake"},
+    {"real", "fake"},
+    {"0", "1"},
+    {"natural", "ai"},
+)
+CLASS_FOLDERS = {
+    **dict.fromkeys(("nature", "0_real", "natural", "real", "0"), NATURE),
+    **dict.fromkeys(("ai", "1_fake", "fake", "1"), AI),
+}
+# A path is read by the first row that names one of its folders: the others are then plain names.
+PRECEDENCE = (("nature", "ai", "0_real", "1_fake"), ("natural", "real", "fake"), ("0", "1"))
 SPLIT_FOLDERS = {"train": "train", "val": "val", "test": "val"}
 DEFAULT_SPLIT = "val"
 
@@ -31,7 +43,8 @@ PAIR = "nature=DIR,ai=DIR"
 
 EXPECTED = (
     "expected <generator>/<inner>/{train,val}/{ai,nature}/ as in GenImage (generator, inner and "
-    "split are optional), the same with 1_fake and 0_real, a CSV or Parquet list with columns path "
+    "split are optional), the same with 1_fake and 0_real, fake and real, ai and natural, or 1 and "
+    "0, a CSV or Parquet list with columns path "
     f"and label, or two folders of any name as {PAIR}"
 )
 SHOWN = 3  # folders named in a message
@@ -93,7 +106,7 @@ def label(listing: Listing, root: Path) -> tuple[pa.Table, dict[Group, str]]:
 
 def refuse_class_folders(paths: pa.ChunkedArray, folder: Path) -> None:
     """Raises CatalogError if a folder that is given as one class contains class folders."""
-    names = "|".join(CLASS_FOLDERS)
+    names = "|".join(PRECEDENCE[0])
     below = pc.utf8_slice_codeunits(paths, len(str(folder)))
     inside = pc.match_substring_regex(below, f"/({names})/")
     if pc.any(inside).as_py():
@@ -162,11 +175,11 @@ def _patterns(places: Iterable[tuple[Place, int]]) -> dict[Group, str]:
 def _fault(folder: str) -> str:
     """Why a folder cannot be placed; '' if it can."""
     parts = folder.split("/")
-    classes = [part for part in parts if part in CLASS_FOLDERS]
+    classes = _class_folders(parts)
     splits = [i for i, part in enumerate(parts) if part in SPLIT_FOLDERS]
     if not classes:
         return f"outside the class folders ({', '.join(CLASS_FOLDERS)})"
-    if len(set(classes)) > 1:
+    if len({name.lower() for name in classes}) > 1:
         return f"in two class folders at once ({' and '.join(sorted(set(classes)))})"
     if len(splits) > 1:
         return f"in two split folders at once ({' and '.join(parts[i] for i in splits)})"
@@ -175,9 +188,16 @@ def _fault(folder: str) -> str:
     return ""
 
 
+def _class_folders(parts: Sequence[str]) -> list[str]:
+    """The folders of a path that name a class."""
+    exact = [part for part in parts if part in PRECEDENCE[0]]
+    rows = ([part for part in parts if part.lower() in names] for names in PRECEDENCE)
+    return exact or next(filter(None, rows), [])
+
+
 def _place(folder: str, root_name: str) -> Place:
     parts = folder.split("/")
-    at = next(i for i, part in enumerate(parts) if part in CLASS_FOLDERS)
+    at = parts.index(_class_folders(parts)[0])
     above = parts[:at]
     split = next((part for part in above if part in SPLIT_FOLDERS), "")
     others = [i for i, part in enumerate(above) if part not in SPLIT_FOLDERS]
@@ -185,10 +205,10 @@ def _place(folder: str, root_name: str) -> Place:
     notes = [] if others else ["generator: name of the root"]
     notes += [] if split else [f"no split folder: {_default_split(root_name)}"]
     return Place(
-        label=CLASS_FOLDERS[parts[at]],
+        label=CLASS_FOLDERS[parts[at].lower()],
         generator=parts[others[0]] if others else root_name,
         split=SPLIT_FOLDERS[split] if split else _default_split(root_name),
-        class_folder=parts[at],
+        class_folder=parts[at].lower(),
         split_folder=split,
         pattern="/".join(shown + ["**"] * (len(parts) > at + 1))
         + f" ({'; '.join(notes)})" * bool(notes),

@@ -4,6 +4,7 @@ Errors name file, row and column.  Rows count as in a spreadsheet: the header of
 1; the first row of a Parquet file is row 1.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from cinemae_jax.data import records
+from cinemae_jax.data import kinds, records
 from cinemae_jax.data.layouts import DEFAULT_SPLIT, SPLIT_FOLDERS
 from cinemae_jax.data.records import AI, NATURE, CatalogError, Group
 
@@ -108,6 +109,9 @@ def _read(file: Path, required: Sequence[str], optional: Sequence[str]) -> pa.Ta
         if not twice:
             chosen = {n: pc.fill_null(table[n].cast(pa.string()), "") for n in names}
     except (pa.ArrowException, OSError) as error:  # Arrow's errors name the broken row
+        with contextlib.suppress(OSError), open(file, "rb") as start:
+            if failed := kinds.failed_download(start.read(kinds.LOOKED_AT)):
+                raise CatalogError(f"{file}: {failed}") from error
         raise CatalogError(f"{file} cannot be read as a list: {error}") from error
     missing = [name for name in required if name not in names]
     for fault, which in (("no column", missing), ("more than one column", twice)):

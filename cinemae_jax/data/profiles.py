@@ -22,7 +22,7 @@ def unlike_srgb(profile: bytes) -> str:
     """
     try:
         space, tags = profile[16:20], _tags(profile)
-        if space == b"GRAY":
+        if space not in (b"RGB ", b"CMYK", b"Lab "):
             return ""
         if space == b"RGB ":
             found = np.array([_xyz(tags[colour]) for colour in SRGB])

@@ -12,7 +12,7 @@ import math
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from cinemae_jax.data.augment import BICUBIC, Augment, resize_short
@@ -42,7 +42,7 @@ def crop(image: Image.Image, size: int, *, rng: np.random.Generator | None = Non
     Returns:
       (size, size, 3), C-contiguous.
     """
-    rows, columns = _room(image, size)
+    rows, columns = _room(image.size, size)
     if rng is None:
         return _cut(image, size, round(rows / 2), round(columns / 2))
     return _cut(image, size, int(rng.integers(rows + 1)), int(rng.integers(columns + 1)))
@@ -65,11 +65,25 @@ def multi_crop(
     """
     if rng is not None:
         return np.stack([crop(image, size, rng=rng) for _ in range(num_crops)])
-    rows, columns = (_grid(room, num_crops) for room in _room(image, size))
-    return np.stack([_cut(image, size, top, left) for top in rows for left in columns])
+    boxes = crop_boxes(image.size, size, num_crops=num_crops)
+    return np.stack([reflect_to(np.asarray(image.crop(box)), size) for box in boxes])
 
 
-def reflect_to(array: RGB, size: int) -> RGB:
+def crop_boxes(
+    image_size: tuple[int, int], size: int, *, num_crops: int
+) -> list[tuple[int, int, int, int]]:
+    """The (left, top, right, bottom) of the crops of ``multi_crop`` on its grid, inside the image.
+
+    Args:
+      image_size: width and height, pixels.
+      size: side of each crop; boxes of a smaller image are smaller.
+      num_crops: a square number.
+    """
+    rows, columns = (_grid(room, num_crops) for room in _room(image_size, size))
+    return [_box(image_size, size, top, left) for top in rows for left in columns]
+
+
+def reflect_to(array: Shaped[np.ndarray, "h w c"], size: int) -> Shaped[np.ndarray, "H W c"]:
     """Pads by reflection, evenly at both ends, until each side has at least ``size`` pixels."""
     height, width = array.shape[:2]
     rows, columns = max(0, size - height), max(0, size - width)
@@ -79,9 +93,10 @@ def reflect_to(array: RGB, size: int) -> RGB:
     return np.pad(array, pad, mode="symmetric")
 
 
-def _room(image: Image.Image, size: int) -> tuple[int, int]:
+def _room(image_size: tuple[int, int], size: int) -> tuple[int, int]:
     """Number of rows and columns by which a crop can move."""
-    return max(0, image.height - size), max(0, image.width - size)
+    width, height = image_size
+    return max(0, height - size), max(0, width - size)
 
 
 def _grid(room: int, num_crops: int) -> list[int]:
@@ -96,8 +111,12 @@ def _grid(room: int, num_crops: int) -> list[int]:
 
 
 def _cut(image: Image.Image, size: int, top: int, left: int) -> RGB:
-    box = (left, top, min(left + size, image.width), min(top + size, image.height))
-    return reflect_to(np.asarray(image.crop(box)), size)
+    return reflect_to(np.asarray(image.crop(_box(image.size, size, top, left))), size)
+
+
+def _box(image_size: tuple[int, int], size: int, top: int, left: int) -> tuple[int, int, int, int]:
+    width, height = image_size
+    return left, top, min(left + size, width), min(top + size, height)
 
 
 # --- transforms: bytes to array -----------------------------------------------------------------

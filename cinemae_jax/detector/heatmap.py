@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from PIL import Image
 
 from cinemae_jax.data.augment import resize_short
-from cinemae_jax.data.transforms import MultiCrop, multi_crop
+from cinemae_jax.data.transforms import MultiCrop, crop_boxes, reflect_to
 from cinemae_jax.detector import inference, inputs
 from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import DetectorConfig, Score
@@ -40,6 +40,7 @@ STATEMENT = (
 )
 COLOURS = "inferno"
 OVERLAY = 0.65  # opacity of the map over the image
+FIGURE_SIDE = 1024  # longest side of an image in a figure, pixels
 QUANTILES = (0.02, 0.98)  # ends of the colour scale: one extreme patch does not dim the others
 
 Frozen = tuple[Backbone, HeadState, Key[Array, ""]]
@@ -83,7 +84,7 @@ class LcasMap:
 
         grey = self.image.convert("L")
         if max_side is not None:
-            grey.thumbnail((max_side, max_side))
+            grey = _thumbnail(grey, max_side)
         rows, columns = (
             np.arange(side) * full // side
             for side, full in zip(grey.size[::-1], self.values.shape, strict=True)
@@ -104,8 +105,8 @@ class LcasMap:
         figure = Figure(figsize=(9, 5), layout="constrained", dpi=120)
         left, right = figure.subplots(1, 2)
         for axes, shown, title in (
-            (left, self.image, "input of the detector"),
-            (right, self.overlay(), TITLE),
+            (left, _thumbnail(self.image, FIGURE_SIDE), "input of the detector"),
+            (right, self.overlay(FIGURE_SIDE), TITLE),
         ):
             axes.imshow(shown)
             axes.set_title(title, fontsize="medium")
@@ -123,6 +124,15 @@ class LcasMap:
         """Writes the figure as PNG, atomically."""
         with replacing(path) as partial:
             self.figure().savefig(partial, format="png")
+
+
+def _thumbnail(image: Image.Image, max_side: int) -> Image.Image:
+    """The image, or a smaller copy whose longest side is ``max_side``."""
+    if max(image.size) <= max_side:
+        return image
+    scale = max_side / max(image.size)
+    size = [max(1, round(side * scale)) for side in image.size]
+    return image.resize((size[0], size[1]), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def compute(
@@ -181,24 +191,20 @@ def assemble(
     patches, shown = (part.reshape(-1, grid, grid) for part in (values, shown))
     side = transform.size // grid
     pixels = patches.repeat(side, axis=1).repeat(side, axis=2).astype(np.float64)
-    total, count = np.zeros((2, image.height, image.width))
-    for (rows, columns), crop in zip(origins(image.size, transform), pixels, strict=True):
-        known = np.isfinite(crop)
-        np.add.at(total, (rows[known], columns[known]), crop[known])
-        np.add.at(count, (rows[known], columns[known]), 1)
-    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-    return LcasMap(image, mean.astype(np.float32), patches, shown, runs, score)
+    origin = [rows * image.width + columns for rows, columns in origins(image.size, transform)]
+    known = np.isfinite(pixels)
+    places, at = np.unique(np.stack(origin)[known], return_inverse=True)
+    mean = np.full(image.height * image.width, np.nan, np.float32)
+    mean[places] = np.bincount(at, pixels[known]) / np.bincount(at)
+    values = mean.reshape(image.height, image.width)
+    return LcasMap(image, values, patches, shown, runs, score)
 
 
 def origins(size: tuple[int, int], transform: MultiCrop) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Source row and column of every pixel of every crop, including reflection at the border.
-
-    Applies ``multi_crop`` to an image whose pixels encode their own coordinates.
-    """
-    width, height = size
-    coded = np.empty((height, width, 4), np.uint8)
-    for channel, along in ((0, np.arange(height)[:, None]), (2, np.arange(width)[None])):
-        coded[..., channel], coded[..., channel + 1] = along >> 8, along & 255
-    image = Image.fromarray(coded)
-    cut = multi_crop(image, transform.size, num_crops=transform.num_crops).astype(np.int64)
-    return [(crop[..., 0] << 8 | crop[..., 1], crop[..., 2] << 8 | crop[..., 3]) for crop in cut]
+    """Source row and column of every pixel of every crop, including reflection at the border."""
+    found = []
+    for left, top, right, bottom in crop_boxes(size, transform.size, num_crops=transform.num_crops):
+        places = np.moveaxis(np.mgrid[top:bottom, left:right], 0, -1)
+        cut = reflect_to(places, transform.size)
+        found.append((cut[..., 0], cut[..., 1]))
+    return found

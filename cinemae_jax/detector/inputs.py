@@ -21,6 +21,7 @@ from cinemae_jax.data.augment import resize_short
 from cinemae_jax.data.containers import Prepared
 from cinemae_jax.data.decode import Header, open_header, read_file, to_pixels
 from cinemae_jax.data.inspect.facts import SAME_FORMAT
+from cinemae_jax.data.modes import BAND
 from cinemae_jax.data.transforms import MultiCrop, multi_crop
 
 # A path, the bytes of an image file, a Pillow image, or RGB pixels (H, W, 3) uint8.
@@ -108,7 +109,8 @@ def read(source: Source) -> Picture:
 def example_id(image: Image.Image) -> int:
     """The low 32 bits of the blake2b hash of size and pixels; masks are drawn by it."""
     digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=8)
-    digest.update(image.tobytes())
+    for top in range(0, image.height, BAND):  # a copy of a large image would cost memory
+        digest.update(image.crop((0, top, image.width, min(top + BAND, image.height))).tobytes())
     return int.from_bytes(digest.digest(), "big") & 0xFFFFFFFF
 
 

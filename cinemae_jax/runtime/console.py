@@ -4,9 +4,12 @@ import argparse
 import importlib.metadata
 import io
 import platform
+import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
@@ -57,6 +60,19 @@ def accept_any_name() -> None:
     """Lets stdout escape characters that it cannot encode instead of failing on a file name."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+_HOME = re.compile(r"(^|=|,)~(?=/|$)")
+
+
+def at_home(word: str) -> str:
+    """A path or flag with ``~`` expanded also where shells do not: ``--out=~/z``, ``ai=~/a``."""
+    return _HOME.sub(lambda found: found[1] + str(Path.home()), word)
+
+
+def silence_decoders() -> None:
+    """Keeps Pillow's warnings about odd files off the terminal: results name what matters."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def report_console(pipe_width: int) -> Console:

@@ -4,6 +4,7 @@ Only entry points import this module: it defines global flags, which a library m
 """
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cinemae_jax.runtime import compilation, hosts, preemption
-from cinemae_jax.runtime.console import OK, SOME_FAILED, fail, interrupted
+from cinemae_jax.runtime.console import (
+    OK,
+    SOME_FAILED,
+    at_home,
+    fail,
+    interrupted,
+    silence_decoders,
+)
 from cinemae_jax.runtime.devices import SPMD, Replicas, Spmd
 from cinemae_jax.runtime.preemption import Preempted
 
@@ -63,15 +71,18 @@ def run_config(
     if {"-h", "--help"} & set(argv):
         print((doc or "").strip(), HELP.format(packaged=", ".join(packaged_configs())), sep="\n")
         return OK
+    silence_decoders()
+    words: list[str] = []
     try:
         flags.mark_flags_as_required(["config", "workdir"])
-        stray = flags.FLAGS(with_config_files(argv))[1:]
+        words = with_config_files([at_home(word) for word in argv])
+        stray = flags.FLAGS(words)[1:]
+        _require_config_dict()
+        _expand_home(_CONFIG.value)
     except flags.Error as error:
         return fail(error)
-    except KeyError as error:  # whose own text is quoted
-        return fail(ValueError(f"--config has no field {error.args[0]}"))
-    except (AttributeError, TypeError, ValueError, OSError) as error:  # of the config
-        return fail(error)
+    except Exception as error:
+        return fail(ValueError(_fault_of_config(error, words)))
     code = _run(stray, job)
     return hosts.leave(code) if _DISTRIBUTED.value else code
 
@@ -96,6 +107,8 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
     words, given = [], iter(argv)
     for word in given:
         flag, equals, value = word.partition("=")
+        if flag in ("--flagfile", "-flagfile"):
+            raise ValueError("--flagfile is not read: give the flags themselves, or a config file")
         if flag in ("--config", "-config"):
             word = f"--config={_config_file(value if equals else next(given, ''))}"
         words.append(word)
@@ -113,6 +126,45 @@ def _config_file(value: str) -> str:
             f"{', '.join(packaged)}"
         )
     return f"{packaged[name]}{colon}{argument}"
+
+
+def _require_config_dict() -> None:
+    if not isinstance(_CONFIG.value, ConfigDict):
+        kind = type(_CONFIG.value).__name__
+        raise ValueError(
+            f"--config: get_config() returns a {kind}: return an ml_collections.ConfigDict, as "
+            f"{CONFIGS / 'sd14.py'} does"
+        )
+
+
+def _expand_home(config: ConfigDict) -> None:
+    """Expands ``~`` in every text of the configuration."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _expand_home(value)
+        elif isinstance(value, str):
+            config[name] = at_home(value)
+        elif isinstance(value, tuple) and all(isinstance(one, str) for one in value):
+            config[name] = tuple(map(at_home, value))
+
+
+def _fault_of_config(error: Exception, words: Sequence[str]) -> str:
+    """What is wrong with the configuration, with file and line if the file itself fails."""
+    path = next((word[9:] for word in words if word.startswith("--config=")), "").partition(":")[0]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if path and Path(frame.filename).absolute() == Path(path).absolute()
+    ]
+    if lines:
+        return f"{path}, line {lines[-1]}: {type(error).__name__}: {error}"
+    if isinstance(error, AttributeError) and "get_config" in str(error):
+        return f"{path} has no get_config(): define it, as {CONFIGS / 'sd14.py'} does"
+    if isinstance(error, KeyError):  # whose own text is quoted
+        return f"--config has no field {error.args[0]}"
+    return str(error) or type(error).__name__
 
 
 def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]]) -> int:

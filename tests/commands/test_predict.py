@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,31 @@ def test_stdin_is_an_image_or_a_list_of_paths(
     assert rows_of(capsys)[0]["error"]
     give(b"\n")
     assert run(small, "-") == 2
+
+
+def test_one_file_never_ends_the_command(
+    small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    palette = encoded(photo(np.random.default_rng(0), ai=True)[..., 0])
+    no_palette = palette[:25] + b"\3" + palette[26:29]  # colour type 3 without a PLTE chunk
+    no_palette += struct.pack(">I", zlib.crc32(no_palette[12:29])) + palette[33:]
+    (folder / "b.png").write_bytes(no_palette)
+    long = str(folder / ("n" * 300))
+    given = [folder / "a.png", folder / "b.png", long, folder / "gone[1].png", folder / "b.jpg"]
+    assert run(small, *given[:3], given[4], "--format", "json") == 1
+    assert [bool(row["error"]) for row in rows_of(capsys)] == [False, True, True, False]
+    names = list(map(str, given))
+    for data in (
+        "\n".join(names).encode(),
+        "\0".join([*names, ""]).encode(),
+        "\r\n".join(names).encode("utf-16"),
+        "\n".join(names).encode("utf-8-sig"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert run(small, "-", "--format", "json") == 1
+        rows = rows_of(capsys)
+        assert [row["path"] for row in rows] == names
+        assert [bool(row["error"]) for row in rows] == [False, True, True, True, False]
 
 
 def test_odd_files_are_rows(

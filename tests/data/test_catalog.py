@@ -72,7 +72,7 @@ def test_the_root_may_name_the_split(tmp_path: Path) -> None:
     [
         ((), "no images .*left out: nothing.*expected <generator>"),
         (("g/i/val/ai/readme.txt",), r"no images .*left out: 1 extension \.txt"),
-        (("g/i/val/real/x.png",), r"1 of 1 .*class folder.*x\.png"),
+        (("g/i/val/photos/x.png",), r"1 of 1 .*class folder.*x\.png"),
         (("g/ai/x.png", "y.png"), r"1 of 2 .* y\.png; found: \. \(1 image\); expected"),
         (("g/ai/x.png", "g/nature/ai/y.png"), r"two class folders .*ai and nature"),
         (("train/train/0_real/x.png",), r"two split folders .*train and train"),
@@ -91,6 +91,34 @@ def test_an_unusable_root_says_what_was_found(
     touch(tmp_path, *paths)
     with pytest.raises(CatalogError, match=message):
         catalog.scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("nature", "ai"),
+    [("real", "fake"), ("REAL", "FAKE"), ("Nature", "AI"), ("natural", "ai"), ("0", "1")],
+)
+def test_class_folders_of_public_benchmarks(nature: str, ai: str, tmp_path: Path) -> None:
+    paths = [f"{split}/{folder}/a.png" for folder in (nature, ai) for split in ("train", "test")]
+    touch(tmp_path / "set", *paths)
+    found = catalog.scan(tmp_path / "set", cache=False)
+    labels = dict(zip(found.table["path"].to_pylist(), found.labels.tolist(), strict=True))
+    assert labels == {
+        f"{split}/{folder}/a.png": int(folder == ai)
+        for folder in (nature, ai)
+        for split in ("train", "test")
+    }
+
+
+def test_folders_inside_a_class_folder_may_have_any_name(tmp_path: Path) -> None:
+    paths = "nature/1/a.png", "nature/fake/b.png", "ai/0/c.png", "ai/real/d.png"
+    touch(tmp_path / "set", *paths)
+    found = catalog.scan(tmp_path / "set", cache=False)
+    assert dict(zip(found.table["path"].to_pylist(), found.labels.tolist(), strict=True)) == {
+        "ai/0/c.png": 1,
+        "ai/real/d.png": 1,
+        "nature/1/a.png": 0,
+        "nature/fake/b.png": 0,
+    }
 
 
 def test_generators_may_follow_different_conventions(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Heat maps show the right values in the right places and depend on the trained weights."""
 
 import dataclasses
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,19 @@ def test_every_pixel_knows_where_it_comes_from(
     origins = heatmap.origins(taken.size, transform)
     for (rows, columns), crop in zip(origins, crops(image, transform), strict=True):
         np.testing.assert_array_equal(pixels[rows, columns], crop)
+
+
+def test_drawing_a_large_picture_takes_little_memory(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4000, 3000), "grey")
+    tracemalloc.start()
+    shown = np.ones((1, 16), int)
+    one = heatmap.assemble(
+        image, MultiCrop(32, 1), np.arange(16.0)[None], shown, runs=1, score="mismatch"
+    )
+    one.save(tmp_path / "map.png")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * 4000 * 3000 + 50_000_000  # drawn at full size, it was 90 bytes a pixel
 
 
 def test_patches_lie_in_their_places_and_the_rest_is_unknown() -> None:

@@ -1,11 +1,14 @@
 """The command line of jobs: which config file ``--config`` names."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
-from cinemae_jax.runtime import jobs
+from cinemae_jax.runtime import console, jobs
 from tests.helpers.small_run import ROOT
 
 PACKAGED = jobs.packaged_configs()
@@ -56,3 +59,52 @@ def test_a_file_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_an_unknown_name_lists_the_packaged_configs(name: str) -> None:
     with pytest.raises(ValueError, match=f"--config {name}: .*ablation/backbone.*sd14, .*tiny"):
         config_of("--config", name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def get_config():\n    retrun 1\n", ("line 2", "invalid syntax")),
+        ("import nowhere_to_be_found\n", ("line 1", "nowhere_to_be_found")),
+        ("def get_config():\n    return EPOCHS\n", ("line 2", "EPOCHS")),
+        ("def get_config():\n    return {}[0]\n", ("line 2", "KeyError")),
+        ("x = 1\n", ("get_config",)),
+        ("def get_config():\n    return {'seed': 1}\n", ("get_config", "dict", "ConfigDict")),
+    ],
+)
+def test_an_error_in_a_config_file_is_one_line(
+    text: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text(text)
+    script = (
+        "import sys; from cinemae_jax.runtime import jobs; "
+        "sys.exit(jobs.run_config(['job', *sys.argv[1:]], None, ''))"
+    )
+    options = [f"--config={tmp_path / 'bad.py'}", f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_flag_files_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="--flagfile"):
+        config_of("--config=tiny", "--flagfile=flags.txt")
+
+
+def test_home_is_expanded_where_shells_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for word, expanded in (
+        ("--workdir=~/w", "--workdir=/home/me/w"),
+        ("~", "/home/me"),
+        ("nature=~/a,ai=~/b", "nature=/home/me/a,ai=/home/me/b"),
+        ("a~/b", "a~/b"),
+        ("./~/w", "./~/w"),
+    ):
+        assert console.at_home(word) == expanded
+    config = ConfigDict({"data": {"root": "~/d", "photos": ("~/p", "q")}, "seed": 1})
+    jobs._expand_home(config)
+    assert config.data.to_dict() == {"root": "/home/me/d", "photos": ("/home/me/p", "q")}

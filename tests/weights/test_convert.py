@@ -403,3 +403,20 @@ def test_hub_without_network_says_so(
     out = tmp_path / "out.safetensors"
     assert main(["convert", "--hub", "facebook/vit-mae-large", "--out", str(out)]) == 2
     assert "cannot download facebook/vit-mae-large" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS"),
+        (b"<!DOCTYPE html>\n<html>", "web page"),
+        (b"", "empty"),
+    ],
+)
+def test_failed_downloads_are_named(content: bytes, name: str, tmp_path: Path) -> None:
+    for file in ("mae.pth", "mae.safetensors"):
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(ConversionError, match=f"{file}: .*{name}|{file}: {name}"):
+            convert(tmp_path / file, tmp_path / "out.safetensors")
+        with pytest.raises(weights.BackboneError, match=name):
+            weights.load(tmp_path / file)
