@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cinemae_jax import __version__
-from cinemae_jax.runtime.console import at_home, interrupted, silence_decoders
+from cinemae_jax.runtime.console import accept_any_name, at_home, interrupted, silence_decoders
 
 
 class Command(NamedTuple):
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     if arguments and arguments[0] in COMMANDS:
         silence_decoders()
+        accept_any_name()
         try:
             return importlib.import_module(COMMANDS[arguments[0]].module).main(arguments)
         except KeyboardInterrupt:

@@ -34,6 +34,9 @@ class Converted:
     notes: tuple[str, ...]
 
 
+NAMED = 5  # tensors named in a message
+
+
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -77,7 +80,8 @@ def plan(source: Source, options: Options) -> tuple[MAEConfig, list[Filling], li
     if layout is None:
         raise ConversionError(
             f"{source.path} holds no MAE: its {len(source.shapes)} tensors include no patch "
-            "embedding named as in facebookresearch/mae or Hugging Face's ViTMAE"
+            "embedding named as in facebookresearch/mae or Hugging Face's ViTMAE; the first are "
+            + ", ".join(list(source.shapes)[:NAMED])
         )
     names, doubles = _published(source, layout)
     depths = mapping.depth(names, layout, "encoder"), mapping.depth(names, layout, "decoder")

@@ -6,13 +6,14 @@ allow-list of one class, so no code in them is executed.
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,7 @@ MAE_KINDS = ("vit_mae",)
 
 _LICENCE_ENTRY = re.compile(r"^(license|license_name):\s*(\S+)", re.MULTILINE)
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+WRAPPERS = ("module.", "_orig_mod.")
 _IN_DICT = ("model", "state_dict")  # entries under which training scripts store the tensors
 
 
@@ -106,9 +108,26 @@ def opened(
         raise ConversionError(f"{file}: {failed}")
     if head[8:9] == b"{":
         with _safetensors(file, about) as source:
-            yield source
+            yield _unwrapped(source)
     else:
-        yield _torch(file, about)
+        yield _unwrapped(_torch(file, about))
+
+
+def _unwrapped(source: Source) -> Source:
+    """The tensors without the prefix of DataParallel or torch.compile, if all of them have it."""
+    for prefix in WRAPPERS:
+        if source.shapes and all(name.startswith(prefix) for name in source.shapes):
+            return replace(
+                source,
+                shapes={k.removeprefix(prefix): shape for k, shape in source.shapes.items()},
+                dtypes={k.removeprefix(prefix): dtype for k, dtype in source.dtypes.items()},
+                tensor=functools.partial(_read_wrapped, source, prefix),
+            )
+    return source
+
+
+def _read_wrapped(source: Source, prefix: str, name: str) -> np.ndarray:
+    return source.tensor(prefix + name)
 
 
 def download(repository: str, revision: str | None = None) -> tuple[Path, str]:
@@ -274,7 +293,8 @@ def _unpickling_message(file: Path, message: str) -> str:
     if named:
         return (
             f"{file} would run {named[1]} when read, and was not read: a published MAE file holds "
-            "only tensors and argparse.Namespace; do not trust this one"
+            "only tensors and argparse.Namespace. If the file is your own, load it with torch and "
+            "save torch.save({'model': model.state_dict()}, 'tensors.pth')"
         )
     return (
         f"{file} is neither a safetensors file nor a torch file that can be read safely "

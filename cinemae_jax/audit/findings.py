@@ -33,6 +33,7 @@ def report(options: AuditOptions) -> dict[str, Any]:
     images = catalog.scan(options.root)
     if options.quarantine:
         images = images.without_listed(options.quarantine)
+    images.require_both_classes("the data set")
     detector = _load(options) if options.detector else None
     resampling = _resampling(options, detector)
     examined = examination.examine(options.root, quarantine=options.quarantine)

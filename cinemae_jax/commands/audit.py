@@ -15,7 +15,6 @@ from cinemae_jax.runtime.console import (
     OK,
     SOME_FAILED,
     Parser,
-    accept_any_name,
     count,
     fail,
     report_console,
@@ -43,7 +42,6 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = vars(parser().parse_args(argv[1:]))
     file = arguments.pop("json")
-    accept_any_name()
     try:
         require_writable(file)
         options = AuditOptions(**arguments)

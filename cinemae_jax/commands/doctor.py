@@ -19,7 +19,6 @@ from cinemae_jax.runtime.console import (
     OK,
     SOME_FAILED,
     Parser,
-    accept_any_name,
     fail,
     positive,
     printable,
@@ -43,7 +42,6 @@ def main(argv: Sequence[str]) -> int:
       argv: the command's name, then its arguments.
     """
     options = parser().parse_args(argv[1:])
-    accept_any_name()
     try:
         for path in (options.json, options.quarantine):
             require_writable(path)

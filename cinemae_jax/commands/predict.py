@@ -34,7 +34,6 @@ from cinemae_jax.runtime.console import (
     OK,
     SOME_FAILED,
     Parser,
-    accept_any_name,
     fail,
     printable,
     report_console,
@@ -84,7 +83,6 @@ def main(argv: Sequence[str]) -> int:
       argv: the command's name, then its arguments.
     """
     options = parser().parse_args(argv[1:])
-    accept_any_name()
     try:
         with compilation.kept_compilations():
             return run(options)
@@ -181,8 +179,10 @@ def _in_folder(folder: Path, *, recursive: bool) -> list[str]:
         )
     if not found:
         hint = "" if recursive else "; use --recursive to include subfolders"
+        left_out = tally(dict(sorted(others.items()))) or "nothing"
         raise ValueError(
-            f"folder {folder} contains no image ({' '.join(sorted(EXTENSIONS))}){hint}"
+            f"folder {folder} contains no image ({' '.join(sorted(EXTENSIONS))}; left out: "
+            f"{left_out}){hint}"
         )
     if others:
         total = number(sum(others.values()), "file")

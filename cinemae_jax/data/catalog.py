@@ -205,6 +205,10 @@ def scan(root: str | os.PathLike[str], *, cache: bool = True) -> Catalog:
         )
     listing = index.listing(root, cache=cache)
     if not len(listing):
+        if any(reason.startswith("extension .array_record") for reason in listing.skipped):
+            raise CatalogError(
+                f"{root} holds ArrayRecord shards of a TFDS data set: set config.data.source=tfds"
+            )
         raise CatalogError(
             f"no images under {root} (left out: {tally(listing.skipped) or 'nothing'}); {EXPECTED}"
         )

@@ -111,7 +111,7 @@ def _read(file: Path, required: Sequence[str], optional: Sequence[str]) -> pa.Ta
     except (pa.ArrowException, OSError) as error:  # Arrow's errors name the broken row
         with contextlib.suppress(OSError), open(file, "rb") as start:
             if failed := kinds.failed_download(start.read(kinds.LOOKED_AT)):
-                raise CatalogError(f"{file}: {failed}") from error
+                raise CatalogError(f"{file} cannot be read as a list: {failed}") from error
         raise CatalogError(f"{file} cannot be read as a list: {error}") from error
     missing = [name for name in required if name not in names]
     for fault, which in (("no column", missing), ("more than one column", twice)):

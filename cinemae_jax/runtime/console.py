@@ -57,9 +57,10 @@ def printable(text: str) -> str:
 
 
 def accept_any_name() -> None:
-    """Lets stdout escape characters that it cannot encode instead of failing on a file name."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Lets the streams escape characters that they cannot encode instead of failing on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 _HOME = re.compile(r"(^|=|,)~(?=/|$)")

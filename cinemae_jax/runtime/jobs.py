@@ -16,6 +16,7 @@ from cinemae_jax.runtime import compilation, hosts, preemption
 from cinemae_jax.runtime.console import (
     OK,
     SOME_FAILED,
+    accept_any_name,
     at_home,
     fail,
     interrupted,
@@ -72,6 +73,7 @@ def run_config(
         print((doc or "").strip(), HELP.format(packaged=", ".join(packaged_configs())), sep="\n")
         return OK
     silence_decoders()
+    accept_any_name()
     words: list[str] = []
     try:
         flags.mark_flags_as_required(["config", "workdir"])

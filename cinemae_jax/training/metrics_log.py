@@ -22,7 +22,7 @@ class Metrics:
                 partial.write_text("".join(f"{line}\n" for line in self._up_to(start)))
 
     def _up_to(self, step: int) -> Iterator[str]:
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 written = json.loads(line)["step"]
             except (ValueError, KeyError):  # the line that a kill tore
@@ -34,5 +34,5 @@ class Metrics:
         """Adds a line; what is not finite becomes null."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         if jax.process_index() == 0:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **finite}) + "\n")

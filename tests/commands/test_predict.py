@@ -11,16 +11,19 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
+from PIL import Image
 
 from cinemae_jax import main
 from cinemae_jax.commands import predict
+from cinemae_jax.data.inspect import facts
 from cinemae_jax.detector import bundle
 from cinemae_jax.detector.api import OPINION, Detector
 from cinemae_jax.detector.heatmap import LcasMap
 from tests.conftest import photo
 from tests.helpers.odd_images import ODD, UNREADABLE
-from tests.helpers.pictures import encoded
+from tests.helpers.pictures import encoded, saved
 from tests.helpers.small_detector import one_device, small_bundle
 
 pytestmark = pytest.mark.slow
@@ -185,6 +188,33 @@ def test_one_file_never_ends_the_command(
         rows = rows_of(capsys)
         assert [row["path"] for row in rows] == names
         assert [bool(row["error"]) for row in rows] == [False, True, True, True, False]
+
+
+def test_damaged_files_of_every_format_are_rows(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(5)
+    picture = Image.fromarray(photo(rng, ai=False))
+    heic = io.BytesIO()
+    pillow_heif.from_pillow(picture).save(heic)
+    seeds = {"heic": heic.getvalue()} | {
+        kind.lower(): saved(picture, kind)
+        for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+    }
+    for number in range(5):
+        for kind, data in seeds.items():
+            damaged = bytearray(data)
+            for at in rng.integers(0, len(data), 1 + number):
+                damaged[at if number % 2 else at % 200] = rng.integers(256)
+            end = rng.integers(1, len(data)) if number > 2 else len(data)
+            (tmp_path / f"{number}.{kind}").write_bytes(damaged[:end])
+    assert run(small, tmp_path, "--format", "jsonl") in (0, 1)
+    rows = rows_of(capsys, "jsonl")
+    assert len(rows) == 5 * len(seeds)
+    for row in rows:
+        found = facts.examine(Path(row["path"]))
+        assert bool(row["error"]) == bool(found.reason) == (row["probability"] is None)
+        assert row["probability"] is None or 0 <= row["probability"] <= 1
 
 
 def test_odd_files_are_rows(

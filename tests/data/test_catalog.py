@@ -121,6 +121,12 @@ def test_folders_inside_a_class_folder_may_have_any_name(tmp_path: Path) -> None
     }
 
 
+def test_a_folder_of_array_records_says_how_to_read_it(tmp_path: Path) -> None:
+    touch(tmp_path, "gen_image/ADM/1.0.0/gen_image-train.array_record-00000-of-00001")
+    with pytest.raises(CatalogError, match=r"data\.source=tfds"):
+        catalog.scan(tmp_path, cache=False)
+
+
 def test_generators_may_follow_different_conventions(tmp_path: Path) -> None:
     found = catalog.scan(touch(tmp_path, "a/val/ai/x.png", "b/0_real/y.png"))
     assert found.describe() == "a/val 0 nature + 1 ai; b/val 1 nature + 0 ai"

@@ -1,6 +1,7 @@
 """The command line of jobs: which config file ``--config`` names."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,23 @@ def test_an_error_in_a_config_file_is_one_line(
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_output_never_fails_on_an_encoding(encoding: str, tmp_path: Path) -> None:
+    script = (
+        "import sys; from cinemae_jax.runtime import jobs; "
+        "job = lambda config, folder: print(chr(955), chr(0x5199), chr(0xdcff)) or []; "
+        "sys.exit(jobs.run_config(['job', *sys.argv[1:]], job, ''))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--config=tiny", f"--workdir={tmp_path}"],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u03bb" in done.stdout
 
 
 def test_flag_files_are_refused_in_words() -> None:

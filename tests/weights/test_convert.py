@@ -166,9 +166,10 @@ def test_other_spellings_of_huggingface_names(
     assert_same(flat_params(tmp_path / "out.safetensors"), goldens.converted(HUGGINGFACE)[1])
 
 
-def test_facebook_layout_as_safetensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_facebook_layout_as_safetensors(prefix: str, tmp_path: Path) -> None:
     source = tmp_path / "weights.safetensors"
-    save_file(dict(FACEBOOK.weights), source)
+    save_file({prefix + name: value for name, value in FACEBOOK.weights.items()}, source)
     convert(source, tmp_path / "out.safetensors", Options(target="raw", **HEADS))
     backbone = weights.load(tmp_path / "out.safetensors")
     assert backbone.config == FACEBOOK.case.config  # with the original code's epsilon 1e-6

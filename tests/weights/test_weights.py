@@ -65,7 +65,7 @@ def test_a_missing_file_names_the_bundled_ones(tmp_path: Path) -> None:
 def test_truncated_files_are_refused(backbone_file: Path, tmp_path: Path, size: int) -> None:
     path = tmp_path / "cut.safetensors"
     path.write_bytes(backbone_file.read_bytes()[:size])
-    with pytest.raises(weights.BackboneError, match=r"cut.safetensors.*truncated"):
+    with pytest.raises(weights.BackboneError, match=r"cut.safetensors.*(truncated|empty)"):
         weights.load(path)
 
 

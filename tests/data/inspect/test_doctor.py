@@ -275,7 +275,7 @@ def test_the_report_names_every_unreadable_file(
     assert reported["versions"].keys() >= {"cinemae_jax", "pillow", "python"}
     printed = capsys.readouterr().out
     assert "14 of 41 files" in printed
-    assert "and 3 more" in printed
+    assert "and 4 more" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
