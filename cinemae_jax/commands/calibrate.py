@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cinemae_jax import weights
+from cinemae_jax.commands import frozen
 from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import AI
@@ -36,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv[1:])
     try:
         files.require_writable(options.out)
-        found = bundle.load(options.detector, backbone=options.backbone)
+        found = bundle.load(
+            options.detector, backbone=options.backbone, global_backbone=options.global_backbone
+        )
         photographs = catalog.photographs(options.folder)
         splits.report_skipped(photographs)
         with tempfile.TemporaryDirectory() as scratch, compilation.kept_compilations():
@@ -80,7 +83,7 @@ def parser() -> Parser:
         metavar="X",
         help="largest share that may be called ai (the detector's)",
     )
-    add("--backbone", default="", metavar="F", help="file of its backbone, if moved")
+    frozen.add_options(arguments)
     return arguments
 
 

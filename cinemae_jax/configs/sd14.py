@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the head and of the order of images
     config.num_seeds = 1  # heads trained at once; the report has mean and deviation
     config.backbone = "mae_visualize_vit_large.safetensors"  # file, or 'tiny' for the bundled one
+    config.global_backbone = ""  # encoder that makes f_global (CLIP, DINO, SigLIP); '': the MAE
     config.detector = detector()
     config.data = data()
     config.features = features()
@@ -68,6 +69,7 @@ def data() -> ConfigDict:
     config.resize = 256  # pixels, shorter side before cropping; 0: native pixels
     config.num_crops = 1  # per image, scores averaged: 1, 4, 9, ...
     config.eval_crops = 0  # in scoring only; 0: num_crops
+    config.global_view = "crop"  # of a global backbone: each crop, or the whole image once
     config.random_crop = True  # of training images
     config.flip = True  # of training images
     config.augment = ConfigDict()  # of training images, both classes alike; the paper: off

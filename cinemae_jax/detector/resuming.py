@@ -13,6 +13,7 @@ from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
 MAY_DIFFER = (
     "version",
     "settings.backbone",  # its hash must be the same
+    "settings.global_backbone",
     "settings.detector.attention",  # rounding only
     "settings.detector.run_layout",
     "settings.data.root",  # the images must be the same
@@ -62,10 +63,18 @@ def require_kind(meta: dict[str, Any], folder: Path) -> None:
 
 
 def require_backbone(meta: dict[str, Any], backbone: Backbone, where: Path) -> None:
-    """Raises CheckpointError unless a checkpoint was trained on exactly this backbone."""
-    if meta["backbone_sha256"] != backbone.sha256:
-        raise CheckpointError(
-            f"checkpoint {where} was trained on another backbone: sha256 "
-            f"{meta['backbone_sha256'][:12]}…, not {backbone.sha256[:12]}…; use the old backbone, "
-            "or train in another --workdir"
-        )
+    """Raises CheckpointError unless a checkpoint was trained on exactly these frozen files."""
+    for name, what in (
+        ("backbone_sha256", "backbone"),
+        ("global_backbone_sha256", "global backbone"),
+    ):
+        before, now = meta.get(name, ""), backbone.hashes.get(name, "")
+        if before != now:
+            raise CheckpointError(
+                f"checkpoint {where} was trained on another {what}: {_digest(before)}, not "
+                f"{_digest(now)}; use the old one, or train in another --workdir"
+            )
+
+
+def _digest(sha256: str) -> str:
+    return f"sha256 {sha256[:12]}…" if sha256 else "none"

@@ -113,7 +113,7 @@ def metadata(config: Settings, backbone: Backbone, data: Data) -> dict[str, Any]
     return {
         "kind": KIND,
         "version": __version__,
-        "backbone_sha256": backbone.sha256,
+        **backbone.hashes,
         "train_images": data.train.fingerprint,
         "held_out_images": data.validation.fingerprint,
         "num_held_out": len(data.validation),
@@ -123,7 +123,7 @@ def metadata(config: Settings, backbone: Backbone, data: Data) -> dict[str, Any]
 
 def head_template(config: Settings, backbone: Backbone) -> HeadState:
     """Fresh heads: random parameters, one set per seed, and empty normalizers; leading axis S."""
-    width, count = backbone.config.width, num_statistics(config.detector, backbone.config)
+    width, count = backbone.global_width, num_statistics(config.detector, backbone.config)
     heads = [
         init_params(config.detector, jax.random.key(config.seed + i), width, count)
         for i in range(config.num_seeds)
@@ -147,7 +147,14 @@ def describe(backbone: Backbone) -> str:
     """A backbone in one phrase."""
     c = backbone.config
     millions = num_params(backbone.params) / 1e6
-    return (
+    phrase = (
         f"MAE {c.width}x{c.depth} patch {c.patch_size} at {c.image_size}, target {c.target}, "
         f"{millions:.1f} M parameters, sha256 {backbone.sha256[:12]}"
+    )
+    if not (encoder := backbone.encoder):
+        return phrase
+    e = encoder.config
+    return (
+        f"{phrase}; f_global from {e.family} {e.width}x{e.depth} patch {e.patch_size} at "
+        f"{encoder.preprocessing.size}, sha256 {encoder.sha256[:12]}"
     )

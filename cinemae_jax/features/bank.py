@@ -72,18 +72,46 @@ class Recipe:
         terms = TERMS if self.detector.get("anomaly") == "bands" else TERMS[:-1]
         return ("f_global", "uniform_share", *(terms if self.num_runs else ()))
 
-    def require(self, made: Mapping[str, Any], where: Path) -> None:
-        """Raises BankError, naming the differences, unless ``where`` was built by this recipe."""
-        wanted = json.loads(json.dumps(dataclasses.asdict(self)))
-        changed = [
-            f"{name} was {made.get(name)!r}, is {value!r}"
-            for name, value in wanted.items()
-            if made.get(name) != value
-        ]
-        if changed:
-            raise BankError(
-                f"{where} was built with different settings: {'; '.join(changed)}; {WAY_OUT}"
-            )
+
+@dataclasses.dataclass(frozen=True)
+class EncoderRecipe:
+    """All that the features of a global encoder depend on; they lie in files of their own.
+
+    Attributes:
+      encoder_sha256: of the encoder's file.
+      transform: the preprocessing, with all its numbers.
+      dtype: of the encoder's products.
+      seed: of augmentation.
+      num_views: squares of an image that the encoder gets.
+    """
+
+    encoder_sha256: str
+    transform: str
+    dtype: str
+    seed: int
+    num_views: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Name of the feature column, by encoder."""
+        return (f"f_global_{self.encoder_sha256[:12]}",)
+
+
+AnyRecipe = Recipe | EncoderRecipe
+
+
+def require_made_by(recipe: AnyRecipe, made: Mapping[str, Any], where: Path) -> None:
+    """Raises BankError, naming the differences, unless ``where`` was built by this recipe."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    changed = [
+        f"{name} was {made.get(name)!r}, is {value!r}"
+        for name, value in wanted.items()
+        if made.get(name) != value
+    ]
+    if changed:
+        raise BankError(
+            f"{where} was built with different settings: {'; '.join(changed)}; {WAY_OUT}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +149,7 @@ def plan(folder: Path, num_images: int, shard_images: int) -> list[Part]:
 
 def write(
     part: Part,
-    recipe: Recipe,
+    recipe: AnyRecipe,
     images: Catalog,
     facts: Mapping[str, Sequence[Any]],
     features: Mapping[str, np.ndarray],
@@ -212,6 +240,12 @@ class Stored:
         """V."""
         return int(self.columns["uniform_share"].shape[1])
 
+    def with_global(self, encoded: "Stored") -> "Stored":
+        """The same with the f_global of an encoder, and the errors of both."""
+        (f_global,) = encoded.columns.values()
+        errors = np.where(self.errors == "", encoded.errors, self.errors)
+        return Stored({**self.columns, "f_global": f_global}, errors)
+
 
 def described(path: Path) -> dict[str, Any]:
     """The metadata of a part.
@@ -234,7 +268,7 @@ def described(path: Path) -> dict[str, Any]:
     return found
 
 
-def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part]:
+def missing(parts: Sequence[Part], recipe: AnyRecipe, images: Catalog) -> list[Part]:
     """The parts that are still to be written.
 
     Raises:
@@ -253,7 +287,7 @@ def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part
     fingerprint = images.fingerprint if there else ""
     for part in there:
         found = described(part.path)
-        recipe.require(found["recipe"], part.path)
+        require_made_by(recipe, found["recipe"], part.path)
         if found["images"] != fingerprint:
             raise BankError(
                 f"{part.path} was built from other images than these {len(images)}: {WAY_OUT}"

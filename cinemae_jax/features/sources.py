@@ -82,22 +82,20 @@ class OnlineSet:
         return self.extractor.model.num_patches
 
     def training(self, order: Order, start_step: int) -> Iterator[Featured]:
-        shown = self._loader(self.data.train_transform(self.extractor.model.image_size))
+        model, encoder = self.extractor.model, self.extractor.preprocessing
+        shown = self._loader(self.data.train_transform(model.image_size, encoder))
         batches = shown.train_batches(order, start_step=start_step, num_views=self.num_views)
         return self.extractor(self.extractor.training, batches)
 
     def scoring(self) -> Iterator[Featured]:
-        transform: Transform = self.data.eval_transform(self.extractor.model.image_size)
+        model, encoder = self.extractor.model, self.extractor.preprocessing
+        transform: Transform = self.data.eval_transform(model.image_size, encoder)
         if self.change:
             transform = self.change(transform)
         batches = self.views(transform, 1, range(len(self.images)))
         if self.edit:
             batches = map(self.edit, batches)
         return self.extractor(self.extractor.scoring, batches)
-
-    def storing(self, transform: Transform, num_views: int, rows: range) -> Iterator[Featured]:
-        """All views of some rows, with the R runs that a bank holds."""
-        return self.extractor(self.extractor.storing, self.views(transform, num_views, rows))
 
     def views(self, transform: Transform, num_views: int, rows: range) -> Iterator[Batch]:
         """The views of some rows, one after the other (``Loader.eval_batches``)."""
@@ -127,6 +125,7 @@ class BankedSet:
       detector: what its head reads.
       masks: which of the stored runs it gets.
       model: architecture of the backbone.
+      global_width: D, of its f_global.
       replicas: devices that share every batch.
       batch_size: images at a time, over all devices, in ``scoring``.
       num_views: V, augmented views that epochs of training show in turn.
@@ -137,6 +136,7 @@ class BankedSet:
     detector: DetectorConfig
     masks: Masks
     model: MAEConfig
+    global_width: int
     replicas: Replicas
     batch_size: int
     num_views: int = 1
@@ -182,9 +182,10 @@ class BankedSet:
             masked = _rows_first(self._masked(at, run))
         uniform_share = _rows_first(_taken(columns["uniform_share"], by_view))
         if self.detector.reads_global:
-            f_global = _rows_first(_taken(columns["f_global"], by_view))
+            crops = self.stored.num_views // columns["f_global"].shape[1]  # share a global view
+            f_global = _rows_first(_taken(columns["f_global"], (rows, views // crops)))
         else:
-            f_global = np.zeros((len(uniform_share), self.model.width), np.float32)
+            f_global = np.zeros((len(uniform_share), self.global_width), np.float32)
         features = Features(f_global, lcas.Terms(**terms), masked, uniform_share)
         placed: Features = self.replicas.split(features)
         return placed

@@ -9,7 +9,7 @@ that need gradients with respect to pixels (``audit.attacks``) or to the backbon
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from cinemae_jax.model.config import (
 )
 from cinemae_jax.model.head import HeadState, head_of, learned_weight
 from cinemae_jax.model.mae import MAE, initial_variables, normalize_images, patchify, to_target
+from cinemae_jax.model.vit import Encoder, Preprocessing, ViT
 
 
 @struct.dataclass
@@ -38,23 +39,49 @@ class Backbone:
       params: of ``MAE``, float32; after ``in_dtype``, kernels in that dtype.
       config: architecture and target.
       sha256: of the file that it was read from; stored in every checkpoint, bank and report.
+      encoder: makes f_global in the MAE's place, frozen too; None if the MAE makes its own.
     """
 
     params: Params
     config: MAEConfig = struct.field(pytree_node=False)
     sha256: str = struct.field(pytree_node=False, default="")
+    encoder: Encoder | None = None
+
+    @property
+    def global_width(self) -> int:
+        """D, the length of f_global."""
+        return self.encoder.config.feature_width if self.encoder else self.config.width
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How the encoder of f_global is fed; None if the MAE makes its own."""
+        return self.encoder.preprocessing if self.encoder else None
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of every file, by its name in metadata."""
+        encoder = {"global_backbone_sha256": self.encoder.sha256} if self.encoder else {}
+        return {"backbone_sha256": self.sha256} | encoder
 
     def in_dtype(self, dtype: str) -> "Backbone":
-        """A copy with kernels in ``dtype``, to which every product would round them anyway.
+        """A copy with kernels in ``dtype`` (``kernels_in``)."""
+        return kernels_in(dtype, self)
 
-        Features do not change by a bit, and no program keeps a rounded copy beside its weights.
-        """
 
-        def rounded(path: tuple[Any, ...], leaf: AnyArray) -> AnyArray:
-            return leaf.astype(dtype, copy=False) if path[-1].key == "kernel" else leaf
+Frozen = TypeVar("Frozen", "Backbone", Encoder)
 
-        params = jax.tree_util.tree_map_with_path(rounded, self.params)
-        return dataclasses.replace(self, params=params)
+
+def kernels_in(dtype: str, frozen: Frozen) -> Frozen:
+    """A copy with kernels in ``dtype``, to which every product would round them anyway.
+
+    Features do not change by a bit, and no program keeps a rounded copy beside its weights.
+    """
+
+    def rounded(path: tuple[Any, ...], leaf: AnyArray) -> AnyArray:
+        is_kernel = getattr(path[-1], "key", "") == "kernel"
+        return leaf.astype(dtype, copy=False) if is_kernel else leaf
+
+    return cast(Frozen, jax.tree_util.tree_map_with_path(rounded, frozen))
 
 
 @struct.dataclass
@@ -93,18 +120,21 @@ def extract_features(
     runs: Int[Array, "b k"],
     config: DetectorConfig,
     reconstruct: Reconstruct | None = None,
+    global_images: UInt8[Array, "g e e 3"] | None = None,
 ) -> Features:
     """One unmasked encoder pass and K masked runs of every image.
 
     Args:
       backbone: frozen.
-      images: RGB of the backbone's image size.
+      images: RGB of the backbone's image size.  Crops of one image follow each other.
       keys: one per example (``masking.example_keys``).
       runs: numbers of each example's masking runs: 0 … K-1 in evaluation, others in every epoch of
         training.
       config: static; only the fields ``BEFORE_THE_HEAD``, ``attention`` and ``run_layout`` are
         read.
       reconstruct: replaces the backbone's reconstruction, for control experiments.
+      global_images: RGB squares of the encoder's size, one for each row of ``images``, or one for
+        all crops of an image; needed if the backbone has an encoder.
 
     Raises:
       ValueError: if the images are not of the backbone's size.
@@ -115,7 +145,32 @@ def extract_features(
             f"images are {images.shape[1:]}, the backbone takes {(size, size, 3)}: resize them"
         )
     pixels = normalize_images(images)
-    return jax.lax.stop_gradient(pixel_features(backbone, pixels, keys, runs, config, reconstruct))
+    own = dataclasses.replace(backbone, encoder=None)
+    features = pixel_features(own, pixels, keys, runs, config, reconstruct)
+    if backbone.encoder is not None:
+        if global_images is None:
+            raise ValueError("the backbone has a global encoder: pass global_images")
+        f_global = encode(backbone.encoder, global_images, config)
+        crops = len(images) // len(global_images)
+        features = dataclasses.replace(features, f_global=jnp.repeat(f_global, crops, axis=0))
+    return jax.lax.stop_gradient(features)
+
+
+def encode(
+    encoder: Encoder, images: UInt8[Array, "b e e 3"], config: DetectorConfig
+) -> Float[Array, "b d"]:
+    """f_global of RGB squares by a frozen encoder, in the precision of ``config.dtype``.
+
+    Raises:
+      ValueError: if the encoder's patch size does not divide the side of the squares.
+    """
+    fed = encoder.preprocessing
+    mean, std = (jnp.array(x, jnp.float32)[None, None, None] for x in (fed.mean, fed.std))
+    pixels = (images.astype(jnp.float32) / 255 - mean) / std
+    params = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, encoder.params))
+    model = ViT(encoder.config, jnp.dtype(config.dtype))
+    feature = model.apply({"params": params}, pixels, method="global_feature")
+    return jax.lax.stop_gradient(cast(Array, feature))
 
 
 def pixel_features(
@@ -126,7 +181,13 @@ def pixel_features(
     config: DetectorConfig,
     reconstruct: Reconstruct | None = None,
 ) -> Features:
-    """``extract_features`` of ImageNet-normalised pixels, differentiable in the pixels only."""
+    """``extract_features`` of ImageNet-normalised pixels, differentiable in the pixels only.
+
+    Raises:
+      ValueError: if the backbone has a global encoder, which does not read these pixels.
+    """
+    if backbone.encoder is not None:
+        raise ValueError("gradients by pixels need a backbone without a global encoder")
     params = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, backbone.params))
     return unfrozen_features(params, backbone.config, pixels, keys, runs, config, reconstruct)
 

@@ -67,7 +67,7 @@ def test_it_gives_the_scores_of_evaluation(
     scores = pyarrow.csv.read_csv(workdir / "scores.csv").to_pylist()
     expected = {row["path"]: row["logit"] for row in scores}
     pictures = [inputs.read(data_set / row["path"]) for row in test]
-    crops = np.stack([inputs.crops(one.image, trained.transform) for one in pictures])
+    crops = np.stack([trained.transform.cut(one.image) for one in pictures])
     ids = np.array([row["example_id"] for row in test], np.uint64).astype(np.uint32)
     found = trained.score_crops(crops, ids).logit[:, 0]  # with the masks of evaluation
     np.testing.assert_allclose(found, [expected[row["path"]] for row in test], atol=1e-4)
@@ -77,9 +77,7 @@ def test_preprocessing_is_that_of_training(trained: Detector) -> None:
     for size in ((40, 60), (20, 33), (300, 41)):
         data = encoded(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
         expected = trained.transform(data, np.random.default_rng(0))
-        np.testing.assert_array_equal(
-            inputs.crops(inputs.read(data).image, trained.transform), expected
-        )
+        np.testing.assert_array_equal(trained.transform.cut(inputs.read(data).image), expected)
 
 
 def test_the_score_does_not_depend_on_the_source(
@@ -155,7 +153,7 @@ def test_more_runs_form_more_groups(backbone_file: Path, photos: list[np.ndarray
     small = small_bundle(backbone_file)
     two, four = (Detector(small, runs=runs, replicas=one_device()) for runs in (2, 4))
     first, both = two.predict(photos[:3]), four.predict(photos[:3])
-    crops = [inputs.crops(Image.fromarray(one), two.transform) for one in photos[:3]]
+    crops = [two.transform.cut(Image.fromarray(one)) for one in photos[:3]]
     ids = np.array([one.example_id for one in first])
     groups = four.score_crops(np.stack(crops), ids).logit
     np.testing.assert_allclose(groups[:, 0], [one.logit for one in first], atol=1e-5)
@@ -326,7 +324,7 @@ def test_export_gives_the_same_logits(
     assert again.record == record
     assert record["preprocessing"]["resize"] == detector.transform.resize
     predicted = detector.predict(photos)
-    crops = [inputs.crops(Image.fromarray(one), detector.transform) for one in photos]
+    crops = [detector.transform.cut(Image.fromarray(one)) for one in photos]
     ids = np.array([one.example_id for one in predicted], np.uint32)
     for count in (1, 5):  # any number of images
         found = again(np.stack(crops[:count]), ids[:count])

@@ -38,7 +38,7 @@ def config(data_set: Path, backbone_file: Path) -> Settings:
 def open_sets(config: Settings, workdir: Path) -> Sets:
     data, backbone = (
         splits.read_data(config.data),
-        loading.load_backbone(config.backbone, config.runs),
+        loading.load_backbone(config),
     )
     return filling.open_sets(config, data, backbone, Run.start(workdir))
 
@@ -54,7 +54,7 @@ def with_detector(config: Settings, **fields: object) -> Settings:
 def test_a_bank_opens_with_another_attention_and_layout(config: Settings, tmp_path: Path) -> None:
     """They change features by rounding only, so they are no part of the recipe."""
     data = splits.read_data(config.data)
-    backbone = loading.load_backbone(config.backbone, config.runs)
+    backbone = loading.load_backbone(config)
     other = with_detector(config, attention="xla", run_layout="fold")
     one, two = (filling.banks(c, data, backbone, tmp_path) for c in (config, other))
     assert {name: made.recipe for name, made in one.items()} == {
