@@ -30,7 +30,8 @@ class DataSettings:
       quarantine: CSV of images to leave out, as ``cinemae doctor`` writes it; empty for none.
       train_generators: the head learns from their ``train`` splits.
       test_generators: their ``val`` splits are scored; empty means all.
-      holdout: share of the training images kept for validation, chosen by their ids.
+      holdout: share of the training images kept for validation, chosen by their ids; not used with
+        a list that has a split ``held_out``.
       resize: shorter side before cropping, pixels; 0 keeps native pixels.
       num_crops: crops per image.  Training judges each alone; scoring averages their logits: 1 is
         the centre crop, other squares (4, 9, ...) form a grid.
