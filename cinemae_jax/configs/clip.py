@@ -7,7 +7,7 @@
     cinemae bundle runs/clip --out clip_detector.safetensors
 
 The encoder (the class token after eight blocks of CLIP ViT-B/16) sees each picture as a whole, the
-bundled tiny backbone sees nine crops at native pixels.  The two meet at the logit.  LIST has a
+bundled tiny backbone sees four crops at native pixels.  The two meet at the logit.  LIST has a
 column ``split``: its ``held_out`` images come from other sources than those of ``train``, because
 thresholds must hold for cameras that training has not seen (docs/clip.md).
 """
@@ -24,5 +24,6 @@ def get_config() -> ConfigDict:
     config.data.global_view = "whole"
     config.data.augment.jpeg_quality = (60, 95)
     config.data.augment.short_side = (192, 512)
-    config.features.num_views = 4
+    config.data.eval_crops = 4
+    config.features.num_views = 2
     return config

@@ -61,7 +61,8 @@ def dequantise(
 
 def _codes(groups: np.ndarray, scales: np.ndarray, zero: int) -> np.ndarray:
     levels = np.rint(groups / scales.astype(np.float32)) + zero
-    return np.clip(levels, 0, 2 * zero - 1).astype(np.uint8)
+    codes: np.ndarray = np.clip(levels, 0, 2 * zero - 1).astype(np.uint8)
+    return codes
 
 
 def _values(codes: np.ndarray, scales: np.ndarray, zero: int) -> np.ndarray:
