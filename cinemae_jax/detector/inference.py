@@ -55,14 +55,13 @@ def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Im
         images: Pixels,
         example_ids: UInt32[Array, " b"],
     ) -> ImageScores:
-        batch = _batch(images, example_ids)
-        num_crops = len(batch["image"]) // len(example_ids)
-        num_patches = backbone.config.num_patches
+        crops = images.image if isinstance(images, Views) else images
+        num_crops, num_patches = crops.shape[1], backbone.config.num_patches
 
         def over_crops(rows: Float[Array, " bn"]) -> Float[Array, " b"]:
             return rows.reshape(-1, num_crops).mean(axis=1)
 
-        features = extract(backbone, key, batch)
+        features = extract(backbone, key, _batch(images, example_ids))
 
         def apart(leaf: Array) -> Array:
             return leaf.reshape(leaf.shape[0], num_groups, config.num_runs, *leaf.shape[2:])
@@ -125,5 +124,5 @@ def _batch(images: Any, example_ids: UInt32[Array, " b"]) -> DeviceBatch:
     """
     views = images._asdict() if isinstance(images, Views) else {"image": images}
     rows = {name: jnp.asarray(x).reshape(-1, *x.shape[2:]) for name, x in views.items()}
-    ids = jnp.repeat(example_ids, len(rows["image"]) // len(example_ids))
+    ids = jnp.repeat(example_ids, views["image"].shape[1])
     return rows | {"example_id": ids, "epoch": jnp.zeros_like(ids, jnp.int32)}

@@ -151,7 +151,7 @@ def extract_features(
         if global_images is None:
             raise ValueError("the backbone has a global encoder: pass global_images")
         f_global = encode(backbone.encoder, global_images, config)
-        crops = len(images) // len(global_images)
+        crops = images.shape[0] // global_images.shape[0]
         features = dataclasses.replace(features, f_global=jnp.repeat(f_global, crops, axis=0))
     return jax.lax.stop_gradient(features)
 

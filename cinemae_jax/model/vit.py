@@ -189,7 +189,9 @@ class ViT(nn.Module):
         if c.num_registers:
             prefix.append(self.registers)
         before = [jnp.asarray(tokens).astype(self.dtype)[None] for tokens in prefix]
-        x = jnp.concatenate([jnp.broadcast_to(t, (len(x), *t.shape[1:])) for t in before] + [x], 1)
+        x = jnp.concatenate(
+            [jnp.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in before] + [x], 1
+        )
         return self.pre_norm(x).astype(self.dtype) if c.family == "clip" else x
 
     def _positions(self, rows: int, columns: int) -> tuple[Array, Array]:
