@@ -108,8 +108,8 @@ def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> di
             seed=config.features.seed,
             num_views=num_calls * transform.global_shape[0],
         )
-        inside = folder / name / f"encoder_{recipe.encoder_sha256[:12]}_{transform.view.of}"
-        return Store(recipe, bank.plan(inside, count, config.features.shard_images))
+        own = folder / f"encoder_{recipe.encoder_sha256[:12]}_{transform.view.of}" / name
+        return Store(recipe, bank.plan(own, count, config.features.shard_images))
 
     def one(name: str, images: Catalog, transform: MultiCrop, num_calls: int) -> Bank:
         recipe = Recipe(

@@ -161,7 +161,7 @@ def test_an_encoder_added_later_extracts_nothing_else(
     together = tmp_path / "together"
     assert extract.extract(config, tmp_path) == extract.extract(config, together) == []
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    new = sorted((tmp_path / "bank").rglob("encoder_*/*.parquet"))
+    new = sorted((tmp_path / "bank").glob("encoder_*/*/*.parquet"))
     assert len(new) == 3
     name = f"f_global_{weights.file_sha256(encoder_file)[:12]}"
     for path in new:
