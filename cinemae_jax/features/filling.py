@@ -21,7 +21,7 @@ from cinemae_jax.features.extraction import Extractor, Featured
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import BankedSet, OnlineSet, Sets
 from cinemae_jax.features.splits import Data
-from cinemae_jax.model.cinemae import BEFORE_THE_HEAD, Backbone
+from cinemae_jax.model.cinemae import Backbone, before_the_head
 from cinemae_jax.runtime import collectives, hosts, preemption, progress
 from cinemae_jax.runtime.devices import merge
 from cinemae_jax.settings import DataSettings, FeatureSettings, Settings
@@ -56,7 +56,7 @@ class Bank:
 
     def made_of(self) -> dict[str, Any]:
         """Everything its bytes depend on, ready for JSON."""
-        return {"recipe": dataclasses.asdict(self.recipe), "images": self.images.fingerprint}
+        return {"recipe": self.recipe.choices, "images": self.images.fingerprint}
 
 
 def bank_folder(features: FeatureSettings, workdir: Path) -> Path:
@@ -75,7 +75,7 @@ def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> di
         recipe = Recipe(
             backbone_sha256=backbone.sha256,
             transform=repr(transform),
-            detector={field: getattr(config.detector, field) for field in BEFORE_THE_HEAD},
+            detector=before_the_head(config.detector),
             seed=config.features.seed,
             num_runs=config.features.num_runs,
             num_views=num_calls * math.prod(transform.shape[:-3]),
@@ -262,6 +262,8 @@ def extract_part(part: Part, one: Bank, images: OnlineSet, unread: BadImages, ba
     """Extracts and writes one part on the devices of this host."""
     batches = images.storing(one.transform, one.num_calls, part.rows)
     facts, features = _collect(batches, one, part, unread, bar)
+    if bank.IDS in features:
+        features[bank.IDS] = features[bank.IDS].astype(bank.id_type(images.num_patches))
     bank.write(part, one.recipe, one.images, facts, features)
 
 
