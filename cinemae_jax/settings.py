@@ -274,6 +274,13 @@ class Settings:
                 f"config.features.num_runs {stored} is below config.detector.num_runs {wanted}: "
                 "store at least as many runs per image as the head reads"
             )
+        size = self.detector.group_size
+        if stored % size:
+            raise ValueError(
+                f"config.features.num_runs is {stored}, but disjoint masks come in groups of "
+                f"{size} (detector.mask_ratio {self.detector.mask_ratio:g}): store a multiple of "
+                f"{size}"
+            )
 
     @property
     def runs(self) -> dict[str, int]:
@@ -288,7 +295,8 @@ class Settings:
     def masks(self) -> Masks:
         """Which masking runs an image gets."""
         stored = self.features.num_runs
-        return Masks(self.features.seed, self.detector.num_runs, stored, self.num_seeds)
+        detector, seed = self.detector, self.features.seed
+        return Masks(seed, detector.num_runs, stored, self.num_seeds, detector.group_size)
 
     @property
     def evaluation(self) -> EvaluationSettings:

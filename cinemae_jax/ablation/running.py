@@ -237,10 +237,7 @@ def _frozen(row: RowInProgress, banks: Path) -> tuple[TrainedDetector, FeatureSe
 
 def shared_folder(banks: Mapping[str, Bank], folder: Path) -> Path:
     """A folder named by all that the features of a row depend on: rows that agree share a bank."""
-    contents = [
-        (name, dataclasses.asdict(one.recipe), one.images.fingerprint)
-        for name, one in banks.items()
-    ]
+    contents = [(name, one.recipe.choices, one.images.fingerprint) for name, one in banks.items()]
     digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
     return folder / digest[:16]
 

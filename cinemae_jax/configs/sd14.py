@@ -40,12 +40,16 @@ def detector() -> ConfigDict:
     config.num_runs = 2  # K
     config.anomaly = "statistics"  # or bands (by spatial frequency, beyond the paper)
     config.mask_ratio = 0.75
+    config.masking = "random"  # the paper's; beyond it: disjoint, stratified (docs/method.md)
+    config.texture_temperature = 1.0  # of stratified; large: uniform within a stratum
     config.pooling = "cls"  # or mean
     config.score = "context_nll"  # docs/method.md lists the others
     config.mismatch_weight = 1.0  # λ
     config.learn_mismatch_weight = False
     config.statistics = ("variability", "mean_anomaly", "perturbation_sensitivity")
     config.sensitivity = "run"  # or patch
+    config.score_share = 1.0  # share of a run's masked patches that s1, s2, s3 summarise
+    config.share_by = "texture"  # the most textured ones; random: a control of equal size
     config.fusion = "additive"  # concat, gate, logit, global, lcas
     config.hidden = 256  # of MLP_δ; 0 makes it linear
     config.clip = 0.0  # of MLP_δ's standardised inputs; 0: no clipping

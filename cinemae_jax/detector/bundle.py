@@ -25,6 +25,7 @@ from cinemae_jax.data.inspect.facts import SAME_FORMAT
 from cinemae_jax.detector import loading, resuming, trained
 from cinemae_jax.detector.trained import HeldOut, TrainedDetector
 from cinemae_jax.features import filling
+from cinemae_jax.model.config import as_before
 from cinemae_jax.runtime.checkpoints import CheckpointError
 from cinemae_jax.runtime.files import replacing
 from cinemae_jax.settings import Settings
@@ -147,7 +148,7 @@ def identity(detector: TrainedDetector) -> str:
     choices = {
         "backbone": detector.backbone.sha256,
         **_of_encoder(detector),
-        "detector": dataclasses.asdict(detector.settings.detector),
+        "detector": as_before(dataclasses.asdict(detector.settings.detector)),
         "crops": (data.resize, data.scored_crops),
         "mask_seed": detector.settings.features.seed,
         "heads": trained.head_sha256(detector.heads),

@@ -44,9 +44,12 @@ def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., Im
 
     Args:
       config: of the detector.
-      num_groups: G; uses the runs 0 … G·K-1, of which the first K are those of evaluation.
+      num_groups: number of groups, of which the first is that of evaluation.
     """
-    extract = extraction.make_extract(config, extraction.first_runs(num_groups * config.num_runs))
+    runs = extraction.first_runs(
+        config.num_runs, num_draws=num_groups, group_size=config.group_size
+    )
+    extract = extraction.make_extract(config, runs)
 
     def score(
         backbone: Backbone,

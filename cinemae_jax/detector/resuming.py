@@ -6,6 +6,7 @@ from typing import Any
 
 from cinemae_jax.detector.trained import KIND
 from cinemae_jax.model.cinemae import Backbone
+from cinemae_jax.model.config import LATER
 from cinemae_jax.runtime import differences
 from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
 
@@ -43,7 +44,13 @@ def require_resumable(
 
 
 def require_same_run(before: dict[str, Any], metadata: dict[str, Any], folder: Path) -> None:
-    """Raises CheckpointError if a checkpoint belongs to another run."""
+    """Raises CheckpointError if a checkpoint belongs to another run.
+
+    Fields of the detector that are newer than the checkpoint had the value of before.
+    """
+    settings = before["settings"]
+    settings = settings | {"detector": LATER | settings["detector"]}
+    before = before | {"settings": settings}
     differences.require_same(before, metadata, folder, may_differ=MAY_DIFFER)
 
 

@@ -42,9 +42,13 @@ Featured = tuple[Batch, Features]
 # --- the frozen side ----------------------------------------------------------------------------
 
 
-def first_runs(count: int) -> Runs:
-    """Runs 0 … count-1 of every example: evaluation, and what a bank stores."""
-    return lambda keys, epoch: jnp.broadcast_to(jnp.arange(count), (*keys.shape, count))
+def first_runs(num_runs: int, *, num_draws: int = 1, group_size: int = 1) -> Runs:
+    """Runs 0 … K-1 of every example, then those of further draws (``masking.first_runs``).
+
+    One draw is for evaluation, and for what a bank stores.
+    """
+    numbers = masking.first_runs(num_runs, num_draws=num_draws, group_size=group_size).reshape(-1)
+    return lambda keys, epoch: jnp.broadcast_to(numbers, (*keys.shape, len(numbers)))
 
 
 def drawn_runs(masks: Masks) -> Runs:
@@ -57,6 +61,7 @@ def drawn_runs(masks: Masks) -> Runs:
             num_runs=masks.num_runs,
             num_stored=masks.num_stored,
             num_seeds=masks.num_seeds,
+            group_size=masks.group_size,
         )
         return drawn.reshape(len(epoch), -1)
 
@@ -144,7 +149,9 @@ class Extractor:
     @functools.cached_property
     def scoring(self) -> Any:
         """Extraction of the runs that a score rests on."""
-        return self._compiled(first_runs(self.masks.num_runs))
+        masks = self.masks
+        draws = {"num_draws": masks.num_draws, "group_size": masks.group_size}
+        return self._compiled(first_runs(masks.num_runs, **draws))
 
     @functools.cached_property
     def storing(self) -> Any:

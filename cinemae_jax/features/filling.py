@@ -21,7 +21,7 @@ from cinemae_jax.features.extraction import Encoding, Extractor
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import BankedSet, OnlineSet, Sets
 from cinemae_jax.features.splits import Data
-from cinemae_jax.model.cinemae import BEFORE_THE_HEAD, Backbone
+from cinemae_jax.model.cinemae import Backbone, before_the_head
 from cinemae_jax.runtime import collectives, hosts, preemption, progress
 from cinemae_jax.runtime.devices import Replicas, merge
 from cinemae_jax.settings import DataSettings, FeatureSettings, Settings
@@ -82,7 +82,7 @@ class Bank:
 
     def made_of(self) -> dict[str, Any]:
         """Everything its bytes depend on, ready for JSON."""
-        recipes = {name: dataclasses.asdict(one.recipe) for name, one in self.stores.items()}
+        recipes = {name: one.recipe.choices for name, one in self.stores.items()}
         return {"recipes": recipes, "images": self.images.fingerprint}
 
 
@@ -115,7 +115,7 @@ def banks(config: Settings, data: Data, backbone: Backbone, workdir: Path) -> di
         recipe = Recipe(
             backbone_sha256=backbone.sha256,
             transform=repr(transform),
-            detector={field: getattr(config.detector, field) for field in BEFORE_THE_HEAD},
+            detector=before_the_head(config.detector),
             seed=config.features.seed,
             num_runs=config.features.num_runs,
             num_views=num_calls * math.prod(transform.shape[:-3]),
@@ -387,4 +387,7 @@ def extract_part(
     for name, recipe in recipes.items():
         views = rows * recipe.num_views
         taken = {c: np.concatenate(columns[c])[:views].reshape(rows, -1) for c in recipe.columns}
+        if bank.IDS in taken:
+            ids = bank.id_type(programs.backbone.model.num_patches)
+            taken[bank.IDS] = taken[bank.IDS].astype(ids)
         bank.write(one.stores[name].parts[index], recipe, one.images, facts, taken)

@@ -18,10 +18,11 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch, Loader
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Transform
+from cinemae_jax.features import bank
 from cinemae_jax.features.bank import Stored
 from cinemae_jax.features.extraction import Extractor, Featured, drawn_runs
 from cinemae_jax.model import lcas, masking
-from cinemae_jax.model.cinemae import Features
+from cinemae_jax.model.cinemae import Features, masks_by_key
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas
@@ -177,7 +178,9 @@ class BankedSet:
             for n in (field.name for field in dataclasses.fields(lcas.Terms))
         }
         masked = None
-        if self.detector.sensitivity == "patch":
+        if bank.IDS in columns:
+            masked = _rows_first(_taken(columns[bank.IDS], by_run)).astype(np.int32)
+        elif self.detector.sensitivity == "patch":
             at, _, run = np.broadcast_arrays(*by_run)
             masked = _rows_first(self._masked(at, run))
         uniform_share = _rows_first(_taken(columns["uniform_share"], by_view))
@@ -214,11 +217,10 @@ class BankedSet:
         return np.asarray(self._draw(self._keys, jnp.full(len(self.images), epoch)))
 
     def _masked(self, rows: np.ndarray, runs: np.ndarray) -> np.ndarray:
-        """Ids of the masked patches, (..., M): recomputed by key, as a bank does not hold them."""
-        length = self.model.num_patches
-        visible = self.model.num_visible(self.detector.mask_ratio)
+        """Ids of the masked patches, (..., M): by key, where a bank does not hold them."""
         keys = self._keys[rows.reshape(-1)]
-        masked = _masked_ids(keys, jnp.asarray(runs.reshape(-1)), length, visible)
+        numbers = jnp.asarray(runs.reshape(-1, 1))
+        masked = _masked_ids(keys, numbers, self.model, self.detector)
         return np.asarray(masked).reshape(*rows.shape, -1)
 
 
@@ -235,20 +237,29 @@ def _rows_first(values: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _masked_ids(keys: jax.Array, runs: jax.Array, length: int, num_visible: int) -> jax.Array:
-    def visible(key: jax.Array, run: jax.Array) -> jax.Array:
-        return masking.run_ids(key, run[None], length, num_visible)[0]
-
-    return masking.masked_ids(jax.vmap(visible)(keys, runs), length)
+def _masked_ids(
+    keys: jax.Array, runs: jax.Array, model: MAEConfig, detector: DetectorConfig
+) -> jax.Array:
+    visible = masks_by_key(keys, runs, model, detector)[:, 0]
+    return masking.masked_ids(visible, model.num_patches)
 
 
 def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
     """Names of the bank columns that a detector's head reads."""
-    return (*("f_global",) * config.reads_global, "uniform_share", *needed_terms(config))
+    ids = config.sensitivity == "patch" and config.masking == "stratified" and needed_terms(config)
+    return (
+        *("f_global",) * config.reads_global,
+        "uniform_share",
+        *needed_terms(config),
+        *(bank.IDS,) * bool(ids),
+    )
 
 
 def needed_terms(config: DetectorConfig) -> tuple[str, ...]:
     """Names of the LCAS terms that a head's score is made of."""
     if not config.num_runs:
         return ()
-    return ("bands",) if config.anomaly == "bands" else lcas.TERMS_OF[config.score]
+    if config.anomaly == "bands":
+        return ("bands",)
+    texture = ("patch_variance",) * config.reads_texture
+    return tuple(dict.fromkeys((*lcas.TERMS_OF[config.score], *texture)))

@@ -27,7 +27,14 @@ from cinemae_jax.model.config import (
     MAEConfig,
 )
 from cinemae_jax.model.head import HeadState, head_of, learned_weight
-from cinemae_jax.model.mae import MAE, initial_variables, normalize_images, patchify, to_target
+from cinemae_jax.model.mae import (
+    MAE,
+    grey_levels,
+    initial_variables,
+    normalize_images,
+    patchify,
+    to_target,
+)
 from cinemae_jax.model.vit import Encoder, Preprocessing, ViT
 
 
@@ -105,7 +112,9 @@ class Features:
 
 # The fields of ``DetectorConfig`` that features depend on.  Not among them: ``attention`` and
 # ``run_layout``, which change features by rounding only, as another device would.
-BEFORE_THE_HEAD = ("mask_ratio", "pooling", "anomaly", "dtype", "uniform_variance")
+BEFORE_THE_HEAD = ("mask_ratio", "pooling", "anomaly", "dtype", "uniform_variance", "masking")
+# Likewise, but of stratified masks only.
+OF_STRATIFIED = ("texture_temperature",)
 
 # Normalised pixels, visible and masked ids to predictions of the masked patches (target space).
 Reconstruct = Callable[
@@ -211,10 +220,7 @@ def unfrozen_features(
     tokens = cast(Array, model.apply(variables, pixels, method="encode")).astype(jnp.float32)
     f_global = tokens[:, 0] if config.pooling == "cls" else tokens[:, 1:].mean(axis=1)
 
-    def all_ids(key: Key[Array, ""], run: Int[Array, " k"]) -> Int[Array, "k n"]:
-        return masking.run_ids(key, run, mae_config.num_patches, num_visible)
-
-    visible = jax.vmap(all_ids)(keys, runs)  # (B, K, N_vis)
+    visible = _visible_ids(pixels, keys, runs, mae_config, config)
     masked = masking.masked_ids(visible, mae_config.num_patches)  # (B, K, M)
 
     predict = reconstruct or cast(Reconstruct, functools.partial(model.apply, variables))
@@ -242,6 +248,44 @@ def unfrozen_features(
         terms = lcas.Terms(none, none, none, none, jnp.zeros((len(pixels), 0, CHANNELS)))
     uniform = jax.vmap(lambda p: lcas.uniform_share(p, config.uniform_variance))(patches)
     return Features(f_global, terms, masked, uniform)
+
+
+def _visible_ids(
+    pixels: Float[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    runs: Int[Array, "b k"],
+    model: MAEConfig,
+    config: DetectorConfig,
+) -> Int[Array, "b k n"]:
+    if config.masking != "stratified":
+        return masks_by_key(keys, runs, model, config)
+    levels = patchify(grey_levels(pixels), model.patch_size)
+    draw = functools.partial(
+        masking.stratified_ids,
+        num_visible=model.num_visible(config.mask_ratio),
+        temperature=config.texture_temperature,
+    )
+    return jax.vmap(draw)(keys, runs, jax.vmap(lcas.texture)(levels))
+
+
+def masks_by_key(
+    keys: Key[Array, " b"], runs: Int[Array, "b k"], model: MAEConfig, config: DetectorConfig
+) -> Int[Array, "b k n"]:
+    """Visible patch ids of masks that follow from keys and run numbers alone, int32.
+
+    Raises:
+      ValueError: for stratified masks, which depend on the pixels.
+    """
+    if config.masking == "stratified":
+        raise ValueError("stratified masks depend on the pixels: read their ids from the features")
+    length, num_visible = model.num_patches, model.num_visible(config.mask_ratio)
+
+    def one(key: Key[Array, ""], run: Int[Array, " k"]) -> Int[Array, "k n"]:
+        if config.masking == "disjoint":
+            return masking.disjoint_ids(key, run, length, num_visible, config.group_size)
+        return masking.run_ids(key, run, length, num_visible)
+
+    return jax.vmap(one)(keys, runs)
 
 
 def _folded(
@@ -282,20 +326,57 @@ def statistics(
     if config.anomaly == "bands":
         return features.terms.read("bands")[0].mean(axis=1)
     weight = config.mismatch_weight if mismatch_weight is None else mismatch_weight
-    scores = lcas.score(features.terms, config.score, weight)
+    scores, masked = lcas.score(features.terms, config.score, weight), features.masked
+    if config.score_share < 1:
+        scores, masked = _shared(scores, masked, features.terms, config)
 
     def one(score: Float[Array, "k m"], masked: Int[AnyArray, "k m"] | None) -> Float[Array, " 3"]:
         return lcas.summarize(
             score, sensitivity=config.sensitivity, masked=masked, num_patches=num_patches
         )
 
-    stats = jax.vmap(one)(scores, features.masked)
+    stats = jax.vmap(one)(scores, masked)
     stats = stats[:, np.array([STATISTICS.index(name) for name in config.statistics])]
     return stats if config.score in LOGARITHMIC_SCORES else jnp.log1p(stats)
 
 
+def _shared(
+    scores: Float[Array, "b k m"],
+    masked: Int[AnyArray, "b k m"] | None,
+    terms: lcas.Terms,
+    config: DetectorConfig,
+) -> tuple[Float[Array, "b k n"], Int[Array, "b k n"] | None]:
+    """Scores and ids of the share of the masked patches that statistics summarise."""
+    if config.reads_texture:
+        places = lcas.most_textured(terms.read("patch_variance")[0], config.score_share)
+    else:
+        _, num_runs, num_masked = scores.shape
+        places = lcas.any_patches(num_runs, num_masked, config.score_share)[None]
+
+    def take(values: Array) -> Array:
+        return jnp.take_along_axis(values, places, axis=2)
+
+    return take(scores), None if masked is None else take(jnp.asarray(masked))
+
+
+def before_the_head(config: DetectorConfig) -> dict[str, Any]:
+    """The choices that features depend on, by field."""
+    fields = (*BEFORE_THE_HEAD, *OF_STRATIFIED * (config.masking == "stratified"))
+    return {field: getattr(config, field) for field in fields}
+
+
 def num_statistics(config: DetectorConfig, model: MAEConfig) -> int:
-    """Length of one row of ``statistics``."""
+    """Length of one row of ``statistics``.
+
+    Raises:
+      ValueError: if the statistics need a texture that the backbone's target does not have.
+    """
+    if config.reads_texture and model.target == "norm_pix":
+        raise ValueError(
+            f"detector.score_share is {config.score_share}, but this backbone predicts normalised "
+            "pixels, in which all patches have the same variance: use a backbone with target "
+            "'raw', or score_share 1"
+        )
     has_bands = config.anomaly == "bands" and config.num_runs
     return bands.num_bands(model) if has_bands else len(config.statistics)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from cinemae_jax import extract, train
 from cinemae_jax.data.order import Order
 from cinemae_jax.detector import loading
-from cinemae_jax.features import filling, splits
+from cinemae_jax.features import bank, filling, splits
 from cinemae_jax.features.bank import BankError
 from cinemae_jax.features.run import UNREAD, Run
 from cinemae_jax.features.sources import BankedSet, Sets
@@ -65,13 +65,21 @@ def test_a_bank_opens_with_another_attention_and_layout(config: Settings, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "choice", [{}, {"sensitivity": "patch"}, {"score": "conditional_nll"}, {"fusion": "lcas"}]
+    "choice",
+    [
+        {},
+        {"sensitivity": "patch"},
+        {"score": "conditional_nll"},
+        {"fusion": "lcas"},
+        {"masking": "disjoint", "sensitivity": "patch"},
+        {"masking": "stratified", "sensitivity": "patch", "score_share": 0.5},
+    ],
 )
 def test_a_bank_gives_the_features_of_the_backbone(
-    config: Settings, tmp_path: Path, choice: dict[str, str]
+    config: Settings, tmp_path: Path, choice: dict[str, Any]
 ) -> None:
     """Same images, crops, masks and order; the float32 backbone differs by its batch size only."""
-    config = with_detector(config, **choice)
+    config = with_detector(with_features(config, num_runs=4), **choice)
     config = dataclasses.replace(
         config, num_seeds=2, data=dataclasses.replace(config.data, num_crops=4, eval_crops=9)
     )
@@ -145,6 +153,38 @@ def test_a_bank_opens_as_a_plain_table(config: Settings, tmp_path: Path) -> None
     assert set(table["width"].to_pylist()) == {40}
     assert table["f_global"].type == pa.list_(pa.float32(), 24)
     assert table["mismatch"].type == pa.list_(pa.float32(), 3 * 12)
+
+
+def test_a_bank_holds_the_ids_of_masks_that_depend_on_the_pixels(
+    config: Settings, tmp_path: Path
+) -> None:
+    config = with_detector(config, masking="stratified")
+    assert extract.extract(config, tmp_path) == []
+    table = pq.read_table(tmp_path / "bank/test")
+    assert table["masked"].type == pa.list_(pa.uint8(), 3 * 12)
+    ids = np.stack(table["masked"].to_numpy()).reshape(-1, 12)
+    assert (np.diff(ids.astype(int), axis=1) > 0).all()
+    assert len(np.unique(ids, axis=0)) > len(ids) // 2
+    assert bank.id_type(257) is np.uint16
+    for other in ({"masking": "random"}, {"texture_temperature": 0.5}):
+        with pytest.raises(BankError, match=next(iter(other))):
+            open_sets(with_detector(config, **other), tmp_path)
+
+
+def test_a_bank_from_before_masking_could_be_chosen_is_one_of_random_masks(
+    config: Settings, tmp_path: Path
+) -> None:
+    made = filling.banks(
+        config, splits.read_data(config.data), loading.load_backbone(config),
+        tmp_path,
+    )["train"].recipe  # fmt: skip
+    older = dataclasses.asdict(made)
+    del older["detector"]["masking"]
+    bank.require_made_by(made, older, tmp_path)
+    assert made.choices == older
+    disjoint = dataclasses.replace(made, detector={**made.detector, "masking": "disjoint"})
+    with pytest.raises(BankError, match=r"random.*disjoint"):
+        bank.require_made_by(disjoint, older, tmp_path)
 
 
 def digests(folder: Path) -> dict[str, str]:
