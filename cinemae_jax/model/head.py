@@ -23,6 +23,7 @@ LOG_MISMATCH_WEIGHT = "log_mismatch_weight"
 STD_FLOOR = 1e-6
 GATE_BIAS = 2.0  # sigmoid(2) = 0.88: fusion starts near f_global
 _Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)  # float32, on TPU too
+_RANDOM = nn.initializers.lecun_normal()
 
 
 @struct.dataclass
@@ -48,15 +49,19 @@ class Normalizer:
 class AnomalyMLP(nn.Module):
     """MLP_δ: Dense → GELU → Dense; with ``hidden`` 0, the last Dense alone.
 
-    The last layer starts at zero, so fusion starts at f_global.
+    The last layer starts at zero, so fusion starts at f_global.  ``alone`` before a LayerNorm, it
+    starts at random: the first step away from zero would change every logit by about 10.
     """
 
     hidden: int
     width: int
+    alone: bool = False
 
     @nn.compact
     def __call__(self, stats: Float[Array, "b s"]) -> Float[Array, "b w"]:
         y = jax.nn.gelu(_Dense(self.hidden)(stats), approximate=False) if self.hidden else stats
+        if self.alone:
+            return _Dense(self.width, bias_init=nn.initializers.normal(1.0))(y)
         return _Dense(self.width, kernel_init=nn.initializers.zeros)(y)
 
 
@@ -91,18 +96,25 @@ class Head(nn.Module):
             return (by_content + by_anomaly)[:, 0]
         if self.fusion == "lcas" and not self.hidden:  # linear all the way
             return AnomalyMLP(0, 1, name="mlp")(stats)[:, 0]
+        if self.fusion == "lcas":
+            f_anomaly = AnomalyMLP(self.hidden, width, alone=True, name="mlp")(stats)
+            return self._classify(f_anomaly, nn.initializers.zeros)
         if self.fusion == "global":
-            fused = f_global
-        else:
-            f_anomaly = AnomalyMLP(self.hidden, width, name="mlp")(stats)
-            fused = self._fuse(f_global, f_anomaly)
-        return _Dense(1, name="classifier")(LayerNorm(name="norm")(fused))[:, 0]
+            return self._classify(f_global)
+        f_anomaly = AnomalyMLP(self.hidden, width, name="mlp")(stats)
+        return self._classify(self._fuse(f_global, f_anomaly))
+
+    def _classify(
+        self,
+        fused: Float[Array, "b f"],
+        kernel_init: nn.initializers.Initializer = _RANDOM,
+    ) -> Float[Array, " b"]:
+        dense = _Dense(1, kernel_init=kernel_init, name="classifier")
+        return dense(LayerNorm(name="norm")(fused))[:, 0]
 
     def _fuse(
         self, f_global: Float[Array, "b d"], f_anomaly: Float[Array, "b d"]
     ) -> Float[Array, "b f"]:
-        if self.fusion == "lcas":
-            return f_anomaly
         if self.fusion == "additive":
             return f_global + f_anomaly
         both = jnp.concatenate([f_global, f_anomaly], axis=-1)

@@ -5,12 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cinemae_jax.model.config import FUSIONS, DetectorConfig, Fusion
-from cinemae_jax.model.head import Head, HeadState, Normalizer, init_params
+from cinemae_jax.model.head import Head, HeadState, Normalizer, head_of, init_params
+from cinemae_jax.training import steps
 
 WIDTH = 12
+KEY = jax.random.key(2)
 
 
 def inputs(seed: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -36,6 +39,33 @@ def test_one_logit_per_image_and_gradients_to_every_parameter(fusion: Fusion) ->
         assert np.abs(np.asarray(leaf)).max() > 0, path
 
 
+@pytest.mark.parametrize("hidden", [0, 256])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_first_steps_do_not_raise_the_loss(fusion: Fusion, hidden: int) -> None:
+    """At the peak learning rate of the default recipe, without its warm-up."""
+    config = DetectorConfig(fusion=fusion, hidden=hidden)
+    params = init_params(config, jax.random.key(0), 192, 3)
+    f, s = jax.random.normal(jax.random.key(1), (64, 192)), jax.random.normal(KEY, (64, 3))
+    labels = jnp.arange(64) % 2
+    tx = steps.make_optimizer(lambda _: 1e-3, weight_decay=0.01, global_weight_decay=0.01)
+
+    def loss(params: Any) -> jax.Array:
+        logit = head_of(config).apply({"params": params}, f, s)
+        return steps.binary_cross_entropy(logit, labels).mean()
+
+    @jax.jit
+    def step(params: Any, state: Any) -> tuple[jax.Array, Any, Any]:
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(gradients, state, params)
+        return value, optax.apply_updates(params, updates), state
+
+    losses, state = [], tx.init(params)
+    for _ in range(6):
+        value, params, state = step(params, state)
+        losses.append(float(value))
+    assert max(losses[1:]) < losses[0] + 0.01, losses
+
+
 def test_additive_fusion_starts_as_the_global_feature_alone() -> None:
     f, s = inputs()
     np.testing.assert_array_equal(run("additive", f, s), run("additive", f, s * 9 + 1))
@@ -50,7 +80,7 @@ def test_gate_starts_near_the_global_feature() -> None:
 @pytest.mark.parametrize(("fusion", "ignores"), [("global", 1), ("lcas", 0)])
 def test_single_pathways_ignore_the_other(fusion: Fusion, ignores: int) -> None:
     params = init_params(DetectorConfig(fusion=fusion, hidden=8), jax.random.key(1), WIDTH, 3)
-    params = jax.tree.map(lambda x: x + 0.1, params)
+    params = jax.tree.map(lambda x: x + jnp.linspace(0, 1, x.size).reshape(x.shape), params)
     (f, s), (other_f, other_s) = inputs(0), inputs(1)
     expected = run(fusion, f, s, params)
     changed = run(fusion, other_f, s, params), run(fusion, f, other_s, params)
