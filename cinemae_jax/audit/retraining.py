@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cinemae_jax.audit.conditions import Change, Scored, corrupting, unchanged
-from cinemae_jax.audit.controls import SHRINK, Control, Source, gaussian_inpainting
+from cinemae_jax.audit.controls import SHRINK, Control, Source, controls, gaussian_inpainting
 from cinemae_jax.audit.rescoring import Rescorer
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.unread import BadImages
@@ -112,7 +112,8 @@ class Retrainer:
             reconstruct=reconstruct,
             whole=True,  # several heads share these features
         )
-        needed = sources.needed_terms(config.detector)
+        heads = [control.detector for control in controls(config.detector)]
+        needed = tuple(dict.fromkeys(t for head in heads for t in sources.needed_terms(head)))
 
         def stored(images: Catalog, *, learned: bool) -> Stored:
             data, features = config.data, config.features
@@ -168,7 +169,7 @@ def collect(
       terms: names of the LCAS terms to keep.
       bad: records images that cannot be read.
     """
-    names = ("f_global", "uniform_share", *terms)
+    names = ("f_global", "uniform_share", "frequency", *terms)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     errors: list[str] = []
     for batch, features in batches:

@@ -70,7 +70,7 @@ class Recipe:
     def columns(self) -> tuple[str, ...]:
         """Names of the feature columns; without runs there are no terms."""
         terms = TERMS if self.detector.get("anomaly") == "bands" else TERMS[:-1]
-        return ("f_global", "uniform_share", *(terms if self.num_runs else ()))
+        return ("f_global", "uniform_share", "frequency", *(terms if self.num_runs else ()))
 
     def require(self, made: Mapping[str, Any], where: Path) -> None:
         """Raises BankError, naming the differences, unless ``where`` was built by this recipe."""
@@ -199,8 +199,8 @@ class Stored:
     """Features of some images, in the order of their catalog; N rows, V views, R runs.
 
     Attributes:
-      columns: by name, float32: f_global (N, V, D), uniform_share (N, V), a term
-        (N, V, R, M) or (N, V, R, C); only those that were asked for.
+      columns: by name, float32: f_global (N, V, D), uniform_share (N, V), frequency (N, V, Q), a
+        term (N, V, R, M) or (N, V, R, C); only those that were asked for.
       errors: (N,) str, why an image has no features; empty if it has.
     """
 
@@ -211,6 +211,17 @@ class Stored:
     def num_views(self) -> int:
         """V."""
         return int(self.columns["uniform_share"].shape[1])
+
+    def with_shuffled_terms(self, seed: int) -> "Stored":
+        """The same, every image with the LCAS terms of a random readable one; for a control."""
+        readable = np.flatnonzero(self.errors == "")
+        donors = np.arange(len(self.errors))
+        donors[readable] = np.random.default_rng(seed).permutation(readable)
+        shuffled = {
+            name: values[donors] if name in TERMS else values
+            for name, values in self.columns.items()
+        }
+        return Stored(shuffled, self.errors)
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -185,7 +185,10 @@ class BankedSet:
             f_global = _rows_first(_taken(columns["f_global"], by_view))
         else:
             f_global = np.zeros((len(uniform_share), self.model.width), np.float32)
-        features = Features(f_global, lcas.Terms(**terms), masked, uniform_share)
+        spectra = None
+        if self.detector.reads_frequency:
+            spectra = _rows_first(_taken(columns["frequency"], by_view))
+        features = Features(f_global, lcas.Terms(**terms), masked, uniform_share, spectra)
         placed: Features = self.replicas.split(features)
         return placed
 
@@ -243,11 +246,16 @@ def _masked_ids(keys: jax.Array, runs: jax.Array, length: int, num_visible: int)
 
 def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
     """Names of the bank columns that a detector's head reads."""
-    return (*("f_global",) * config.reads_global, "uniform_share", *needed_terms(config))
+    return (
+        *("f_global",) * config.reads_global,
+        "uniform_share",
+        *("frequency",) * config.reads_frequency,
+        *needed_terms(config),
+    )
 
 
 def needed_terms(config: DetectorConfig) -> tuple[str, ...]:
     """Names of the LCAS terms that a head's score is made of."""
-    if not config.num_runs:
+    if not config.scores_patches:
         return ()
     return ("bands",) if config.anomaly == "bands" else lcas.TERMS_OF[config.score]

@@ -25,7 +25,8 @@ Sensitivity = Literal["run", "patch"]
 Statistic = Literal["variability", "mean_anomaly", "perturbation_sensitivity"]  # s1, s2, s3
 STATISTICS: tuple[str, ...] = get_args(Statistic)
 Anomaly = Literal["statistics", "bands"]
-Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
+Frequency = Literal["none", "radial", "blocks", "residual"]
+Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas", "hybrid", "frequency"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 Pooling = Literal["cls", "mean"]
 Dtype = Literal["float32", "bfloat16"]
@@ -155,6 +156,9 @@ class DetectorConfig:
       learn_mismatch_weight: train λ with the head; it starts at ``mismatch_weight``.
       statistics: which of ``STATISTICS`` the head reads; all three in the paper.
       sensitivity: how s3 is formed, ``run`` or ``patch`` (``lcas.summarize``).
+      frequency: q, what the head reads of the image's own spectrum (``model.frequency``); fusions
+        ``hybrid`` and ``frequency`` have a pathway for it, ``global`` does not read it, and all
+        others read it beside the statistics.
       fusion: one of ``FUSIONS``.
       hidden: hidden width of MLP_δ; 0 makes it linear.
       clip: MLP_δ reads standardised values clipped to [-clip, clip]; 0 does not clip.
@@ -189,20 +193,36 @@ class DetectorConfig:
     low_context_share: float = 0.5
     attention: AttentionKind = "plain"
     run_layout: RunLayout = "vmap"
+    frequency: Frequency = "none"
 
     @property
     def reads_global(self) -> bool:
         """Whether the head reads f_global."""
-        return self.fusion != "lcas"
+        return self.fusion not in ("lcas", "frequency")
+
+    @property
+    def reads_frequency(self) -> bool:
+        """Whether the head reads q."""
+        return self.frequency != "none" and self.fusion != "global"
+
+    @property
+    def scores_patches(self) -> bool:
+        """Whether masked patches are scored: not with K = 0, nor for the spectrum alone."""
+        return self.num_runs > 0 and self.fusion != "frequency"
 
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_ranges()
         self._check_learned_weight()
-        if self.num_runs == 0 and self.fusion != "global":
+        if self.num_runs == 0 and self.fusion not in ("global", "frequency"):
             raise ValueError(
                 f"detector.num_runs = 0 leaves no anomaly scores for fusion {self.fusion!r}: "
-                "use fusion 'global' or num_runs of 1 or more"
+                "use fusion 'global' or 'frequency', or num_runs of 1 or more"
+            )
+        if self.frequency == "none" and self.fusion in ("hybrid", "frequency"):
+            raise ValueError(
+                f"detector.fusion {self.fusion!r} reads detector.frequency, which is 'none': "
+                "use radial, blocks or residual"
             )
 
     def _check_choices(self) -> None:
@@ -211,6 +231,7 @@ class DetectorConfig:
             "pooling": get_args(Pooling),
             "score": SCORES,
             "sensitivity": get_args(Sensitivity),
+            "frequency": get_args(Frequency),
             "fusion": FUSIONS,
             "dtype": get_args(Dtype),
             "attention": get_args(AttentionKind),
@@ -252,7 +273,7 @@ class DetectorConfig:
         if (
             self.score not in WEIGHTED_SCORES
             or self.anomaly != "statistics"
-            or self.fusion == "global"
+            or self.fusion in ("global", "frequency")
         ):
             raise ValueError(
                 "detector.learn_mismatch_weight needs a score and a fusion that use λ, is set with "

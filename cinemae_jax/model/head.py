@@ -1,6 +1,7 @@
 """The trained part: MLP_δ on the statistics, fusion with f_global, classifier (method.md 5).
 
-In: standardised global feature (B, D) and statistics (B, S).  Out: logits (B,), positive for ai.
+In: standardised global feature (B, D) and statistics (B, S), with the frequency q (method.md 5) at
+their end, if it is read.  Out: logits (B,), positive for ai.
 """
 
 import functools
@@ -11,12 +12,15 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Key
 
+from cinemae_jax.model import frequency
 from cinemae_jax.model.arrays import AnyArray, Params
 from cinemae_jax.model.config import FUSIONS, DetectorConfig, Fusion
 from cinemae_jax.model.layers import LayerNorm
 
-# Module that reads f_global in ``logit`` fusion, and nothing else; it has its own weight decay.
+# Modules that read f_global alone (``logit``, ``hybrid``), and q alone (``hybrid``,
+# ``frequency``); each has its own weight decay.
 GLOBAL_PATHWAY = "global_classifier"
+FREQUENCY_PATHWAY = "frequency_mlp"
 # Parameter log λ, where λ is learned: λ stays positive.
 LOG_MISMATCH_WEIGHT = "log_mismatch_weight"
 
@@ -70,8 +74,10 @@ class Head(nn.Module):
 
     Attributes:
       fusion: ``additive``, ``concat`` or ``gate`` of the paper; ``logit`` joins two separate
-        pathways only at the logit; ``global`` and ``lcas`` are one pathway alone.
+        pathways only at the logit; ``hybrid`` joins three, which all start at zero; ``global``,
+        ``lcas`` and ``frequency`` are one pathway alone.
       hidden: width of MLP_δ's hidden layer; 0 makes it linear, and ``lcas`` a linear classifier.
+      num_frequency: length of q, the last of the statistics; only ``hybrid`` tells it apart.
 
     Raises:
       ValueError: if the fusion is unknown.
@@ -79,6 +85,7 @@ class Head(nn.Module):
 
     fusion: Fusion = "additive"
     hidden: int = 256
+    num_frequency: int = 0
 
     def __post_init__(self) -> None:
         if self.fusion not in FUSIONS:
@@ -90,6 +97,14 @@ class Head(nn.Module):
         self, f_global: Float[Array, "b d"], stats: Float[Array, "b s"]
     ) -> Float[Array, " b"]:
         width = f_global.shape[-1]
+        if self.fusion == "frequency":
+            return AnomalyMLP(self.hidden, 1, name=FREQUENCY_PATHWAY)(stats)[:, 0]
+        if self.fusion == "hybrid":
+            s, q = jnp.split(stats, [stats.shape[-1] - self.num_frequency], axis=-1)
+            by_content = _Dense(1, kernel_init=nn.initializers.zeros, name=GLOBAL_PATHWAY)(f_global)
+            by_anomaly = AnomalyMLP(self.hidden, 1, name="mlp")(s)
+            by_frequency = AnomalyMLP(self.hidden, 1, name=FREQUENCY_PATHWAY)(q)
+            return (by_content + by_anomaly + by_frequency)[:, 0]
         if self.fusion == "logit":
             by_content = _Dense(1, name=GLOBAL_PATHWAY)(f_global)
             by_anomaly = AnomalyMLP(self.hidden, 1, name="mlp")(stats)
@@ -154,4 +169,4 @@ def learned_weight(params: Params) -> Float[Array, ""] | None:
 
 def head_of(config: DetectorConfig) -> Head:
     """The head that a configuration describes."""
-    return Head(fusion=config.fusion, hidden=config.hidden)
+    return Head(config.fusion, config.hidden, frequency.num_values(config.frequency))
