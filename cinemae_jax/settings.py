@@ -164,9 +164,11 @@ class TrainSettings:
       learning_rate: at the peak.
       warmup: share of the steps during which the learning rate rises.
       weight_decay: of all kernels of the head.
-      global_weight_decay: in fusion ``logit``, of the pathway that reads f_global alone.
+      global_weight_decay: in fusions ``logit`` and ``hybrid``, of the pathway that reads f_global
+        alone.
       standardize_images: training images whose statistics standardise the head's inputs.
       checkpoint_every: steps; every epoch ends with a validated checkpoint as well.
+      frequency_weight_decay: in fusions ``hybrid`` and ``frequency``, of the pathway that reads q.
     """
 
     batch_size: int
@@ -177,6 +179,7 @@ class TrainSettings:
     global_weight_decay: float
     standardize_images: int
     checkpoint_every: int
+    frequency_weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
         require(
@@ -188,6 +191,7 @@ class TrainSettings:
             warmup=(0, 1),
             weight_decay=(0, None),
             global_weight_decay=(0, None),
+            frequency_weight_decay=(0, None),
             standardize_images=(1, None),
             checkpoint_every=(1, None),
         )

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -26,9 +26,9 @@ from cinemae_jax.features import filling, splits
 from cinemae_jax.features.extraction import Extractor
 from cinemae_jax.features.filling import Bank
 from cinemae_jax.features.run import UNREAD, Run
-from cinemae_jax.features.sources import FeatureSet, OnlineSet
+from cinemae_jax.features.sources import BankedSet, FeatureSet, OnlineSet, Sets
 from cinemae_jax.features.splits import Data
-from cinemae_jax.model.cinemae import Backbone, num_params
+from cinemae_jax.model.cinemae import Backbone, num_params, random_backbone
 from cinemae_jax.model.head import HeadState
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.checkpoints import Checkpoints
@@ -195,6 +195,7 @@ def _made_of(row: Variant, data: Data, backbone: Backbone) -> dict[str, Any]:
         "version": __version__,
         "settings": dataclasses.asdict(row.config),
         "unfrozen": row.unfrozen and dataclasses.asdict(row.unfrozen),
+        **({"control": row.control} if row.control else {}),
         **backbone.hashes,
         "images": {name: images.fingerprint for name, images in parts.items()},
     }
@@ -218,6 +219,9 @@ def _frozen(row: RowInProgress, banks: Path) -> tuple[TrainedDetector, FeatureSe
     """What ``train`` does, with a bank that other rows share."""
     data, backbone, run = row.data, row.backbone, row.run
     config = row.variant.config
+    if row.variant.control == "random weights":
+        backbone = _untrained(run.workdir / "backbone.safetensors", backbone, config.seed)
+        config = dataclasses.replace(config, backbone=str(run.workdir / "backbone.safetensors"))
     made = filling.banks(config, data, backbone, banks)
     shared = shared_folder(made, Path(config.features.bank) if config.features.bank else banks)
     features = dataclasses.replace(config.features, bank=str(shared))
@@ -227,12 +231,32 @@ def _frozen(row: RowInProgress, banks: Path) -> tuple[TrainedDetector, FeatureSe
         resuming.require_resumable(checkpoints, metadata, backbone)
         with row.timed("bank"):
             sets = filling.open_sets(config, data, backbone, run)
+            if row.variant.control == "shuffled scores":
+                sets = _shuffled(sets, config.seed)
         with row.timed("training"):
             fitting.fit(config, sets, backbone, run, checkpoints, metadata)
     best = loading.load(
         run.workdir, backbone=config.backbone, global_backbone=config.global_backbone
     )
     return dataclasses.replace(best, settings=config), sets.test
+
+
+def _untrained(path: Path, backbone: Backbone, seed: int) -> Backbone:
+    """A backbone of random weights, written once: a rewritten file may have another hash."""
+    if not path.is_file():
+        params = random_backbone(backbone.config, seed).params
+        weights.save(path, backbone.config, params, {"method": f"random weights, seed {seed}"})
+    return weights.load(path)
+
+
+def _shuffled(sets: Sets, seed: int) -> Sets:
+    """The sets, all readable images of each with the anomaly scores of another one."""
+
+    def one(banked: BankedSet) -> BankedSet:
+        return dataclasses.replace(banked, stored=banked.stored.with_shuffled_terms(seed))
+
+    parts = {field.name: getattr(sets, field.name) for field in dataclasses.fields(sets)}
+    return Sets(**{name: one(cast(BankedSet, part)) for name, part in parts.items()})
 
 
 def shared_folder(banks: Mapping[str, Bank], folder: Path) -> Path:

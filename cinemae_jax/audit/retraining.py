@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cinemae_jax.audit.conditions import Change, Scored, corrupting, unchanged
-from cinemae_jax.audit.controls import SHRINK, Control, Source, gaussian_inpainting
+from cinemae_jax.audit.controls import SHRINK, Control, Source, controls, gaussian_inpainting
 from cinemae_jax.audit.rescoring import Rescorer
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.unread import BadImages
@@ -111,8 +111,10 @@ class Retrainer:
             reconstruct=reconstruct,
             whole=True,  # several heads share these features
         )
-        # several heads share these features
-        needed = dict.fromkeys(("f_global", *sources.needed_columns(config.detector)))
+        heads = [control.detector for control in controls(config.detector)]
+        needed = dict.fromkeys(
+            ("f_global", *(c for head in heads for c in sources.needed_columns(head)))
+        )
 
         def stored(images: Catalog, *, learned: bool) -> Stored:
             data, features = config.data, config.features

@@ -238,7 +238,7 @@ class DetectorAudit:
             for name, one in found.items()
             if kept
         )
-        reads = config.anomaly == "statistics" and config.fusion != "global"
+        reads = config.anomaly == "statistics" and config.fusion not in ("global", "frequency")
         section = Signal(
             config.num_runs,
             measure.mismatch_weight,

@@ -50,7 +50,8 @@ def detector() -> ConfigDict:
     config.sensitivity = "run"  # or patch
     config.score_share = 1.0  # share of a run's masked patches that s1, s2, s3 summarise
     config.share_by = "texture"  # the most textured ones; random: a control of equal size
-    config.fusion = "additive"  # concat, gate, logit, global, lcas
+    config.frequency = "none"  # or radial, blocks, residual: of the image itself, beyond the paper
+    config.fusion = "additive"  # concat, gate, logit, global, lcas, hybrid, frequency
     config.hidden = 256  # of MLP_δ; 0 makes it linear
     config.clip = 0.0  # of MLP_δ's standardised inputs; 0: no clipping
     config.dtype = "float32"  # of the backbone; bfloat16 is for accelerators
@@ -114,7 +115,8 @@ def train() -> ConfigDict:
     config.learning_rate = 1e-3  # peak
     config.warmup = 0.05  # share of steps
     config.weight_decay = 1e-2
-    config.global_weight_decay = 1e-2  # of fusion logit's global pathway
+    config.global_weight_decay = 1e-2  # of the global pathway of fusions logit and hybrid
+    config.frequency_weight_decay = 1e-2  # of the frequency pathway of hybrid and frequency
     config.standardize_images = 4096  # used to standardise the head's inputs
     config.checkpoint_every = 500  # steps
     return config

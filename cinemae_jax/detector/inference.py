@@ -91,7 +91,7 @@ def make_maps(config: DetectorConfig, num_runs: int, score: Score) -> Callable[.
       num_runs: uses the runs 0 … num_runs-1, of which the first are those of the score.
       score: LCAS variant.
     """
-    extract = extraction.make_extract(config, extraction.first_runs(num_runs))
+    extract = extraction.make_extract(config, extraction.first_runs(num_runs), whole=True)
 
     def maps(
         backbone: Backbone,

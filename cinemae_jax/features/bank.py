@@ -74,7 +74,8 @@ class Recipe:
         """Names of the feature columns; without runs there are no terms."""
         terms = TERMS if self.detector.get("anomaly") == "bands" else TERMS[:-1]
         ids = (IDS,) * (self.detector.get("masking") == "stratified")
-        return ("f_global", "uniform_share", *((*terms, *ids) if self.num_runs else ()))
+        by_run = (*terms, *ids) if self.num_runs else ()
+        return ("f_global", "uniform_share", "frequency", *by_run)
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -249,9 +250,9 @@ class Stored:
     """Features of some images, in the order of their catalog; N rows, V views, R runs.
 
     Attributes:
-      columns: by name, float32: f_global (N, V, D), uniform_share (N, V), a term
-        (N, V, R, M) or (N, V, R, C); uint8 or uint16: masked (N, V, R, M); only those that were
-        asked for.
+      columns: by name, float32: f_global (N, V, D), uniform_share (N, V), frequency (N, V, Q), a
+        term (N, V, R, M) or (N, V, R, C); uint8 or uint16: masked (N, V, R, M); only those that
+        were asked for.
       errors: (N,) str, why an image has no features; empty if it has.
     """
 
@@ -268,6 +269,17 @@ class Stored:
         (f_global,) = encoded.columns.values()
         errors = np.where(self.errors == "", encoded.errors, self.errors)
         return Stored({**self.columns, "f_global": f_global}, errors)
+
+    def with_shuffled_terms(self, seed: int) -> "Stored":
+        """The same, every image with the LCAS terms of a random readable one; for a control."""
+        readable = np.flatnonzero(self.errors == "")
+        donors = np.arange(len(self.errors))
+        donors[readable] = np.random.default_rng(seed).permutation(readable)
+        shuffled = {
+            name: values[donors] if name in TERMS else values
+            for name, values in self.columns.items()
+        }
+        return Stored(shuffled, self.errors)
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
@@ -83,7 +84,8 @@ def make_extract(
       config: of the detector.
       runs: masking runs of each example.
       whole: keep what this detector's head does not read, for others that may (a bank).  Without,
-        f_global is zeros in fusion ``lcas``, and XLA drops the unmasked pass: most of the work.
+        XLA drops their computation: in fusion ``lcas`` the unmasked pass, which is most of the
+        work, and in ``frequency`` the whole backbone.
     """
 
     def extract(backbone: Backbone, key: Key[Array, ""], batch: DeviceBatch) -> Features:
@@ -98,11 +100,21 @@ def make_extract(
             reconstruct,
             global_images=batch.get(GLOBAL_INPUT),
         )
-        if whole or config.reads_global:
-            return features
-        return dataclasses.replace(features, f_global=jnp.zeros_like(features.f_global))
+        return features if whole else _without_unread(features, config)
 
     return extract
+
+
+def _without_unread(features: Features, config: DetectorConfig) -> Features:
+    """Zeros for what the head does not read, and no spectrum."""
+    if not config.reads_global:
+        features = dataclasses.replace(features, f_global=jnp.zeros_like(features.f_global))
+    if not config.scores_patches:
+        none = jax.tree.map(jnp.zeros_like, features.terms)
+        features = dataclasses.replace(features, terms=none)
+    if not config.reads_frequency:
+        features = dataclasses.replace(features, frequency=None)
+    return features
 
 
 # --- on all devices -----------------------------------------------------------------------------

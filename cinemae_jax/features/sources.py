@@ -189,7 +189,10 @@ class BankedSet:
             f_global = _rows_first(_taken(columns["f_global"], (rows, views // crops)))
         else:
             f_global = np.zeros((len(uniform_share), self.global_width), np.float32)
-        features = Features(f_global, lcas.Terms(**terms), masked, uniform_share)
+        spectra = None
+        if self.detector.reads_frequency:
+            spectra = _rows_first(_taken(columns["frequency"], by_view))
+        features = Features(f_global, lcas.Terms(**terms), masked, uniform_share, spectra)
         placed: Features = self.replicas.split(features)
         return placed
 
@@ -250,6 +253,7 @@ def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
     return (
         *("f_global",) * config.reads_global,
         "uniform_share",
+        *("frequency",) * config.reads_frequency,
         *needed_terms(config),
         *(bank.IDS,) * bool(ids),
     )
@@ -257,7 +261,7 @@ def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
 
 def needed_terms(config: DetectorConfig) -> tuple[str, ...]:
     """Names of the LCAS terms that a head's score is made of."""
-    if not config.num_runs:
+    if not config.scores_patches:
         return ()
     if config.anomaly == "bands":
         return ("bands",)

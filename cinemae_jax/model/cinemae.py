@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from cinemae_jax.model import bands, lcas, masking
+from cinemae_jax.model import bands, frequency, lcas, masking
 from cinemae_jax.model.arrays import AnyArray, Params
 from cinemae_jax.model.config import (
     CHANNELS,
@@ -102,12 +102,15 @@ class Features:
       terms: the LCAS terms, (B, K, M) float32.
       masked: ids of the scored patches, int32; None if nothing reads them.
       uniform_share: share of nearly uniform patches, float32; above a limit, images are flagged.
+      frequency: of the image itself, all kinds (``model.frequency``), float32; None if nothing
+        reads it.
     """
 
     f_global: Float[AnyArray, "*batch d"]
     terms: lcas.Terms
     masked: Int[AnyArray, "*batch k m"] | None
     uniform_share: Float[AnyArray, "*batch"]
+    frequency: Float[AnyArray, "*batch q"] | None = None
 
 
 # The fields of ``DetectorConfig`` that features depend on.  Not among them: ``attention`` and
@@ -247,7 +250,8 @@ def unfrozen_features(
         none = jnp.zeros((len(pixels), 0, mae_config.num_patches - num_visible))
         terms = lcas.Terms(none, none, none, none, jnp.zeros((len(pixels), 0, CHANNELS)))
     uniform = jax.vmap(lambda p: lcas.uniform_share(p, config.uniform_variance))(patches)
-    return Features(f_global, terms, masked, uniform)
+    spectra = jax.vmap(frequency.describe)(grey_levels(pixels))
+    return Features(f_global, terms, masked, uniform, spectra)
 
 
 def _visible_ids(
@@ -259,7 +263,7 @@ def _visible_ids(
 ) -> Int[Array, "b k n"]:
     if config.masking != "stratified":
         return masks_by_key(keys, runs, model, config)
-    levels = patchify(grey_levels(pixels), model.patch_size)
+    levels = patchify(jnp.round(grey_levels(pixels)).astype(jnp.int32), model.patch_size)
     draw = functools.partial(
         masking.stratified_ids,
         num_visible=model.num_visible(config.mask_ratio),
@@ -307,10 +311,11 @@ def statistics(
     num_patches: int,
     mismatch_weight: float | Float[Array, ""] | None = None,
 ) -> Float[Array, "b s"]:
-    """The configured statistics of every image, before standardisation.
+    """What the head reads besides f_global, before standardisation: [s ; q] of every image.
 
-    They are log1p of s1 … s3 where the score cannot be negative (method.md 4), means over the runs
-    for statistics by frequency band, and zeros with K = 0.
+    s are the configured statistics: log1p of s1 … s3 where the score cannot be negative (method.md
+    4), means over the runs for statistics by frequency band, and zeros with K = 0.  q is the
+    configured kind of ``frequency``, if the head reads it; fusion ``frequency`` reads nothing else.
 
     Args:
       features: of a batch.
@@ -321,7 +326,22 @@ def statistics(
     Raises:
       ValueError: if a term that the configuration needs is None.
     """
-    if config.num_runs == 0:
+    s = _anomaly_statistics(features, config, num_patches, mismatch_weight)
+    if not config.reads_frequency:
+        return s
+    if features.frequency is None:
+        raise ValueError(f"these features lack the spectrum that {config.frequency!r} reads")
+    q = jnp.asarray(features.frequency)[:, frequency.COLUMNS[config.frequency]]
+    return q if config.fusion == "frequency" else jnp.concatenate([s, q], axis=1)
+
+
+def _anomaly_statistics(
+    features: Features,
+    config: DetectorConfig,
+    num_patches: int,
+    mismatch_weight: float | Float[Array, ""] | None,
+) -> Float[Array, "b s"]:
+    if not config.scores_patches:
         return jnp.zeros((len(features.f_global), len(config.statistics)))
     if config.anomaly == "bands":
         return features.terms.read("bands")[0].mean(axis=1)
@@ -377,8 +397,11 @@ def num_statistics(config: DetectorConfig, model: MAEConfig) -> int:
             "pixels, in which all patches have the same variance: use a backbone with target "
             "'raw', or score_share 1"
         )
+    q = frequency.num_values(config.frequency) if config.reads_frequency else 0
+    if config.fusion == "frequency":
+        return q
     has_bands = config.anomaly == "bands" and config.num_runs
-    return bands.num_bands(model) if has_bands else len(config.statistics)
+    return q + (bands.num_bands(model) if has_bands else len(config.statistics))
 
 
 def logits(

@@ -94,6 +94,7 @@ def _optimizer(
         schedule,
         weight_decay=config.weight_decay,
         global_weight_decay=config.global_weight_decay,
+        frequency_weight_decay=config.frequency_weight_decay,
     )
 
 
