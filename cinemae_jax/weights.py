@@ -93,8 +93,20 @@ def _write(
     entries = {"config": dataclasses.asdict(config), **entries}
     header = {"format": format_} | {k: json.dumps(v, sort_keys=True) for k, v in entries.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    return write_tensors(path, flat, header)
+
+
+def write_tensors(path: Path, flat: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
+    """Writes a safetensors file, whole or not at all, and returns its sha256.
+
+    Raises:
+      OSError: naming the file, if it cannot be written, for example on a full disk.
+    """
     with replacing(path) as partial:
-        save_file(flat, partial, metadata=header)
+        try:
+            save_file(dict(flat), partial, metadata=dict(header))
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written ({error}): what was there stays") from error
         partial.chmod(0o644)  # safetensors makes files that only their owner can read
     return file_sha256(path)
 

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from flax import serialization, traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from cinemae_jax import __version__, typed, weights
 from cinemae_jax.data.inspect.facts import SAME_FORMAT
@@ -26,7 +26,6 @@ from cinemae_jax.detector import loading, resuming, trained
 from cinemae_jax.detector.trained import HeldOut, TrainedDetector
 from cinemae_jax.features import filling
 from cinemae_jax.runtime.checkpoints import CheckpointError
-from cinemae_jax.runtime.files import replacing
 from cinemae_jax.settings import Settings
 
 FORMAT = "cinemae-detector-1"
@@ -92,11 +91,7 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
         "seen": json.dumps(None if bundle.seen is None else dataclasses.asdict(bundle.seen)),
         "card": bundle.card,
     }
-    path = Path(path)
-    with replacing(path) as partial:
-        save_file(_flatten(tree), partial, metadata=header)
-        partial.chmod(0o644)  # safetensors makes the file readable for its owner only
-    return weights.file_sha256(path)
+    return weights.write_tensors(Path(path), _flatten(tree), header)
 
 
 def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
@@ -173,20 +168,24 @@ def _read(path: Path, backbone: str) -> Bundle:
             f"{path} has a damaged header ({type(error).__name__}: {error}): write the file again "
             "with `cinemae bundle`"
         ) from error
-    beside = path.parent / config.backbone
-    named = backbone or (str(beside) if beside.is_file() else config.backbone)
+    own = Path(config.backbone).name  # `save` writes a name: a file must not lead to other folders
+    beside = path.parent / own
+    named = backbone or (str(beside) if beside.is_file() else own)
     if not weights.resolve(named).is_file():
         raise weights.BackboneError(
-            f"{path} needs the backbone {config.backbone} (sha256 {sha256[:12]}…): put it next to "
-            "the detector, or name its file as the backbone"
+            f"{path} needs the backbone {own} (sha256 {sha256[:12]}…): put it next to the "
+            "detector, or name its file as the backbone"
         )
     config = dataclasses.replace(config, backbone=named)
     frozen = loading.load_backbone(config.backbone, config.runs)
     resuming.require_backbone({"backbone_sha256": sha256}, frozen, path)
-    like = {
-        "heads": trained.head_template(config, frozen),
-        "held_out": HeldOut.unknown(num_held_out, config.num_seeds),
-    }
+    _require_counts(path, flat, num_held_out, config.num_seeds)
+    like = jax.eval_shape(  # shapes alone: sizes in a header may be anything
+        lambda: {
+            "heads": trained.head_template(config, frozen),
+            "held_out": HeldOut.unknown(num_held_out, config.num_seeds),
+        }
+    )
     tree = _unflatten(path, flat, like)
     detector = TrainedDetector(frozen, tree["heads"], config, step, tree["held_out"], images)
     return Bundle(detector, path.name.removesuffix(".safetensors"), card, seen)
@@ -199,7 +198,8 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _unflatten(path: Path, flat: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> Any:
-    expected = {name: (a.shape, a.dtype) for name, a in _flatten(like).items()}
+    shapes = traverse_util.flatten_dict(serialization.to_state_dict(dict(like)), sep="/")
+    expected = {name: (a.shape, a.dtype) for name, a in shapes.items()}
     found = {name: (a.shape, a.dtype) for name, a in flat.items()}
     wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     if wrong:
@@ -210,6 +210,20 @@ def _unflatten(path: Path, flat: Mapping[str, np.ndarray], like: Mapping[str, An
         raise BundleError(f"{path} is damaged: non-finite values in {', '.join(infinite[:5])}")
     nested = traverse_util.unflatten_dict(dict(flat), sep="/")
     return serialization.from_state_dict(dict(like), nested)
+
+
+def _require_counts(
+    path: Path, flat: Mapping[str, np.ndarray], num_held_out: int, num_seeds: int
+) -> None:
+    """Compares the counts in a header with the arrays that are there, before any is allocated."""
+    logit = flat.get("held_out/logit", np.zeros(0))
+    found = dict(zip(("num_held_out", "num_seeds"), logit.shape, strict=False))
+    for name, said in (("num_held_out", num_held_out), ("num_seeds", num_seeds)):
+        if found.get(name) != said:
+            raise BundleError(
+                f"{path} is damaged: its header says {name} {said}, its arrays {found.get(name)}: "
+                "copy it again, or write it again with `cinemae bundle`"
+            )
 
 
 def _finite(values: np.ndarray) -> bool:
