@@ -177,11 +177,10 @@ def fill(made: Mapping[str, Bank], data: DataSettings, extractor: Extractor, run
                 online = OnlineSet(one.images, extractor, data, one.batch_size // host.count)
                 extract_part(part, one, online, run.unread, bar)
             collectives.barrier(f"part {turn} of every host")
-    unseen = [part.path for _, part in todo if not hosts.appears(part.path)]
-    if unseen:
+    if unseen := hosts.unseen([part.path for _, part in todo]):
         raise FileNotFoundError(
-            f"{unseen[0]} and {len(unseen) - 1} more parts written by other hosts do not appear "
-            "here: put the bank on a file system that all hosts share"
+            f"{unseen[0]} and {len(unseen) - 1} more parts are missing after they were written: "
+            "rerun the same command; on several hosts put the bank on a file system that all share"
         )
     size = sum(bank.num_bytes(one.parts) for one in made.values())
     images = sum(len(one.images) for one in made.values())
