@@ -16,6 +16,8 @@ from cinemae_jax.model.masking import Masks
 from cinemae_jax.model.vit_config import Preprocessing
 from cinemae_jax.typed import require
 
+# Far above any use: settings also come from files of others, and sizes are memory.
+MAX_SIDE, MAX_CROPS, MAX_SEEDS = 8192, 1024, 1024
 FeatureSource = typing.Literal["bank", "online"]
 
 
@@ -68,8 +70,8 @@ class DataSettings:
             raise ValueError(
                 f"config.data.global_view is {self.global_view!r}: use 'crop' or 'whole'"
             )
-        require("config.data", self, holdout=(0, 1), resize=(0, None), num_threads=(1, None))
-        require("config.data", self, num_crops=(1, None), eval_crops=(0, None))
+        require("config.data", self, holdout=(0, 1), resize=(0, MAX_SIDE), num_threads=(1, None))
+        require("config.data", self, num_crops=(1, MAX_CROPS), eval_crops=(0, MAX_CROPS))
         crops = "eval_crops" if self.eval_crops else "num_crops"
         if math.isqrt(self.scored_crops) ** 2 != self.scored_crops:
             raise ValueError(
@@ -271,7 +273,7 @@ class Settings:
     global_backbone: str = ""
 
     def __post_init__(self) -> None:
-        require("config", self, seed=(0, None), num_seeds=(1, None))
+        require("config", self, seed=(0, None), num_seeds=(1, MAX_SEEDS))
         stored, wanted = self.features.num_runs, self.detector.num_runs
         if stored < wanted and (stored or self.features.source == "bank"):
             raise ValueError(

@@ -114,8 +114,20 @@ def _write(
     if bits is not None:
         flat, header = _quantised(flat, bits), header | {"bits": str(bits)}
     path.parent.mkdir(parents=True, exist_ok=True)
+    return write_tensors(path, flat, header)
+
+
+def write_tensors(path: Path, flat: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
+    """Writes a safetensors file, whole or not at all, and returns its sha256.
+
+    Raises:
+      OSError: naming the file, if it cannot be written, for example on a full disk.
+    """
     with replacing(path) as partial:
-        save_file(flat, partial, metadata=header)
+        try:
+            save_file(dict(flat), partial, metadata=dict(header))
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written ({error}): what was there stays") from error
         partial.chmod(0o644)  # safetensors makes files that only their owner can read
     return file_sha256(path)
 

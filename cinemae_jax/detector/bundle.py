@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from flax import serialization, traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from cinemae_jax import __version__, typed, weights
 from cinemae_jax.data.inspect.facts import SAME_FORMAT
@@ -27,7 +27,6 @@ from cinemae_jax.detector.trained import HeldOut, TrainedDetector
 from cinemae_jax.features import filling
 from cinemae_jax.model.config import as_before
 from cinemae_jax.runtime.checkpoints import CheckpointError
-from cinemae_jax.runtime.files import replacing
 from cinemae_jax.settings import Settings
 
 FORMAT = "cinemae-detector-1"
@@ -95,11 +94,7 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
         "seen": json.dumps(None if bundle.seen is None else dataclasses.asdict(bundle.seen)),
         "card": bundle.card,
     }
-    path = Path(path)
-    with replacing(path) as partial:
-        save_file(_flatten(tree), partial, metadata=header)
-        partial.chmod(0o644)  # safetensors makes the file readable for its owner only
-    return weights.file_sha256(path)
+    return weights.write_tensors(Path(path), _flatten(tree), header)
 
 
 def load(
@@ -197,10 +192,13 @@ def _read(path: Path, given: Mapping[str, str]) -> Bundle:
     config = dataclasses.replace(config, backbone=backbone, global_backbone=encoder)
     frozen = loading.load_backbone(config)
     resuming.require_backbone(hashes, frozen, path)
-    like = {
-        "heads": trained.head_template(config, frozen),
-        "held_out": HeldOut.unknown(num_held_out, config.num_seeds),
-    }
+    _require_counts(path, flat, num_held_out, config.num_seeds)
+    like = jax.eval_shape(  # shapes alone: sizes in a header may be anything
+        lambda: {
+            "heads": trained.head_template(config, frozen),
+            "held_out": HeldOut.unknown(num_held_out, config.num_seeds),
+        }
+    )
     tree = _unflatten(path, flat, like)
     detector = TrainedDetector(frozen, tree["heads"], config, step, tree["held_out"], images)
     return Bundle(detector, path.name.removesuffix(".safetensors"), card, seen)
@@ -216,6 +214,7 @@ def _frozen_file(path: Path, kind: str, name: str, given: str, hashes: Mapping[s
     """
     if not name:
         return ""
+    name = Path(name).name  # `save` writes a name: a file must not lead to other folders
     beside = path.parent / name
     found = given or (str(beside) if beside.is_file() else name)
     if not weights.resolve(found).is_file():
@@ -234,7 +233,8 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _unflatten(path: Path, flat: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> Any:
-    expected = {name: (a.shape, a.dtype) for name, a in _flatten(like).items()}
+    shapes = traverse_util.flatten_dict(serialization.to_state_dict(dict(like)), sep="/")
+    expected = {name: (a.shape, a.dtype) for name, a in shapes.items()}
     found = {name: (a.shape, a.dtype) for name, a in flat.items()}
     wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     if wrong:
@@ -245,6 +245,20 @@ def _unflatten(path: Path, flat: Mapping[str, np.ndarray], like: Mapping[str, An
         raise BundleError(f"{path} is damaged: non-finite values in {', '.join(infinite[:5])}")
     nested = traverse_util.unflatten_dict(dict(flat), sep="/")
     return serialization.from_state_dict(dict(like), nested)
+
+
+def _require_counts(
+    path: Path, flat: Mapping[str, np.ndarray], num_held_out: int, num_seeds: int
+) -> None:
+    """Compares the counts in a header with the arrays that are there, before any is allocated."""
+    logit = flat.get("held_out/logit", np.zeros(0))
+    found = dict(zip(("num_held_out", "num_seeds"), logit.shape, strict=False))
+    for name, said in (("num_held_out", num_held_out), ("num_seeds", num_seeds)):
+        if found.get(name) != said:
+            raise BundleError(
+                f"{path} is damaged: its header says {name} {said}, its arrays {found.get(name)}: "
+                "copy it again, or write it again with `cinemae bundle`"
+            )
 
 
 def _finite(values: np.ndarray) -> bool:

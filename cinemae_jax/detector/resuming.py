@@ -7,7 +7,7 @@ from typing import Any
 from cinemae_jax.detector.trained import KIND
 from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import LATER
-from cinemae_jax.runtime import differences
+from cinemae_jax.runtime import differences, progress
 from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints
 
 # Settings that may differ when a run is resumed: they do not change the head.
@@ -34,13 +34,23 @@ MAY_DIFFER = (
 def require_resumable(
     checkpoints: Checkpoints, metadata: dict[str, Any], backbone: Backbone
 ) -> None:
-    """Raises CheckpointError if the folder holds checkpoints of another run."""
+    """Raises CheckpointError if the folder holds checkpoints of another run, or damaged metrics.
+
+    A best checkpoint that is missing is said, and does not stop a run that has steps left.
+    """
     if checkpoints.latest is None:
         return
     before = checkpoints.metadata(checkpoints.latest)
     require_kind(before, checkpoints.folder)
     require_backbone(before, backbone, checkpoints.folder / str(checkpoints.latest))
     require_same_run(before, metadata, checkpoints.folder)
+    if (lost := checkpoints.lost) is not None:
+        progress.say(
+            f"caution   checkpoint {checkpoints.folder / str(lost)}, the best so far, is missing: "
+            "the best of the others and of the steps to come will be used"
+        )
+    else:
+        checkpoints.best  # noqa: B018 - refuses damaged metrics before any work
 
 
 def require_same_run(before: dict[str, Any], metadata: dict[str, Any], folder: Path) -> None:

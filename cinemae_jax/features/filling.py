@@ -269,11 +269,10 @@ def fill(made: Mapping[str, Bank], data: DataSettings, programs: Programs, run: 
                 extract_part(one, i, stores, programs, batches, run.unread, bar)
             collectives.barrier(f"part {turn} of every host")
     written = [made[name].stores[store].parts[i].path for name, i, by in todo for store in by]
-    unseen = [path for path in written if not hosts.appears(path)]
-    if unseen:
+    if unseen := hosts.unseen(written):
         raise FileNotFoundError(
-            f"{unseen[0]} and {len(unseen) - 1} more parts written by other hosts do not appear "
-            "here: put the bank on a file system that all hosts share"
+            f"{unseen[0]} and {len(unseen) - 1} more parts are missing after they were written: "
+            "rerun the same command; on several hosts put the bank on a file system that all share"
         )
     size = sum(bank.num_bytes(s.parts) for one in made.values() for s in one.stores.values())
     images = sum(len(one.images) for one in made.values())

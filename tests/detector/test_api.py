@@ -4,9 +4,12 @@ import concurrent.futures
 import dataclasses
 import doctest
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import numpy as np
 import pyarrow.csv
 import pytest
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from cinemae_jax import Detector, train, typed, weights
 from cinemae_jax.commands import share
@@ -269,6 +274,84 @@ def test_run_and_bundle_are_one_detector(
     assert shared.predict(image)[0].logit == trained.predict(image)[0].logit
     (tmp_path / backbone_file.name).write_bytes(backbone_file.read_bytes())
     assert Detector.load(path, replicas=one_device()).name == shared.name  # found next to it
+
+
+def rewritten(path: Path, change: Callable[[dict[str, str], dict[str, np.ndarray]], None]) -> Path:
+    """A detector file with another header or other arrays."""
+    with safe_open(path, framework="numpy") as file:
+        header, arrays = dict(file.metadata()), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    change(header, arrays)
+    made = path.with_name("rewritten.safetensors")
+    save_file(arrays, made, metadata=header)
+    return made
+
+
+def settings_with(**fields: Any) -> Callable[[dict[str, str], dict[str, np.ndarray]], None]:
+    """Sets fields of the settings in a header; ``data__resize`` is one of a section."""
+
+    def change(header: dict[str, str], arrays: dict[str, np.ndarray]) -> None:
+        settings = json.loads(header["settings"])
+        for name, value in fields.items():
+            section, _, field = name.rpartition("__")
+            (settings[section] if section else settings)[field] = value
+        header["settings"] = json.dumps(settings)
+
+    return change
+
+
+def test_a_detector_file_leads_to_no_other_folder(backbone_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine" / "small.safetensors"
+    path.parent.mkdir()
+    bundle.save(path, small_bundle(backbone_file))
+    (tmp_path / "secret").mkdir()
+    shutil.copy(backbone_file, tmp_path / "secret/other.safetensors")
+    for name in ("../secret/other.safetensors", str(tmp_path / "secret/other.safetensors")):
+        with pytest.raises(weights.BackboneError, match=r"needs the backbone other\.safetensors"):
+            bundle.load(rewritten(path, settings_with(backbone=name)))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda header, _: header.update(num_held_out=str(10**12)), "num_held_out"),
+        (settings_with(num_seeds=10**9), "num_seeds"),
+        (settings_with(data__resize=10**6), "resize"),
+        (settings_with(data__num_crops=10**8), "num_crops"),
+        (settings_with(detector__hidden=10**9), "arrays do not fit"),
+        (lambda _, arrays: arrays["held_out/logit"].fill(0), ""),
+    ],
+)
+def test_sizes_in_a_detector_file_are_checked_before_they_are_used(
+    backbone_file: Path, tmp_path: Path, change: Any, named: str
+) -> None:
+    bundle.save(tmp_path / "small.safetensors", small_bundle(backbone_file))
+    path = rewritten(tmp_path / "small.safetensors", change)
+    if not named:  # a harmless change is accepted
+        bundle.load(path, backbone=str(backbone_file))
+        return
+    with pytest.raises(BundleError, match=named):
+        bundle.load(path, backbone=str(backbone_file))
+
+
+def test_a_full_disk_is_named(
+    backbone_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle.save(tmp_path / "small.safetensors", small_bundle(backbone_file))
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    out = tmp_path / "out.safetensors"
+    source = ["bundle", str(tmp_path / "small.safetensors"), "--backbone", str(backbone_file)]
+    assert share.main([*source, "--out", str(out)]) == 2
+    printed = capsys.readouterr().err
+    assert str(out) in printed
+    assert "No space left" in printed
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_unusable_detectors_raise_and_name_the_problem(backbone_file: Path, tmp_path: Path) -> None:
