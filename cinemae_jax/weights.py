@@ -30,7 +30,7 @@ from cinemae_jax.runtime.files import replacing
 
 FORMAT = "cinemae-backbone-1"
 ENCODER_FORMAT = "cinemae-encoder-1"
-BUNDLED = {"tiny": "tiny_backbone.safetensors"}
+BUNDLED = {"tiny": "tiny_backbone.safetensors", "clip": "clip_encoder.safetensors"}
 # Suffixes of the two tensors of a kernel in few bits.
 CODES, SCALES = "#codes", "#scales"
 _LISTED = 5  # names shown of a longer list of problems
@@ -47,7 +47,7 @@ class BackboneError(ValueError):
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The file of a bundled backbone's name (``tiny``); any other path as it is."""
+    """The file of a bundled name (backbone ``tiny``, encoder ``clip``); other paths as they are."""
     if str(path) in BUNDLED:
         return Path(__file__).parent / "assets" / BUNDLED[str(path)]
     return Path(path)
@@ -145,23 +145,26 @@ def load(path: str | os.PathLike[str]) -> Backbone:
     path = resolve(path)
     if not path.is_file():
         raise BackboneError(
-            f"backbone {path} does not exist: name a converted .safetensors file, or a bundled "
-            f"backbone ({', '.join(BUNDLED)})"
+            f"backbone {path} does not exist: name a converted .safetensors file, or the bundled "
+            "backbone (tiny)"
         )
     _, config, params = _read(path, FORMAT, MAEConfig)
     return Backbone(params, config, sha256=file_sha256(path))
 
 
 def load_encoder(path: str | os.PathLike[str]) -> Encoder:
-    """Reads a frozen encoder, as ``save_encoder`` or ``cinemae convert`` writes it.
+    """Reads a frozen encoder, as ``save_encoder`` or ``cinemae convert`` writes it, or ``clip``.
 
     Raises:
       BackboneError: if the file is missing, truncated, not an encoder, or does not hold exactly
         the tensors of its architecture.
     """
-    path = Path(path)
+    path = resolve(path)
     if not path.is_file():
-        raise BackboneError(f"encoder {path} does not exist: write it with `cinemae convert`")
+        raise BackboneError(
+            f"encoder {path} does not exist: write it with `cinemae convert`, or name the bundled "
+            "encoder (clip)"
+        )
     header, config, params = _read(path, ENCODER_FORMAT, ViTConfig)
     try:
         fields = json.loads(header["preprocessing"])

@@ -69,7 +69,9 @@ def parser() -> Parser:
         epilog="exit codes: 0 done, 1 some photographs are unread, 2 usage; see docs/predict.md",
     )
     add = arguments.add_argument
-    add("detector", metavar="DETECTOR", help="run folder, bundle file or 'tiny'")
+    add(
+        "detector", metavar="DETECTOR", help="run folder, bundle file, or bundled name (clip, tiny)"
+    )
     add(
         "folder",
         nargs="+",

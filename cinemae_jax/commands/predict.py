@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="files, folders, quoted patterns, or - for an image or a list of paths on stdin",
     )
-    add("--detector", default="tiny", metavar="D", help="folder of a run, file, or 'tiny'")
+    add("--detector", default="", metavar="D", help="run folder, bundle file, or bundled name")
     frozen.add_options(arguments)
     add("--format", choices=WRITERS, default="table", help="output format (default: table)")
     add("--heatmaps", type=Path, metavar="DIR", help="write a heat map per image to DIR")

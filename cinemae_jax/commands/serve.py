@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="docs/serve.md describes the requests",
     )
     add = arguments.add_argument
-    add("--detector", default="tiny", metavar="D", help="run folder, bundle file or 'tiny' (tiny)")
+    add("--detector", default="", metavar="D", help="run folder, bundle file, or bundled name")
     frozen.add_options(arguments)
     add(
         "--runs",

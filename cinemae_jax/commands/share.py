@@ -53,7 +53,9 @@ def export_parser() -> argparse.ArgumentParser:
         description="Writes a detector as a StableHLO program with all weights, and a description "
         "of its preprocessing to F.json.",
     )
-    parser.add_argument("source", metavar="DETECTOR", help="run folder, bundle file or 'tiny'")
+    parser.add_argument(
+        "source", metavar="DETECTOR", help="run folder, bundle file, or bundled name (clip, tiny)"
+    )
     return _common(parser, "file to write, for example mine.stablehlo")
 
 

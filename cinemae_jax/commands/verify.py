@@ -87,7 +87,7 @@ def parser() -> Parser:
         "--detector",
         "--workdir",
         metavar="D",
-        help="run folder, bundle file or 'tiny' (default: the evaluated detector)",
+        help="run folder, bundle file, or bundled name (default: the evaluated detector)",
     )
     frozen.add_options(arguments)
     add("--root", default="", metavar="ROOT", help="data set, if moved")

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the head and of the order of images
     config.num_seeds = 1  # heads trained at once; the report has mean and deviation
     config.backbone = "mae_visualize_vit_large.safetensors"  # file, or 'tiny' for the bundled one
-    config.global_backbone = ""  # encoder that makes f_global (CLIP, DINO, SigLIP); '': the MAE
+    config.global_backbone = ""  # encoder of f_global; clip: the bundled one; "": the MAE
     config.detector = detector()
     config.data = data()
     config.features = features()

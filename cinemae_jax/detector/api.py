@@ -1,7 +1,7 @@
 """The public detector: images in, calibrated probabilities and verdicts out.
 
     from cinemae_jax import Detector
-    Detector.load("tiny").predict("photo.jpg")
+    Detector.load().predict("photo.jpg")
 
 The score of an image does not depend on its name, its batch or the calling thread: the masks are
 drawn by a hash of the pixels, and all batches have the same shape.
@@ -97,7 +97,7 @@ class Detector:
     @classmethod
     def load(
         cls,
-        source: str | os.PathLike[str] = "tiny",
+        source: str | os.PathLike[str] = "",
         *,
         backbone: str = "",
         global_backbone: str = "",
@@ -110,7 +110,7 @@ class Detector:
 
         Args:
           source: name of a bundled detector, file of ``cinemae bundle``, or folder of a training
-            run.
+            run; empty takes the best bundled one.
           backbone, global_backbone: files of its backbone and of its global encoder; empty uses
             those that the detector names.
           runs: masking runs per image, a multiple of those in training (the default).  More runs

@@ -31,7 +31,8 @@ from cinemae_jax.settings import Settings
 
 FORMAT = "cinemae-detector-1"
 ASSETS = Path(__file__).parents[1] / "assets"
-BUNDLED = {"tiny": "tiny_detector.safetensors"}
+# By name, the best first.
+BUNDLED = {"clip": "clip_detector.safetensors", "tiny": "tiny_detector.safetensors"}
 # Entries of the header that name the frozen files by their hashes.
 _HASHES = ("backbone_sha256", "global_backbone_sha256")
 # Replaces the folder of the training images in the header.
@@ -98,12 +99,13 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
 
 
 def load(
-    source: str | os.PathLike[str], *, backbone: str = "", global_backbone: str = ""
+    source: str | os.PathLike[str] = "", *, backbone: str = "", global_backbone: str = ""
 ) -> Bundle:
     """Loads a trained detector.
 
     Args:
-      source: name of a bundled detector (``tiny``), file of ``save``, or folder of a training run.
+      source: name of a bundled detector (``clip``, ``tiny``), file of ``save``, or folder of a
+        training run; empty takes the best bundled one (``best``).
       backbone, global_backbone: files of its backbone and of its global encoder; empty takes those
         that the detector names, looking next to the file first.
 
@@ -111,7 +113,7 @@ def load(
       CheckpointError: if the detector is missing, damaged, or trained on another backbone.
       weights.BackboneError: if the backbone cannot be read.
     """
-    name = os.fspath(source)
+    name = os.fspath(source) or best()
     given = {"backbone": backbone, "global_backbone": global_backbone}
     for kind, file in given.items():
         if file and not weights.resolve(file).is_file():
@@ -124,7 +126,7 @@ def load(
                 "folder of a training run or a file of `cinemae bundle`"
             )
         return dataclasses.replace(_read(path, given), name=name)
-    path = Path(source)
+    path = Path(name)
     if path.is_dir():
         detector = loading.load(path, backbone=backbone, global_backbone=global_backbone)
         bank = filling.bank_folder(detector.settings.features, path)
@@ -135,6 +137,11 @@ def load(
             f"or the name of a bundled detector ({', '.join(BUNDLED)})"
         )
     return _read(path, given)
+
+
+def best() -> str:
+    """Name of the best bundled detector that this installation has."""
+    return next((name for name, file in BUNDLED.items() if (ASSETS / file).is_file()), "tiny")
 
 
 def identity(detector: TrainedDetector) -> str:
