@@ -129,6 +129,7 @@ def calibrated(
         settings=config,
         held_out=held_out,
         held_out_images=f"{photographs.fingerprint}+{detector.held_out_images}",
+        held_out_sources=(),  # one source: the user's
     )
 
 

@@ -95,6 +95,8 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
         "seen": json.dumps(None if bundle.seen is None else dataclasses.asdict(bundle.seen)),
         "card": bundle.card,
     }
+    if detector.held_out_sources:
+        header["held_out_sources"] = json.dumps(detector.held_out_sources)
     return weights.write_tensors(Path(path), _flatten(tree), header)
 
 
@@ -187,6 +189,9 @@ def _read(path: Path, given: Mapping[str, str]) -> Bundle:
         seen = _seen_of(json.loads(header["seen"]))
         hashes = {k: header[k] for k in _HASHES if k in header}
         images, card = (header[k] for k in ("held_out_images", "card"))
+        sources = tuple(int(n) for n in json.loads(header.get("held_out_sources", "[]")))
+        if len(sources) not in (0, num_held_out):
+            raise ValueError(f"{len(sources)} held_out_sources, expected {num_held_out}")
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"{path} has a damaged header ({type(error).__name__}: {error}): write the file again "
@@ -207,7 +212,8 @@ def _read(path: Path, given: Mapping[str, str]) -> Bundle:
         }
     )
     tree = _unflatten(path, flat, like)
-    detector = TrainedDetector(frozen, tree["heads"], config, step, tree["held_out"], images)
+    held_out = tree["held_out"]
+    detector = TrainedDetector(frozen, tree["heads"], config, step, held_out, images, sources)
     return Bundle(detector, path.name.removesuffix(".safetensors"), card, seen)
 
 

@@ -51,7 +51,8 @@ def load(
         }
         saved = checkpoints.restore(step, like)
     held_out, images = saved["held_out"], meta["held_out_images"]
-    return TrainedDetector(frozen, saved["head"], config, step, held_out, images)
+    sources = tuple(meta.get("held_out_sources", ()))
+    return TrainedDetector(frozen, saved["head"], config, step, held_out, images, sources)
 
 
 def load_backbone(config: Settings) -> Backbone:
