@@ -45,7 +45,7 @@ from cinemae_jax.evaluation.metrics import Estimate, estimates
 from cinemae_jax.features import extraction
 from cinemae_jax.model import cinemae, masking
 from cinemae_jax.model.cinemae import Backbone, Features
-from cinemae_jax.model.config import STATISTICS, DetectorConfig
+from cinemae_jax.model.config import STATISTICS, DetectorConfig, Masking
 
 BLUR = 2.0  # of the background: standard deviation, in patches
 GRAIN = 1.5  # what this blur removes is noise; standard deviation, in pixels
@@ -203,7 +203,7 @@ class Measure:
         whole: Features = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         return whole
 
-    def _compiled(self, source: Source, masks: str, num_runs: int) -> tuple[Backbone, Any]:
+    def _compiled(self, source: Source, masks: Masking, num_runs: int) -> tuple[Backbone, Any]:
         frozen, reconstruct, _ = retraining.frozen(source, self._backbone, 0)
         config = dataclasses.replace(self.config, masking=masks)
         runs = extraction.first_runs(num_runs)
@@ -243,8 +243,8 @@ def scored(
         if first.source == "MAE":
             repeated += retest(measured, first, at[0.0], test.label)
         if UNIFORM not in rows:
-            shares = [at[dose].uniform_share[:, None] for dose in doses]
-            rows[UNIFORM] = _logits(learned.uniform_share[:, None], train.label, shares)
+            flat, *shares = (np.asarray(f.uniform_share) for f in (learned, *at.values()))
+            rows[UNIFORM] = _logits(flat[:, None], train.label, [one[:, None] for one in shares])
         print(f"scored    {', '.join(kind.name for kind in kinds)}", flush=True)
     return rows, repeated
 
