@@ -5,6 +5,7 @@ In: a ``ViTMAEForPreTraining``, uint8 images, mask noise.  Out: features, scores
 head.  Symbols and sections are those of docs/method.md.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,51 @@ def visible_and_masked(noise: Tensor, num_visible: int) -> tuple[Tensor, Tensor]
     is_masked = torch.ones_like(noise, dtype=torch.bool).scatter(-1, visible, False)
     masked = is_masked.nonzero()[:, -1].reshape(*noise.shape[:-1], -1)
     return visible, masked
+
+
+def disjoint(noise: Tensor, num_visible: int, group_size: int) -> Tensor:
+    """Visible ids of a group of disjoint masks: noise (..., L) to (..., G, N_vis)."""
+    order = noise.argsort(dim=-1, stable=True)
+    return order[..., : group_size * num_visible].unflatten(-1, (group_size, num_visible))
+
+
+def texture(images: Tensor, patch: int) -> Tensor:
+    """Variance of every patch in squared grey levels: uint8 (B, H, W, 3) to (B, L).
+
+    Averaged over channels; the mean of a channel is rounded to a whole level.
+    """
+    grid = images.long().unfold(1, patch, patch).unfold(2, patch, patch).flatten(1, 2).flatten(3)
+    mean = (grid.double().mean(-1, keepdim=True) + 0.5).floor()  # (B, L, 3, pixels)
+    return ((grid - mean) ** 2).mean(dim=(-2, -1)).float()
+
+
+def stratified(
+    texture: Tensor, gumbel: Tensor, num_visible: int, temperature: float = 1.0
+) -> Tensor:
+    """Visible ids of masks that show one patch per stratum of texture, least textured first.
+
+    Args:
+      texture: (B, L).
+      gumbel: standard Gumbel noise, (B, K, L).
+      num_visible: number of strata.
+      temperature: τ.
+    """
+    order = texture.argsort(dim=-1, stable=True)
+    chances = (texture + 1).log()[:, None] / temperature + gumbel
+    length = texture.shape[-1]
+    edges = [i * length // num_visible for i in range(num_visible + 1)]
+    chosen = []
+    for start, stop in itertools.pairwise(edges):
+        members = order[:, None, start:stop].expand(-1, gumbel.shape[1], -1)
+        best = chances.gather(-1, members).argmax(dim=-1, keepdim=True)
+        chosen.append(members.gather(-1, best))
+    return torch.cat(chosen, dim=-1)
+
+
+def noise_that_shows(visible: Tensor, length: int) -> Tensor:
+    """Noise (..., L) for ``extract_features`` whose smallest values are at the given ids."""
+    rank = torch.arange(visible.shape[-1], dtype=torch.float32).expand(visible.shape)
+    return torch.full((*visible.shape[:-1], length), float(length)).scatter(-1, visible, rank)
 
 
 def global_feature(mae: ViTMAEForPreTraining, pixels: Tensor, pooling: str = "cls") -> Tensor:
@@ -210,6 +256,7 @@ def statistics(
     weight: float = 1.0,
     sensitivity: str = "run",
     length: int = 0,
+    share: float = 1.0,
 ) -> Tensor:
     """[s1, s2, s3] (B, 3), the head's inputs; log1p of them where scores cannot be negative.
 
@@ -219,12 +266,17 @@ def statistics(
       weight: λ.
       sensitivity: of s3, ``run`` or ``patch``.
       length: L; only ``patch`` needs it.
+      share: of the masked patches of each run: the most textured ones are summarised.
     """
-    scores = score(features.terms, variant, weight)
+    scores, masked = score(features.terms, variant, weight), features.masked
+    if share < 1:
+        order = features.terms.patch_variance.argsort(dim=-1, descending=True, stable=True)
+        places = order[..., : math.ceil(share * order.shape[-1])]
+        scores, masked = scores.gather(-1, places), masked.gather(-1, places)
     if sensitivity == "run":
         s3 = run_sensitivity(scores)
     else:
-        s3 = patch_sensitivity(scores, features.masked, length)
+        s3 = patch_sensitivity(scores, masked, length)
     flat = scores.flatten(1)
     stats = torch.stack([flat.std(1, unbiased=False), flat.mean(1), s3], dim=1)
     return stats if variant in LOGARITHMIC_SCORES else stats.log1p()

@@ -143,6 +143,19 @@ def _signal(console: Console, found: Signal) -> None:
         console.print(_statistics(condition))
         for score in dict.fromkeys((NLL, found.score or NLL)):
             console.print(_by_generator(condition, score))
+    if found.repeats:
+        console.print(_repeats(found))
+
+
+def _repeats(found: Signal) -> Table:
+    title = (
+        f"retest by kind of masks: {found.score or NLL}, raw images, K = {found.num_runs}, mean of "
+        f"generators; this detector's masks are {found.masking}"
+    )
+    table = _compact(title, "masks", "", *SHORT.values())
+    for one in found.repeats:
+        table.add_row(one.masking, "", *(_two(one.retest[name]) for name in SHORT))
+    return table
 
 
 def _statistics(condition: Condition) -> Table:

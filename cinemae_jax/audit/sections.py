@@ -239,12 +239,16 @@ class DetectorAudit:
             if kept
         )
         reads = config.anomaly == "statistics" and config.fusion not in ("global", "frequency")
+        score = config.score if reads else ""
+        drawn = measure.by_masking(self._images, found["raw"].drawn)
         section = Signal(
             config.num_runs,
             measure.mismatch_weight,
-            config.score if reads else "",
+            score,
             measured,
             tuple(too_few),
+            masking=config.masking,
+            repeats=tuple(signal.repeats(drawn, score or signal.NLL)),
         )
         said = sentences.signal_in_words(section)
         section = dataclasses.replace(section, sentences=tuple(said))

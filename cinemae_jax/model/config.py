@@ -23,6 +23,7 @@ LOGARITHMIC_SCORES = ("context_nll", "conditional_nll", "relative", "log_varianc
 # Scores that use λ.
 WEIGHTED_SCORES = ("context_nll", "deviation_plus_mismatch", "reconstruction_deviation")
 
+LEAST_RATIO = 0.5  # mask ratio at which two disjoint visible sets fit into an image
 Masking = Literal["random", "disjoint", "stratified"]
 ShareBy = Literal["texture", "random"]
 Sensitivity = Literal["run", "patch"]
@@ -306,10 +307,11 @@ class DetectorConfig:
                 f"detector.score_share is {self.score_share}, but anomaly {self.anomaly!r} has no "
                 "scores to choose from: use anomaly 'statistics', or score_share 1"
             )
-        if self.masking == "disjoint" and not 0.5 <= self.mask_ratio < 1:
+        if self.masking == "disjoint" and not LEAST_RATIO <= self.mask_ratio < 1:
             raise ValueError(
-                f"detector.masking 'disjoint' needs detector.mask_ratio of at least 0.5 and below "
-                f"1, is {self.mask_ratio}: two visible sets must fit into an image"
+                f"detector.masking 'disjoint' needs detector.mask_ratio of at least "
+                f"{LEAST_RATIO:g} and below 1, is {self.mask_ratio}: two visible sets must fit "
+                "into an image"
             )
 
     def _check_learned_weight(self) -> None:

@@ -73,7 +73,7 @@ def disjoint_ids(
 
 
 def slice_of(
-    noise: Float[Array, " l"], place: Int[Array, ""], num_visible: int
+    noise: Float[Array, " l"], place: int | Int[Array, ""], num_visible: int
 ) -> Int[Array, " n"]:
     """The ``place``-th ``num_visible`` ids in ascending (stable) order of the noise, int32."""
     order = from_noise(noise, len(noise))

@@ -166,6 +166,10 @@ def test_a_bank_holds_the_ids_of_masks_that_depend_on_the_pixels(
     assert (np.diff(ids.astype(int), axis=1) > 0).all()
     assert len(np.unique(ids, axis=0)) > len(ids) // 2
     assert bank.id_type(257) is np.uint16
+    before = digests(tmp_path / "bank")
+    first_part(tmp_path).unlink()
+    assert extract.extract(config, tmp_path) == []
+    assert digests(tmp_path / "bank") == before
     for other in ({"masking": "random"}, {"texture_temperature": 0.5}):
         with pytest.raises(BankError, match=next(iter(other))):
             open_sets(with_detector(config, **other), tmp_path)
