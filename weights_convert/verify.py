@@ -270,6 +270,7 @@ def torch_stages(mae: "ViTMAEForPreTraining", inputs: Inputs) -> Stages:
         out["masked/prediction"] = reference.take(prediction, masked[:, 0])
         features = reference.extract_features(mae, images, noise)
     out |= {f"terms/{k}": v for k, v in vars(features.terms).items()}
+    out["frequency"] = reference.frequency(images, mae.dtype)
     for variant in SCORES:
         for sensitivity in ("run", "patch"):
             out[f"statistics/{variant}/{sensitivity}"] = reference.statistics(

@@ -70,7 +70,7 @@ class Recipe:
     def columns(self) -> tuple[str, ...]:
         """Names of the feature columns; without runs there are no terms."""
         terms = TERMS if self.detector.get("anomaly") == "bands" else TERMS[:-1]
-        return ("f_global", "uniform_share", "frequency", *(terms if self.num_runs else ()))
+        return ("f_global", "uniform_share", *(terms if self.num_runs else ()), "frequency")
 
     def require(self, made: Mapping[str, Any], where: Path) -> None:
         """Raises BankError, naming the differences, unless ``where`` was built by this recipe."""
