@@ -131,6 +131,8 @@ def _row(row: Any, config: Mapping[str, Any]) -> Variant:
         )
     if unfrozen and (not made.base.detector.num_runs or made.base.detector.anomaly != "statistics"):
         raise ValueError("unfreeze needs detector.anomaly 'statistics' and detector.num_runs ≥ 1")
+    if unfrozen and made.base.global_backbone:
+        raise ValueError("unfreeze trains the masked autoencoder: leave global_backbone empty")
     control = row.get("control", "")
     if control not in get_args(Control):
         raise ValueError(f"control is {control!r}: use one of {', '.join(get_args(Control)[1:])}")

@@ -105,8 +105,7 @@ def make_attack(
             i: Int[Array, ""], state: tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]
         ) -> tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]:
             delta, undefined = state
-            count = draws * config.num_runs
-            gradient = jax.grad(aim)(delta, FIRST_RUN + i * count + jnp.arange(count))
+            gradient = jax.grad(aim)(delta, fresh_runs(config, i, draws))
             broken = ~jnp.isfinite(gradient).all(axis=(1, 2, 3))
             gradient = jnp.where(broken[:, None, None, None], 0.0, gradient)
             delta = delta + STRIDE * epsilon / attack.steps * jnp.sign(gradient)
@@ -120,6 +119,14 @@ def make_attack(
         return (levels + delta).astype(jnp.uint8), undefined
 
     return push
+
+
+def fresh_runs(config: DetectorConfig, step: Int[Array, ""], draws: int) -> Int[Array, " r"]:
+    """Numbers of the runs of a step: K for each of its draws."""
+    size = config.group_size
+    runs = masking.first_runs(config.num_runs, num_draws=draws, group_size=size)
+    start = masking.whole_groups(FIRST_RUN, size)
+    return start + step * draws * masking.whole_groups(config.num_runs, size) + runs.reshape(-1)
 
 
 def mean_logit(

@@ -33,7 +33,7 @@ from cinemae_jax.runtime.devices import Replicas, merge
 
 SOURCES: tuple[Source, ...] = ("MAE", "random weights", "Gaussian in-painting")
 NAMES = tuple((score, statistic) for score in SCORES for statistic in STATISTICS)
-DRAWS = 2  # runs 0 … K-1, on which every score rests, and runs K … 2K-1
+DRAWS = 2  # the first is runs 0 … K-1, on which every score rests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Draws:
     def _extractor(self, source: Source) -> Extractor:
         settings = self._detector.settings
         backbone, reconstruct, _ = retraining.frozen(source, self._detector.backbone, settings.seed)
-        masks = dataclasses.replace(settings.masks, num_runs=DRAWS * self._config.num_runs)
+        masks = dataclasses.replace(settings.masks, num_draws=DRAWS)
         return Extractor(self._config, masks, backbone, self._replicas, reconstruct=reconstruct)
 
     def _measure(self, images: Catalog, extractor: Extractor, change: Change) -> Measured:

@@ -137,7 +137,7 @@ class DetectorAudit:
                 "detector": {
                     "name": self._options.detector,
                     "step": detector.step,
-                    "backbone_sha256": detector.backbone.sha256,
+                    **detector.backbone.hashes,
                     "head_sha256": trained.head_sha256(detector.heads),
                     "settings": detector.settings,
                     "calibration": self._calibration,
@@ -269,6 +269,8 @@ class DetectorAudit:
             },
             robustness.in_words(found, "corruptions"),
         )
+        if self._detector.backbone.encoder:  # its pixels are not those of the crops
+            return [corrupted, AuditSection({}, [sentences.NOT_ATTACKED])]
         return [corrupted, self._attacked()]
 
     def _attacked(self) -> AuditSection:

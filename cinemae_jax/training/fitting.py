@@ -84,6 +84,7 @@ def fit(
             labels = run.replicas.shard(batch, ("label", "valid"))
             state, loss = step_fn(state, normalizer, steps.Labelled(features, **labels))
             loop.untold.append(loss)
+    checkpoints.require(order.num_steps)
 
 
 def _optimizer(

@@ -13,9 +13,9 @@ from typing import Any, Required, TypedDict
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs import demo, sd14
+from cinemae_jax.configs import clip, demo, sd14, tiny
 
-BASES = {"sd14": sd14, "demo": demo}
+BASES = {"sd14": sd14, "demo": demo, "tiny": tiny, "clip": clip}
 
 
 class RowConfig(TypedDict, total=False):
