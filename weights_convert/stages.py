@@ -15,11 +15,11 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from cinemae_jax.model import lcas, masking
+from cinemae_jax.model import frequency, lcas, masking
 from cinemae_jax.model.cinemae import Backbone, Features, head_logits, statistics
 from cinemae_jax.model.config import DetectorConfig, Fusion, MAEConfig, Score, Sensitivity
 from cinemae_jax.model.head import HeadState, Normalizer
-from cinemae_jax.model.mae import MAE, normalize_images, patchify, to_target
+from cinemae_jax.model.mae import MAE, grey_levels, normalize_images, patchify, to_target
 from cinemae_jax.training import optim, steps
 from weights_convert import mapping
 
@@ -172,7 +172,9 @@ def backbone_stages(backbone: Backbone, inputs: Inputs) -> tuple[Features, dict[
             traced[f"terms/{field.name}"] = term
     threshold = DetectorConfig().uniform_variance
     uniform = jax.vmap(lambda image: lcas.uniform_share(image, threshold))(patches)
-    return Features(tokens[:, 0], terms, masked, uniform), traced
+    spectra = jax.jit(jax.vmap(frequency.describe))(grey_levels(pixels))
+    traced["frequency"] = spectra
+    return Features(tokens[:, 0], terms, masked, uniform, spectra), traced
 
 
 def _is_stage(module: object, method: str) -> bool:

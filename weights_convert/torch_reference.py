@@ -175,6 +175,44 @@ def extract_features(
     return Features(global_feature(mae, pixels, pooling), Terms(**stacked), masked)
 
 
+def frequency(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """q of all kinds, (B, 176): rings and blocks of the luma, then of its high-pass residual.
+
+    Args:
+      images: uint8 (B, H, W, 3), not normalised.
+      dtype: of the computation.
+    """
+    luma = images.to(dtype) @ torch.tensor((0.299, 0.587, 0.114), dtype=dtype)
+    even = luma[:, : luma.shape[1] // 2 * 2, : luma.shape[2] // 2 * 2]
+    high = even - even[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    return torch.cat([rings(luma), blocks(luma), rings(high), blocks(high)], dim=1)
+
+
+def rings(luma: Tensor, count: int = 24) -> Tensor:
+    """Log power under a Hann window in rings up to 0.5 cycles per pixel: (B, H, W) to (B, 24)."""
+    height, width = luma.shape[1:]
+    hann = [torch.hann_window(n, periodic=False, dtype=luma.dtype) for n in (height, width)]
+    window = torch.outer(*hann)
+    mean = (luma * window).sum((1, 2), keepdim=True) / window.sum()
+    power = torch.fft.fft2((luma - mean) * window).abs() ** 2 / (window**2).sum()
+    across, along = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
+    ring = (torch.hypot(across[:, None], along[None]) * 2 * count).long()
+    means = [power[:, ring == i].mean(1) for i in range(count)]
+    return torch.stack(means, dim=1).add(1 / 12).log()
+
+
+def blocks(luma: Tensor, side: int = 8) -> Tensor:
+    """Log variance of DCT-II coefficients over whole blocks: (B, H, W) to (B, 64)."""
+    place = torch.arange(side, dtype=luma.dtype)
+    basis = torch.cos(math.pi * place[:, None] * (2 * place + 1) / (2 * side))
+    basis = basis * math.sqrt(2 / side)
+    basis[0] /= math.sqrt(2)
+    cut = luma.unfold(1, side, side).unfold(2, side, side)  # (B, rows, columns, 8, 8)
+    coefficients = basis @ cut @ basis.T
+    variance = coefficients.var(dim=(1, 2), unbiased=False)
+    return (variance + 1 / 12).log().flatten(1)
+
+
 # --- 2. local conditional anomaly scores -------------------------------------------------------
 
 

@@ -270,6 +270,7 @@ def torch_stages(mae: "ViTMAEForPreTraining", inputs: Inputs) -> Stages:
         out["masked/prediction"] = reference.take(prediction, masked[:, 0])
         features = reference.extract_features(mae, images, noise)
     out |= {f"terms/{k}": v for k, v in vars(features.terms).items()}
+    out["frequency"] = reference.frequency(images, mae.dtype)
     length, num_visible = reference.num_patches(mae), reference.num_visible(mae)
     for share in stages.shares(not mae.config.norm_pix_loss):
         for variant in SCORES:

@@ -11,6 +11,16 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageFilter
 
+from cinemae_jax.audit.edits import (
+    TONES,
+    ColourTransfer,
+    Contrast,
+    Occlude,
+    Saturation,
+    Screenshot,
+    ToneCurve,
+    Uploads,
+)
 from cinemae_jax.data.augment import BICUBIC, add_noise, brighten, recompress, rescale, resize_short
 from cinemae_jax.data.decode import decode
 from cinemae_jax.data.transforms import Pixels, Transform
@@ -239,6 +249,13 @@ SUITE: tuple[Corruption, ...] = (
     *map(Blur, (0.5, 1.0, 2.0)),
     *map(Noise, (2.0, 5.0, 10.0)),
     *map(Brightness, (0.6, 0.8, 1.25, 1.5)),
+    *map(Occlude, (0.1, 0.3)),
+    *map(Contrast, (0.6, 1.5)),
+    *map(Saturation, (0.0, 0.5, 1.6)),
+    *map(ToneCurve, TONES),
+    ColourTransfer(1.0),
+    Screenshot(),
+    *(Uploads(*one) for one in ((1600, 85), (1080, 75), (720, 60))),
 )
 
 # Changes of photographs that have nothing to do with generation: do verdicts move to AI?

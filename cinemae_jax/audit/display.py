@@ -27,8 +27,12 @@ def show(report: Mapping[str, Any], console: Console) -> None:
             console.print(_controls(report["controls"]))
     if "corruptions" in report:
         console.print(_effects("robustness: mean of generators", report["corruptions"]))
+        changes = report["corruptions"]
         if attacks := report.get("attacks"):
-            console.print(_effects(_attack_title(attacks), attacks["effects"]))
+            of_nll = attacks["nll_effects"]
+            console.print(_effects(_attack_title(attacks), attacks["effects"] + of_nll))
+            changes = changes + attacks["effects"] + of_nll
+        console.print(_shifts(changes))
         unstable = [f"{_share(r['verdict_stability'])} {r['path']}" for r in report["stability"]]
         _list(console, "least stable verdicts under corruptions", unstable)
     if "conditions" in report.get("signal", {}):
@@ -136,6 +140,24 @@ def _effects(title: str, effects: Sequence[Mapping[str, Any]]) -> Table:
             _nonzero(effect["crossings"]),
         )
     return table
+
+
+def _shifts(effects: Sequence[Mapping[str, Any]]) -> Table:
+    names = list(effects[0]["shifts"]) if effects else []
+    heads = [f"{SHORT.get(name, name)} {label}" for name in names for label in ("nature", "ai")]
+    title = (
+        "how far statistics move, in standard deviations of the training images: mean change, of "
+        "bands and frequency its root mean square"
+    )
+    table = _compact(title, "change", *heads)
+    for effect in effects:
+        moved = [effect["shifts"][name][label] for name in names for label in ("nature", "ai")]
+        table.add_row(effect["change"]["name"], *(_moved(one) for one in moved))
+    return table
+
+
+def _moved(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
 
 
 def _signal(console: Console, found: Signal) -> None:

@@ -75,7 +75,7 @@ class Recipe:
         terms = TERMS if self.detector.get("anomaly") == "bands" else TERMS[:-1]
         ids = (IDS,) * (self.detector.get("masking") == "stratified")
         by_run = (*terms, *ids) if self.num_runs else ()
-        return ("f_global", "uniform_share", "frequency", *by_run)
+        return ("f_global", "uniform_share", *by_run, "frequency")
 
     @property
     def choices(self) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def radial(luma: Float[Array, "h w"]) -> Float[Array, " r"]:
     height, width = luma.shape
     hann = np.outer(np.hanning(height), np.hanning(width))
     window = jnp.asarray(hann, jnp.float32)
-    centred = (luma - (luma * window).sum() / window.sum()) * window
+    around = luma - luma.mean()  # first, so that the weighted mean has little to round
+    centred = (around - (around * window).sum() / window.sum()) * window
     spectrum = jnp.fft.fft2(centred)
     power = (spectrum.real**2 + spectrum.imag**2) / np.float32((hann**2).sum())
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
