@@ -16,7 +16,7 @@ def test_prepared_data_are_equalised_under_every_condition(data_set: Path, tmp_p
     found = catalog.scan(tmp_path / "out")
     assert count == len(found) == 48 + 2 * 2 * 2 * 2  # training; classes, generators, conditions
     assert found.generators == ["gen_a", "gen_a__half", "gen_b", "gen_b__half"]
-    sides = {}
+    sides: dict[bool, set[int]] = {}
     for path, generator in zip(found.table["path"], found.table["generator"], strict=True):
         with Image.open(tmp_path / "out" / path.as_py()) as image:
             sides.setdefault(generator.as_py().endswith("half"), set()).add(min(image.size))
