@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from cinemae_jax.audit.conditions import sample
 from cinemae_jax.audit.corruptions import Blur, Corruption, Jpeg, Resize
@@ -106,9 +105,10 @@ class Scores:
         self.groups = np.array([groups.get(stem, stem) for stem in stems])
 
     def auc(self, name: str, rows: np.ndarray) -> float:
-        """Mean over heads."""
-        heads = self.logits[name][rows].T
-        return float(np.mean([roc_auc_score(self.labels[rows], head) for head in heads]))
+        """Mean over heads, by pairs: many times faster on small samples than by a library."""
+        logits, labels = self.logits[name][rows], self.labels[rows]
+        difference = logits[labels == 1][:, None] - logits[labels == 0][None]
+        return float((np.sign(difference).mean() + 1) / 2)
 
     @functools.cache  # noqa: B019 - a few dozen arrays, as long as the program runs
     def resamples(self, generator: str, condition: str) -> list[np.ndarray]:
@@ -135,8 +135,7 @@ class Scores:
 
 def compare(scores: Scores) -> list[str]:
     """Markdown tables: AUC by row and condition, then differences to the better part."""
-    present = list(dict.fromkeys([CLEAN, *CONDITIONS]))
-    present = [c for c in present if (scores.conditions == c).any()]
+    present = [CLEAN, *sorted(set(scores.conditions) - {CLEAN})]
     found = {(n, c): scores.curve(n, c) for n in scores.logits for c in present}
     lines = [f"| row | {' | '.join(present)} |", "| --- |" + " ---: |" * len(present)]
     for name in scores.logits:

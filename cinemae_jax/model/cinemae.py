@@ -342,7 +342,7 @@ def _anomaly_statistics(
     mismatch_weight: float | Float[Array, ""] | None,
 ) -> Float[Array, "b s"]:
     if not config.scores_patches:
-        return jnp.zeros((len(features.f_global), len(config.statistics)))
+        return jnp.zeros((features.f_global.shape[0], len(config.statistics)))
     if config.anomaly == "bands":
         return features.terms.read("bands")[0].mean(axis=1)
     weight = config.mismatch_weight if mismatch_weight is None else mismatch_weight

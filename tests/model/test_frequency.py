@@ -4,14 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export as jax_export
 from jax.typing import ArrayLike
 
+from cinemae_jax.detector import inference
 from cinemae_jax.features import extraction
 from cinemae_jax.model import frequency
 from cinemae_jax.model.bands import cosine_basis
 from cinemae_jax.model.cinemae import Backbone, num_statistics, statistics
 from cinemae_jax.model.config import DetectorConfig, Frequency, Fusion
 from cinemae_jax.model.frequency import COLUMNS, NUM_COLUMNS, ROUNDING
+from cinemae_jax.model.head import HeadState, Normalizer, init_params
 from tests.conftest import SMALL
 
 SIDE = 96
@@ -107,6 +110,29 @@ def test_what_a_head_does_not_read_is_not_computed(backbone: Backbone) -> None:
     assert cost("frequency", "blocks") == pytest.approx(spectrum, rel=0.05)  # no backbone
     assert cost("global", "blocks") == cost("global")
     assert cost("lcas") < cost("lcas", "blocks") < cost("hybrid", "blocks")
+
+
+@pytest.mark.parametrize("fusion", ["hybrid", "frequency"])
+def test_an_exported_program_takes_any_number_of_images(backbone: Backbone, fusion: Fusion) -> None:
+    config = DetectorConfig(fusion=fusion, frequency="residual", hidden=8)
+    count = num_statistics(config, SMALL)
+    params = init_params(config, jax.random.key(0), SMALL.width, count)
+    moments = (np.full(n, value, np.float32) for n in (SMALL.width, count) for value in (0, 1))
+    head = HeadState(jax.tree.map(lambda x: x + 0.1, params), Normalizer(*moments))
+    score = inference.make_logits(config)
+
+    def program(images: jax.Array, ids: jax.Array) -> jax.Array:
+        return score(backbone, head, jax.random.key(0), images, ids).logit
+
+    (batch,) = jax_export.symbolic_shape("b")
+    shapes = (
+        jax.ShapeDtypeStruct((batch, 1, 32, 32, 3), np.uint8),
+        jax.ShapeDtypeStruct((batch,), np.uint32),
+    )
+    exported = jax_export.export(jax.jit(program), platforms=("cpu", "cuda", "tpu"))(*shapes)
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 32, 32, 3), np.uint8)
+    ids = np.arange(3, dtype=np.uint32)
+    np.testing.assert_allclose(exported.call(images, ids), program(images, ids), atol=1e-3)
 
 
 def test_features_without_it_are_refused(backbone: Backbone) -> None:
