@@ -312,8 +312,11 @@ class Head(nn.Module):
         if fusion != "global":
             out = 1 if fusion == "logit" else width
             self.mlp = nn.Sequential(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, out))
-            nn.init.zeros_(self.mlp[2].weight)  # fusion starts at f_global
-            nn.init.zeros_(self.mlp[2].bias)
+            if fusion == "lcas":  # alone before a LayerNorm: it must not start near zero
+                nn.init.normal_(self.mlp[2].bias)
+            else:  # fusion starts at f_global
+                nn.init.zeros_(self.mlp[2].weight)
+                nn.init.zeros_(self.mlp[2].bias)
         if fusion == "logit":
             self.global_classifier = nn.Linear(width, 1)
             return
@@ -323,6 +326,9 @@ class Head(nn.Module):
         fused = 2 * width if fusion == "concat" else width
         self.norm = nn.LayerNorm(fused, eps=1e-6)
         self.classifier = nn.Linear(fused, 1)
+        if fusion == "lcas":
+            nn.init.zeros_(self.classifier.weight)
+            nn.init.zeros_(self.classifier.bias)
 
     def forward(self, f_global: Tensor, stats: Tensor) -> Tensor:
         if self.fusion == "logit":

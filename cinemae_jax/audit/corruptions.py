@@ -9,12 +9,11 @@ import io
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
 from cinemae_jax.data.augment import BICUBIC, add_noise, brighten, recompress, rescale, resize_short
 from cinemae_jax.data.decode import decode
-from cinemae_jax.data.transforms import Transform
+from cinemae_jax.data.transforms import Pixels, Transform
 
 
 class Corruption(Protocol):
@@ -49,7 +48,12 @@ class Corrupted:
         """Shape of every result."""
         return self.then.shape
 
-    def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:
+    @property
+    def global_shape(self) -> tuple[int, ...]:
+        """Shape of what a global encoder gets; () if there is none."""
+        return self.then.global_shape
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> Pixels:
         """Decodes, corrupts, and applies ``then``."""
         image = self.corruption(decode(data), rng)
         buffer = io.BytesIO()

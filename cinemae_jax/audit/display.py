@@ -27,12 +27,8 @@ def show(report: Mapping[str, Any], console: Console) -> None:
             console.print(_controls(report["controls"]))
     if "corruptions" in report:
         console.print(_effects("robustness: mean of generators", report["corruptions"]))
-        attacks = report["attacks"]
-        title = (
-            f"white-box attacks on {attacks['num_images']} images: PGD, {attacks['steps']} steps, "
-            f"{attacks['draws']} mask draws per step; mean of generators"
-        )
-        console.print(_effects(title, attacks["effects"]))
+        if attacks := report.get("attacks"):
+            console.print(_effects(_attack_title(attacks), attacks["effects"]))
         unstable = [f"{_share(r['verdict_stability'])} {r['path']}" for r in report["stability"]]
         _list(console, "least stable verdicts under corruptions", unstable)
     if "conditions" in report.get("signal", {}):
@@ -42,6 +38,13 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         _list(console, f"unreadable images: {len(bad)}", bad)
     for sentence in report["verdict"]:
         console.print(f"- {printable(sentence)}", soft_wrap=True)
+
+
+def _attack_title(attacks: Mapping[str, Any]) -> str:
+    return (
+        f"white-box attacks on {attacks['num_images']} images: PGD, {attacks['steps']} steps, "
+        f"{attacks['draws']} mask draws per step; mean of generators"
+    )
 
 
 def _table(title: str, *heads: str) -> Table:

@@ -75,6 +75,7 @@ class Draws:
             anomaly="statistics",
             statistics=DetectorConfig.statistics,  # all three
             fusion="lcas",  # reads no f_global: XLA drops the unmasked pass
+            frequency="none",
             mismatch_weight=self.mismatch_weight,
             learn_mismatch_weight=False,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cinemae_jax.audit.conditions import Change, Scored, corrupting, unchanged
-from cinemae_jax.audit.controls import SHRINK, Control, Source, gaussian_inpainting
+from cinemae_jax.audit.controls import SHRINK, Control, Source, controls, gaussian_inpainting
 from cinemae_jax.audit.rescoring import Rescorer
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.unread import BadImages
@@ -74,6 +74,7 @@ class Retrainer:
                 config.detector,
                 config.masks,
                 self._backbone.config,
+                self._backbone.global_width,
                 self._run.replicas,
                 batch_size=config.eval.batch_size,
                 num_views=config.features.num_views,
@@ -99,7 +100,8 @@ class Retrainer:
         return TrainedDetector(backbone, heads, config, step, unknown, data.validation.fingerprint)
 
     def _extracted(self, source: Source) -> dict[str, Stored]:
-        config, size = self._settings, self._backbone.config.image_size
+        config, fed = self._settings, self._backbone.preprocessing
+        size = self._backbone.config.image_size
         backbone, reconstruct, change = frozen(source, self._backbone, config.seed)
         extractor = Extractor(
             config.detector,
@@ -109,12 +111,15 @@ class Retrainer:
             reconstruct=reconstruct,
             whole=True,  # several heads share these features
         )
-        # several heads share these features
-        needed = dict.fromkeys(("f_global", *sources.needed_columns(config.detector)))
+        heads = [control.detector for control in controls(config.detector)]
+        needed = dict.fromkeys(
+            ("f_global", *(c for head in heads for c in sources.needed_columns(head)))
+        )
 
         def stored(images: Catalog, *, learned: bool) -> Stored:
             data, features = config.data, config.features
-            transform = change(data.train_transform(size) if learned else data.eval_transform(size))
+            own = data.train_transform if learned else data.eval_transform
+            transform = change(own(size, fed))
             views = features.num_views if learned else 1
             batch_size = features.batch_size if learned else config.eval.batch_size
             once = OnlineSet(images, extractor, data, batch_size)
@@ -144,7 +149,8 @@ def frozen(
         case "MAE":
             return backbone, None, unchanged
         case "random weights":
-            return random_backbone(backbone.config, seed), None, unchanged
+            fresh = random_backbone(backbone.config, seed)
+            return dataclasses.replace(fresh, encoder=backbone.encoder), None, unchanged
         case "Gaussian in-painting":
             return backbone, gaussian_inpainting(backbone.config), unchanged
         case "MAE on shrunken images":

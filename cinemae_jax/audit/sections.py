@@ -134,7 +134,7 @@ class DetectorAudit:
                 "detector": {
                     "name": self._options.detector,
                     "step": detector.step,
-                    "backbone_sha256": detector.backbone.sha256,
+                    **detector.backbone.hashes,
                     "head_sha256": trained.head_sha256(detector.heads),
                     "settings": detector.settings,
                     "calibration": self._calibration,
@@ -238,7 +238,7 @@ class DetectorAudit:
             for name, one in found.items()
             if kept
         )
-        reads = config.anomaly == "statistics" and config.fusion != "global"
+        reads = config.anomaly == "statistics" and config.fusion not in ("global", "frequency")
         score = config.score if reads else ""
         drawn = measure.by_masking(self._images, found["raw"].drawn)
         section = Signal(
@@ -270,6 +270,8 @@ class DetectorAudit:
             },
             robustness.in_words(found, "corruptions"),
         )
+        if self._detector.backbone.encoder:  # its pixels are not those of the crops
+            return [corrupted, AuditSection({}, [sentences.NOT_ATTACKED])]
         return [corrupted, self._attacked()]
 
     def _attacked(self) -> AuditSection:

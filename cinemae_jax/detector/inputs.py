@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from cinemae_jax.data.augment import resize_short
 from cinemae_jax.data.decode import open_header, read_file, to_pixels
 from cinemae_jax.data.inspect.facts import SAME_FORMAT
-from cinemae_jax.data.transforms import MultiCrop, multi_crop
 
 # A path, the bytes of an image file, a Pillow image, or RGB pixels (H, W, 3) uint8.
 Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -103,13 +100,6 @@ def example_id(image: Image.Image) -> int:
     digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=8)
     digest.update(image.tobytes())
     return int.from_bytes(digest.digest(), "big") & 0xFFFFFFFF
-
-
-def crops(image: Image.Image, transform: MultiCrop) -> UInt8[np.ndarray, "n s s 3"]:
-    """The crops that the detector scores, as ``transform`` cuts them from a file."""
-    if transform.resize:
-        image = resize_short(image, transform.resize)
-    return multi_crop(image, transform.size, num_crops=transform.num_crops)
 
 
 def _is_animated(header: Image.Image) -> bool:

@@ -74,27 +74,62 @@ class Recipe:
         """Names of the feature columns; without runs there are no terms."""
         terms = TERMS if self.detector.get("anomaly") == "bands" else TERMS[:-1]
         ids = (IDS,) * (self.detector.get("masking") == "stratified")
-        return ("f_global", "uniform_share", *((*terms, *ids) if self.num_runs else ()))
+        by_run = (*terms, *ids) if self.num_runs else ()
+        return ("f_global", "uniform_share", "frequency", *by_run)
 
     @property
     def choices(self) -> dict[str, Any]:
         """All fields, without those of the detector that came later and change nothing."""
         return dataclasses.asdict(self) | {"detector": as_before(self.detector)}
 
-    def require(self, made: Mapping[str, Any], where: Path) -> None:
-        """Raises BankError, naming the differences, unless ``where`` was built by this recipe."""
-        wanted = json.loads(json.dumps(dataclasses.asdict(self)))
-        later = {name: value for name, value in LATER.items() if name in self.detector}
+
+@dataclasses.dataclass(frozen=True)
+class EncoderRecipe:
+    """All that the features of a global encoder depend on; they lie in files of their own.
+
+    Attributes:
+      encoder_sha256: of the encoder's file.
+      transform: the preprocessing, with all its numbers.
+      dtype: of the encoder's products.
+      seed: of augmentation.
+      num_views: squares of an image that the encoder gets.
+    """
+
+    encoder_sha256: str
+    transform: str
+    dtype: str
+    seed: int
+    num_views: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Name of the feature column, by encoder."""
+        return (f"f_global_{self.encoder_sha256[:12]}",)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """All fields."""
+        return dataclasses.asdict(self)
+
+
+AnyRecipe = Recipe | EncoderRecipe
+
+
+def require_made_by(recipe: AnyRecipe, made: Mapping[str, Any], where: Path) -> None:
+    """Raises BankError, naming the differences, unless ``where`` was built by this recipe."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if isinstance(recipe, Recipe):
+        later = {name: value for name, value in LATER.items() if name in recipe.detector}
         made = {**made, "detector": later | dict(made["detector"])}
-        changed = [
-            f"{name} was {made.get(name)!r}, is {value!r}"
-            for name, value in wanted.items()
-            if made.get(name) != value
-        ]
-        if changed:
-            raise BankError(
-                f"{where} was built with different settings: {'; '.join(changed)}; {WAY_OUT}"
-            )
+    changed = [
+        f"{name} was {made.get(name)!r}, is {value!r}"
+        for name, value in wanted.items()
+        if made.get(name) != value
+    ]
+    if changed:
+        raise BankError(
+            f"{where} was built with different settings: {'; '.join(changed)}; {WAY_OUT}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +167,7 @@ def plan(folder: Path, num_images: int, shard_images: int) -> list[Part]:
 
 def write(
     part: Part,
-    recipe: Recipe,
+    recipe: AnyRecipe,
     images: Catalog,
     facts: Mapping[str, Sequence[Any]],
     features: Mapping[str, np.ndarray],
@@ -215,9 +250,9 @@ class Stored:
     """Features of some images, in the order of their catalog; N rows, V views, R runs.
 
     Attributes:
-      columns: by name, float32: f_global (N, V, D), uniform_share (N, V), a term
-        (N, V, R, M) or (N, V, R, C); uint8 or uint16: masked (N, V, R, M); only those that were
-        asked for.
+      columns: by name, float32: f_global (N, V, D), uniform_share (N, V), frequency (N, V, Q), a
+        term (N, V, R, M) or (N, V, R, C); uint8 or uint16: masked (N, V, R, M); only those that
+        were asked for.
       errors: (N,) str, why an image has no features; empty if it has.
     """
 
@@ -228,6 +263,23 @@ class Stored:
     def num_views(self) -> int:
         """V."""
         return int(self.columns["uniform_share"].shape[1])
+
+    def with_global(self, encoded: "Stored") -> "Stored":
+        """The same with the f_global of an encoder, and the errors of both."""
+        (f_global,) = encoded.columns.values()
+        errors = np.where(self.errors == "", encoded.errors, self.errors)
+        return Stored({**self.columns, "f_global": f_global}, errors)
+
+    def with_shuffled_terms(self, seed: int) -> "Stored":
+        """The same, every image with the LCAS terms of a random readable one; for a control."""
+        readable = np.flatnonzero(self.errors == "")
+        donors = np.arange(len(self.errors))
+        donors[readable] = np.random.default_rng(seed).permutation(readable)
+        shuffled = {
+            name: values[donors] if name in TERMS else values
+            for name, values in self.columns.items()
+        }
+        return Stored(shuffled, self.errors)
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -251,7 +303,7 @@ def described(path: Path) -> dict[str, Any]:
     return found
 
 
-def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part]:
+def missing(parts: Sequence[Part], recipe: AnyRecipe, images: Catalog) -> list[Part]:
     """The parts that are still to be written.
 
     Raises:
@@ -270,7 +322,7 @@ def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part
     fingerprint = images.fingerprint if there else ""
     for part in there:
         found = described(part.path)
-        recipe.require(found["recipe"], part.path)
+        require_made_by(recipe, found["recipe"], part.path)
         if found["images"] != fingerprint:
             raise BankError(
                 f"{part.path} was built from other images than these {len(images)}: {WAY_OUT}"

@@ -83,22 +83,20 @@ class OnlineSet:
         return self.extractor.model.num_patches
 
     def training(self, order: Order, start_step: int) -> Iterator[Featured]:
-        shown = self._loader(self.data.train_transform(self.extractor.model.image_size))
+        model, encoder = self.extractor.model, self.extractor.preprocessing
+        shown = self._loader(self.data.train_transform(model.image_size, encoder))
         batches = shown.train_batches(order, start_step=start_step, num_views=self.num_views)
         return self.extractor(self.extractor.training, batches)
 
     def scoring(self) -> Iterator[Featured]:
-        transform: Transform = self.data.eval_transform(self.extractor.model.image_size)
+        model, encoder = self.extractor.model, self.extractor.preprocessing
+        transform: Transform = self.data.eval_transform(model.image_size, encoder)
         if self.change:
             transform = self.change(transform)
         batches = self.views(transform, 1, range(len(self.images)))
         if self.edit:
             batches = map(self.edit, batches)
         return self.extractor(self.extractor.scoring, batches)
-
-    def storing(self, transform: Transform, num_views: int, rows: range) -> Iterator[Featured]:
-        """All views of some rows, with the R runs that a bank holds."""
-        return self.extractor(self.extractor.storing, self.views(transform, num_views, rows))
 
     def views(self, transform: Transform, num_views: int, rows: range) -> Iterator[Batch]:
         """The views of some rows, one after the other (``Loader.eval_batches``)."""
@@ -128,6 +126,7 @@ class BankedSet:
       detector: what its head reads.
       masks: which of the stored runs it gets.
       model: architecture of the backbone.
+      global_width: D, of its f_global.
       replicas: devices that share every batch.
       batch_size: images at a time, over all devices, in ``scoring``.
       num_views: V, augmented views that epochs of training show in turn.
@@ -138,6 +137,7 @@ class BankedSet:
     detector: DetectorConfig
     masks: Masks
     model: MAEConfig
+    global_width: int
     replicas: Replicas
     batch_size: int
     num_views: int = 1
@@ -185,10 +185,14 @@ class BankedSet:
             masked = _rows_first(self._masked(at, run))
         uniform_share = _rows_first(_taken(columns["uniform_share"], by_view))
         if self.detector.reads_global:
-            f_global = _rows_first(_taken(columns["f_global"], by_view))
+            crops = self.stored.num_views // columns["f_global"].shape[1]  # share a global view
+            f_global = _rows_first(_taken(columns["f_global"], (rows, views // crops)))
         else:
-            f_global = np.zeros((len(uniform_share), self.model.width), np.float32)
-        features = Features(f_global, lcas.Terms(**terms), masked, uniform_share)
+            f_global = np.zeros((len(uniform_share), self.global_width), np.float32)
+        spectra = None
+        if self.detector.reads_frequency:
+            spectra = _rows_first(_taken(columns["frequency"], by_view))
+        features = Features(f_global, lcas.Terms(**terms), masked, uniform_share, spectra)
         placed: Features = self.replicas.split(features)
         return placed
 
@@ -249,6 +253,7 @@ def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
     return (
         *("f_global",) * config.reads_global,
         "uniform_share",
+        *("frequency",) * config.reads_frequency,
         *needed_terms(config),
         *(bank.IDS,) * bool(ids),
     )
@@ -256,7 +261,7 @@ def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
 
 def needed_terms(config: DetectorConfig) -> tuple[str, ...]:
     """Names of the LCAS terms that a head's score is made of."""
-    if not config.num_runs:
+    if not config.scores_patches:
         return ()
     if config.anomaly == "bands":
         return ("bands",)

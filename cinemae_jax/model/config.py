@@ -30,7 +30,8 @@ Sensitivity = Literal["run", "patch"]
 Statistic = Literal["variability", "mean_anomaly", "perturbation_sensitivity"]  # s1, s2, s3
 STATISTICS: tuple[str, ...] = get_args(Statistic)
 Anomaly = Literal["statistics", "bands"]
-Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
+Frequency = Literal["none", "radial", "blocks", "residual"]
+Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas", "hybrid", "frequency"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 Pooling = Literal["cls", "mean"]
 Dtype = Literal["float32", "bfloat16"]
@@ -167,6 +168,9 @@ class DetectorConfig:
       score_share: share of the masked patches of each run that s1, s2 and s3 summarise.
       share_by: which ones: the most textured (``texture``), or any, without regard to the pixels
         (``random``), a control of equal size.
+      frequency: q, what the head reads of the image's own spectrum (``model.frequency``); fusions
+        ``hybrid`` and ``frequency`` have a pathway for it, ``global`` does not read it, and all
+        others read it beside the statistics.
       fusion: one of ``FUSIONS``.
       hidden: hidden width of MLP_δ; 0 makes it linear.
       clip: MLP_δ reads standardised values clipped to [-clip, clip]; 0 does not clip.
@@ -205,6 +209,7 @@ class DetectorConfig:
     texture_temperature: float = 1.0
     score_share: float = 1.0
     share_by: ShareBy = "texture"
+    frequency: Frequency = "none"
 
     @property
     def group_size(self) -> int:
@@ -217,7 +222,17 @@ class DetectorConfig:
     @property
     def reads_global(self) -> bool:
         """Whether the head reads f_global."""
-        return self.fusion != "lcas"
+        return self.fusion not in ("lcas", "frequency")
+
+    @property
+    def reads_frequency(self) -> bool:
+        """Whether the head reads q."""
+        return self.frequency != "none" and self.fusion != "global"
+
+    @property
+    def scores_patches(self) -> bool:
+        """Whether masked patches are scored: not with K = 0, nor for the spectrum alone."""
+        return self.num_runs > 0 and self.fusion != "frequency"
 
     @property
     def reads_texture(self) -> bool:
@@ -229,10 +244,15 @@ class DetectorConfig:
         self._check_ranges()
         self._check_masking()
         self._check_learned_weight()
-        if self.num_runs == 0 and self.fusion != "global":
+        if self.num_runs == 0 and self.fusion not in ("global", "frequency"):
             raise ValueError(
                 f"detector.num_runs = 0 leaves no anomaly scores for fusion {self.fusion!r}: "
-                "use fusion 'global' or num_runs of 1 or more"
+                "use fusion 'global' or 'frequency', or num_runs of 1 or more"
+            )
+        if self.frequency == "none" and self.fusion in ("hybrid", "frequency"):
+            raise ValueError(
+                f"detector.fusion {self.fusion!r} reads detector.frequency, which is 'none': "
+                "use radial, blocks or residual"
             )
 
     def _check_choices(self) -> None:
@@ -243,6 +263,7 @@ class DetectorConfig:
             "masking": get_args(Masking),
             "share_by": get_args(ShareBy),
             "sensitivity": get_args(Sensitivity),
+            "frequency": get_args(Frequency),
             "fusion": FUSIONS,
             "dtype": get_args(Dtype),
             "attention": get_args(AttentionKind),
@@ -304,7 +325,7 @@ class DetectorConfig:
         if (
             self.score not in WEIGHTED_SCORES
             or self.anomaly != "statistics"
-            or self.fusion == "global"
+            or self.fusion in ("global", "frequency")
         ):
             raise ValueError(
                 "detector.learn_mismatch_weight needs a score and a fusion that use λ, is set with "
@@ -318,6 +339,7 @@ LATER: dict[str, Any] = {
     "texture_temperature": 1.0,
     "score_share": 1.0,
     "share_by": "texture",
+    "frequency": "none",
 }
 
 

@@ -41,10 +41,10 @@ def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def grey_levels(pixels: Float[Array, "b h w 3"]) -> Int[Array, "b h w 3"]:
-    """The inverse of ``normalize_images``, rounded to whole grey levels, int32."""
+def grey_levels(pixels: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """The inverse of ``normalize_images``: RGB from 0 to 255, up to float32 rounding."""
     mean, std = (jnp.array(v).reshape(1, 1, 1, CHANNELS) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return jnp.round((pixels * std + mean) * 255).astype(jnp.int32)
+    return (pixels * std + mean) * 255.0
 
 
 def patchify(images: Real[Array, "b h w c"], patch_size: int) -> Real[Array, "b l d"]:

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cinemae_jax.runtime import compilation, hosts, preemption
-from cinemae_jax.runtime.console import OK, SOME_FAILED, fail, interrupted
+from cinemae_jax.runtime.console import OK, SOME_FAILED, crashed, fail, interrupted
 from cinemae_jax.runtime.devices import SPMD, Replicas, Spmd
 from cinemae_jax.runtime.preemption import Preempted
 
@@ -53,7 +53,7 @@ def run_config(
     """Parses ``--config FILE --workdir DIR --config.a.b=v`` and runs a job, on one host or many.
 
     A mistake of the user is one line on stderr and exit code 2.  SIGTERM saves the state and ends
-    with exit code 75.
+    with exit code 75; a bug prints its traceback and ends with 70.
 
     Args:
       argv: command line, program name first.
@@ -127,7 +127,8 @@ def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]])
         workdir = Path(str(_WORKDIR.value))
         with hosts.together(), preemption.listening(), compilation.kept_compilations():
             hosts.require_shared(workdir)
-            failed = job(_CONFIG.value, workdir)
+            with hosts.only_run(workdir):
+                failed = job(_CONFIG.value, workdir)
     except (Preempted, hosts.Lost) as stop:
         print(f"stopped   {stop}: rerun the same command to resume", file=sys.stderr, flush=True)
         return PREEMPTED if isinstance(stop, Preempted) else hosts.LOST
@@ -135,4 +136,6 @@ def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]])
         return interrupted()
     except (ValueError, OSError) as error:
         return fail(error)
+    except Exception:
+        return crashed()
     return SOME_FAILED if failed else OK

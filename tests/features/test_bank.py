@@ -38,7 +38,7 @@ def config(data_set: Path, backbone_file: Path) -> Settings:
 def open_sets(config: Settings, workdir: Path) -> Sets:
     data, backbone = (
         splits.read_data(config.data),
-        loading.load_backbone(config.backbone, config.runs),
+        loading.load_backbone(config),
     )
     return filling.open_sets(config, data, backbone, Run.start(workdir))
 
@@ -54,7 +54,7 @@ def with_detector(config: Settings, **fields: object) -> Settings:
 def test_a_bank_opens_with_another_attention_and_layout(config: Settings, tmp_path: Path) -> None:
     """They change features by rounding only, so they are no part of the recipe."""
     data = splits.read_data(config.data)
-    backbone = loading.load_backbone(config.backbone, config.runs)
+    backbone = loading.load_backbone(config)
     other = with_detector(config, attention="xla", run_layout="fold")
     one, two = (filling.banks(c, data, backbone, tmp_path) for c in (config, other))
     assert {name: made.recipe for name, made in one.items()} == {
@@ -179,16 +179,16 @@ def test_a_bank_from_before_masking_could_be_chosen_is_one_of_random_masks(
     config: Settings, tmp_path: Path
 ) -> None:
     made = filling.banks(
-        config, splits.read_data(config.data), loading.load_backbone(config.backbone, config.runs),
+        config, splits.read_data(config.data), loading.load_backbone(config),
         tmp_path,
     )["train"].recipe  # fmt: skip
     older = dataclasses.asdict(made)
     del older["detector"]["masking"]
-    made.require(older, tmp_path)
+    bank.require_made_by(made, older, tmp_path)
     assert made.choices == older
     disjoint = dataclasses.replace(made, detector={**made.detector, "masking": "disjoint"})
     with pytest.raises(BankError, match=r"random.*disjoint"):
-        disjoint.require(older, tmp_path)
+        bank.require_made_by(disjoint, older, tmp_path)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -201,28 +201,40 @@ def digests(folder: Path) -> dict[str, str]:
 def test_killed_at_any_moment_the_bank_is_the_same(
     backbone_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill leaves the files of its moment: a copy, taken before each call that keeps a part."""
+    """A kill leaves the files of its moment: copied while a part is written, synced and named."""
     root = write_data_set(tmp_path / "data", train=8, val=5)
     spoil(root, "train/ai/003.png", "val/nature/001.png")
     config = with_features(small_settings(root, backbone_file), shard_images=5)
-    copies: list[Path] = []
+    whole, copies, write_table = tmp_path / "whole", list[Path](), pq.write_table
+
+    def copy() -> None:
+        copies.append(tmp_path / f"killed {len(copies)}")
+        shutil.copytree(whole, copies[-1])
 
     def copying(call: Callable[..., None]) -> Callable[..., None]:
         def copy_and_call(*arguments: Any) -> None:
-            copies.append(tmp_path / f"killed {len(copies)}")
-            shutil.copytree(tmp_path / "whole", copies[-1])
+            copy()
             call(*arguments)
 
         return copy_and_call
 
+    def write_twice(table: pa.Table, file: Any, **options: Any) -> None:
+        file.write(b"the beginning of a file")
+        file.flush()
+        copy()
+        file.seek(0)
+        file.truncate()
+        write_table(table, file, **options)
+
     with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", write_twice)
         for name in ("fsync", "replace"):
             patch.setattr(os, name, copying(getattr(os, name)))
-        assert len(extract.extract(config, tmp_path / "whole")) == 2
-    for killed in (copies[0], copies[4], copies[6]):  # while a part is written, and around its name
-        assert digests(killed / "bank") != digests(tmp_path / "whole/bank")
+        assert len(extract.extract(config, whole)) == 2
+    for killed in copies[:5]:
+        assert digests(killed / "bank") != digests(whole / "bank")
         assert len(extract.extract(config, killed)) == 2
-        assert digests(killed / "bank") == digests(tmp_path / "whole/bank")
+        assert digests(killed / "bank") == digests(whole / "bank")
         assert not list(killed.rglob("*.partial"))
         assert len(pa.csv.read_csv(killed / UNREAD)) == 2
 
