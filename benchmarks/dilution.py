@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,8 +141,8 @@ def read(images: Catalog, options: argparse.Namespace, backbone: Backbone, doses
     transform = Equalise(Crop(size, 0), side=max(options.side, size), quality=options.quality)
     files = open_images(images, source="folder")
     ids = images.table["example_id"].to_numpy()
-    read_one = cast(Callable[..., np.ndarray], transform)  # crops alone: there is no encoder
-    plain = [read_one(files.read(i), np.random.default_rng(0)) for i in range(len(images))]
+    rng = np.random.default_rng(0)  # nothing here is random
+    plain = [cast(np.ndarray, transform(files.read(i), rng)) for i in range(len(images))]
     crops = {
         dose: np.stack(
             [

@@ -127,7 +127,7 @@ def test_an_override_changes_nothing_else(base: dict[str, Any]) -> None:
 
 def test_every_config_file_is_an_ablation() -> None:
     names = [module.name for module in pkgutil.iter_modules(cinemae_jax.configs.ablation.__path__)]
-    assert len(names) == 10
+    assert len(names) == 12
     for name in names:
         config = importlib.import_module(f"cinemae_jax.configs.ablation.{name}").get_config()
         config.base.data.root = "somewhere"
