@@ -79,6 +79,7 @@ def banked(count: int, config: Settings, model: MAEConfig) -> BankedSet:
         config.detector,
         config.masks,
         model,
+        model.width,
         Replicas(),
         batch_size=config.eval.batch_size,
         num_views=config.features.num_views,

@@ -83,6 +83,7 @@ def extractions(
     """Decoding, features from memory, and extraction from files."""
     source = OnlineSet(images, extractor, config.data, config.features.batch_size)
     data = splits.Data(images, images, images)
+    programs = filling.Programs(extractor, None)
     bank, bad = filling.banks(config, data, backbone, folder)["test"], BadImages(folder / "bad.csv")
 
     def batches() -> Iterable[Batch]:
@@ -100,7 +101,9 @@ def extractions(
 
     def extract() -> None:
         for part in bank.parts:
-            filling.extract_part(part, bank, source, bad, tqdm(disable=True))
+            shown = source.views(bank.transform, bank.num_calls, part.rows)
+            stores = list(bank.stores)
+            filling.extract_part(bank, part.index, stores, programs, shown, bad, tqdm(disable=True))
 
     return {"decoding": decoding, "features": features, "extract": extract}
 
@@ -108,7 +111,7 @@ def extractions(
 def predictions(detector: Detector, paths: list[Path]) -> dict[str, measure.Run]:
     """Logits from memory, and verdicts from files."""
     pictures = [inputs.read(path) for path in paths]
-    crops = np.stack([inputs.crops(picture.image, detector.transform) for picture in pictures])
+    crops = np.stack([detector.transform.cut(picture.image) for picture in pictures])
     ids = np.array([picture.example_id for picture in pictures])
     return {
         "logits": lambda: detector.score_crops(crops, ids),

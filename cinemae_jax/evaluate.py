@@ -36,7 +36,10 @@ def evaluate(
     detector = dataclasses.replace(detector, settings=detector.settings.evaluated_as(config))
     images = splits.read_test(detector.settings.data)
     collectives.require_equal(
-        {"detector": [detector.backbone.sha256, detector.step], "test_images": images.fingerprint}
+        {
+            "detector": [detector.backbone.hashes, detector.step],
+            "test_images": images.fingerprint,
+        }
     )
     results.evaluate(detector, detector.online(images, run.replicas), run)
     splits.share_unread(run.unread)
@@ -46,7 +49,9 @@ def evaluate(
 
 def _trained(config: EvaluationSettings, workdir: Path) -> TrainedDetector:
     """The detector of the run in ``workdir``."""
-    detector = loading.load(workdir, backbone=config.backbone)
+    detector = loading.load(
+        workdir, backbone=config.backbone, global_backbone=config.global_backbone
+    )
     if (trained_on := detector.settings.data.root) != config.root:
         progress.say(
             f"caution   the run was trained on {trained_on}; its results in {workdir} are "
@@ -56,13 +61,17 @@ def _trained(config: EvaluationSettings, workdir: Path) -> TrainedDetector:
 
 
 def _named(config: EvaluationSettings) -> TrainedDetector:
-    """The detector that the config names; the config's backbone stands in for a missing one."""
+    """The detector that the config names; the config's files stand in for missing ones."""
     try:
         return bundle.load(config.eval.detector).detector
     except weights.BackboneError:
-        if not weights.resolve(config.backbone).is_file():
+        backbone, encoder = (
+            path if path and weights.resolve(path).is_file() else ""
+            for path in (config.backbone, config.global_backbone)
+        )
+        if not backbone and not encoder:
             raise
-    return bundle.load(config.eval.detector, backbone=config.backbone).detector
+    return bundle.load(config.eval.detector, backbone=backbone, global_backbone=encoder).detector
 
 
 def main(argv: list[str] | None = None) -> int:

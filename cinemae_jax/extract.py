@@ -17,7 +17,6 @@ from cinemae_jax import typed
 from cinemae_jax.data.unread import BadImage
 from cinemae_jax.detector import loading, trained
 from cinemae_jax.features import filling, splits
-from cinemae_jax.features.extraction import Extractor
 from cinemae_jax.features.run import Run
 from cinemae_jax.runtime import collectives, jobs, progress
 from cinemae_jax.runtime.devices import Replicas
@@ -38,12 +37,12 @@ def extract(config: Settings, workdir: Path, replicas: Replicas | None = None) -
     run = Run.start(workdir, replicas)
     run.replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
     data = splits.read_data(config.data)
-    backbone = loading.load_backbone(config.backbone, config.runs)
+    backbone = loading.load_backbone(config)
     progress.say(f"backbone  {trained.describe(backbone)}")
     made = filling.banks(config, data, backbone, workdir)
     collectives.require_equal({f"{name} of the bank": one.made_of() for name, one in made.items()})
-    local = Extractor(config.detector, config.masks, backbone, run.replicas.local)
-    filling.fill(made, config.data, local, run)
+    programs = filling.Programs.of(config, backbone, run.replicas.local)
+    filling.fill(made, config.data, programs, run)
     splits.share_unread(run.unread)
     splits.report_unread(workdir, run.unread.listed)
     return run.unread.listed

@@ -1,6 +1,6 @@
 """The ``cinemae`` command, for people; training jobs have entry points of their own.
 
-Exit codes: 0 all done; 1 some inputs failed, each named; 2 usage or configuration.
+Exit codes: 0 all done; 1 some inputs failed, each named; 2 usage or configuration; 70 a bug.
 """
 
 import argparse
@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cinemae_jax import __version__
-from cinemae_jax.runtime.console import accept_any_name, at_home, interrupted, silence_decoders
+from cinemae_jax.runtime.console import (
+    accept_any_name,
+    at_home,
+    crashed,
+    interrupted,
+    silence_decoders,
+)
 
 
 class Command(NamedTuple):
@@ -58,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return importlib.import_module(COMMANDS[arguments[0]].module).main(arguments)
         except KeyboardInterrupt:
             return interrupted()
+        except Exception:
+            return crashed()
     parser().parse_args(arguments)
     parser().print_help()
     return 0

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from cinemae_jax.data.augment import Augment
 from cinemae_jax.data.collection import Source
-from cinemae_jax.data.transforms import MultiCrop
+from cinemae_jax.data.transforms import GlobalView, MultiCrop, ViewOf
 from cinemae_jax.model.config import DetectorConfig, Dtype, MAEConfig
 from cinemae_jax.model.masking import Masks
+from cinemae_jax.model.vit_config import Preprocessing
 from cinemae_jax.typed import require
 
+# Far above any use: settings also come from files of others, and sizes are memory.
+MAX_SIDE, MAX_CROPS, MAX_SEEDS = 8192, 1024, 1024
 FeatureSource = typing.Literal["bank", "online"]
 
 
@@ -29,13 +32,16 @@ class DataSettings:
       quarantine: CSV of images to leave out, as ``cinemae doctor`` writes it; empty for none.
       train_generators: the head learns from their ``train`` splits.
       test_generators: their ``val`` splits are scored; empty means all.
-      holdout: share of the training images kept for validation, chosen by their ids.
+      holdout: share of the training images kept for validation, chosen by their ids; not used with
+        a list that has a split ``held_out``.
       resize: shorter side before cropping, pixels; 0 keeps native pixels.
       num_crops: crops per image.  Training judges each alone; scoring averages their logits: 1 is
         the centre crop, other squares (4, 9, ...) form a grid.
       random_crop, flip, augment: of training images, for both classes alike.
       num_threads: decoding threads.
       eval_crops: crops per image in scoring; 0 means ``num_crops``.
+      global_view: what a global backbone gets: ``crop``, every crop, resized to its size;
+        ``whole``, the image as a whole, once for all crops.
     """
 
     root: str
@@ -51,6 +57,7 @@ class DataSettings:
     augment: Augment
     num_threads: int
     eval_crops: int = 0
+    global_view: ViewOf = "crop"
 
     def __post_init__(self) -> None:
         if not self.root:
@@ -59,8 +66,12 @@ class DataSettings:
             raise ValueError(f"config.data.source is {self.source!r}: use 'folder' or 'tfds'")
         if not self.train_generators:
             raise ValueError("config.data.train_generators is empty: name at least one generator")
-        require("config.data", self, holdout=(0, 1), resize=(0, None), num_threads=(1, None))
-        require("config.data", self, num_crops=(1, None), eval_crops=(0, None))
+        if self.global_view not in typing.get_args(ViewOf):
+            raise ValueError(
+                f"config.data.global_view is {self.global_view!r}: use 'crop' or 'whole'"
+            )
+        require("config.data", self, holdout=(0, 1), resize=(0, MAX_SIDE), num_threads=(1, None))
+        require("config.data", self, num_crops=(1, MAX_CROPS), eval_crops=(0, MAX_CROPS))
         crops = "eval_crops" if self.eval_crops else "num_crops"
         if math.isqrt(self.scored_crops) ** 2 != self.scored_crops:
             raise ValueError(
@@ -73,11 +84,18 @@ class DataSettings:
         """Crops per image in scoring."""
         return self.eval_crops or self.num_crops
 
-    def eval_transform(self, size: int) -> MultiCrop:
-        """Crops at fixed places: the same for every image, every time."""
-        return MultiCrop(size, self.scored_crops, resize=self.resize)
+    def eval_transform(self, size: int, encoder: Preprocessing | None = None) -> MultiCrop:
+        """Crops at fixed places: the same for every image, every time.
 
-    def train_transform(self, size: int) -> MultiCrop:
+        Args:
+          size: side of a crop, pixels.
+          encoder: how the global encoder is fed; None if there is none.
+        """
+        view = self._view(encoder)
+        return MultiCrop(size, self.scored_crops, resize=self.resize, view=view)
+
+    def train_transform(self, size: int, encoder: Preprocessing | None = None) -> MultiCrop:
+        """Crops of training images; arguments as in ``eval_transform``."""
         return MultiCrop(
             size,
             self.num_crops,
@@ -85,7 +103,14 @@ class DataSettings:
             random=self.random_crop,
             flip=self.flip,
             augment=self.augment,
+            view=self._view(encoder),
         )
+
+    def _view(self, encoder: Preprocessing | None) -> GlobalView | None:
+        if encoder is None:
+            return None
+        edge, how = encoder.shortest_edge, encoder.interpolation
+        return GlobalView(encoder.size, self.global_view, shortest_edge=edge, interpolation=how)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +166,11 @@ class TrainSettings:
       learning_rate: at the peak.
       warmup: share of the steps during which the learning rate rises.
       weight_decay: of all kernels of the head.
-      global_weight_decay: in fusion ``logit``, of the pathway that reads f_global alone.
+      global_weight_decay: in fusions ``logit`` and ``hybrid``, of the pathway that reads f_global
+        alone.
       standardize_images: training images whose statistics standardise the head's inputs.
       checkpoint_every: steps; every epoch ends with a validated checkpoint as well.
+      frequency_weight_decay: in fusions ``hybrid`` and ``frequency``, of the pathway that reads q.
     """
 
     batch_size: int
@@ -154,6 +181,7 @@ class TrainSettings:
     global_weight_decay: float
     standardize_images: int
     checkpoint_every: int
+    frequency_weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
         require(
@@ -165,6 +193,7 @@ class TrainSettings:
             warmup=(0, 1),
             weight_decay=(0, None),
             global_weight_decay=(0, None),
+            frequency_weight_decay=(0, None),
             standardize_images=(1, None),
             checkpoint_every=(1, None),
         )
@@ -204,7 +233,8 @@ class EvaluationSettings:
     """What an evaluation chooses; everything else belongs to the trained detector.
 
     Attributes:
-      backbone: used where that file exists; of a named detector, where its own does not.
+      backbone, global_backbone: used where these files exist; of a named detector, where its own
+        do not.
       root, source, quarantine, test_generators, num_threads: as in ``DataSettings``.
       eval: how results are measured.  A named detector keeps its own ``fpr`` and ``fnr``, so that
         its verdicts are those of ``predict``.
@@ -217,6 +247,7 @@ class EvaluationSettings:
     test_generators: tuple[str, ...]
     num_threads: int
     eval: EvalSettings
+    global_backbone: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +259,7 @@ class Settings:
       num_seeds: heads trained at once, with seeds ``seed``, ``seed`` + 1, ...; they share the order
         of the images, and each draws its own masks.
       backbone: file, or the name of a bundled one.
+      global_backbone: file of the encoder that makes f_global; empty for the backbone itself.
     """
 
     seed: int
@@ -238,14 +270,22 @@ class Settings:
     features: FeatureSettings
     train: TrainSettings
     eval: EvalSettings
+    global_backbone: str = ""
 
     def __post_init__(self) -> None:
-        require("config", self, seed=(0, None), num_seeds=(1, None))
+        require("config", self, seed=(0, None), num_seeds=(1, MAX_SEEDS))
         stored, wanted = self.features.num_runs, self.detector.num_runs
         if stored < wanted and (stored or self.features.source == "bank"):
             raise ValueError(
                 f"config.features.num_runs {stored} is below config.detector.num_runs {wanted}: "
                 "store at least as many runs per image as the head reads"
+            )
+        size = self.detector.group_size
+        if stored % size:
+            raise ValueError(
+                f"config.features.num_runs is {stored}, but disjoint masks come in groups of "
+                f"{size} (detector.mask_ratio {self.detector.mask_ratio:g}): store a multiple of "
+                f"{size}"
             )
 
     @property
@@ -261,14 +301,16 @@ class Settings:
     def masks(self) -> Masks:
         """Which masking runs an image gets."""
         stored = self.features.num_runs
-        return Masks(self.features.seed, self.detector.num_runs, stored, self.num_seeds)
+        detector, seed = self.detector, self.features.seed
+        return Masks(seed, detector.num_runs, stored, self.num_seeds, detector.group_size)
 
     @property
     def evaluation(self) -> EvaluationSettings:
         """The part that an evaluation reads."""
         names = ("root", "source", "quarantine", "test_generators", "num_threads")
         data = {name: getattr(self.data, name) for name in names}
-        return EvaluationSettings(backbone=self.backbone, eval=self.eval, **data)
+        files = {name: getattr(self, name) for name in ("backbone", "global_backbone")}
+        return EvaluationSettings(eval=self.eval, **files, **data)
 
     def evaluated_as(self, asked: EvaluationSettings) -> "Settings":
         """The settings of a trained detector for an evaluation."""
@@ -283,8 +325,10 @@ class Settings:
         """The same without the paths of this machine; ``root`` stands in for the data set's."""
         data = dataclasses.replace(self.data, root=root, quarantine="")
         features = dataclasses.replace(self.features, bank="")
-        name = Path(self.backbone).name
-        return dataclasses.replace(self, data=data, features=features, backbone=name)
+        backbone, encoder = (Path(path).name for path in (self.backbone, self.global_backbone))
+        return dataclasses.replace(
+            self, data=data, features=features, backbone=backbone, global_backbone=encoder
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
     if config.features.source == "bank":
         run.replicas.check_batch_size(config.features.batch_size, "config.features.batch_size")
     data = splits.read_data(config.data)
-    backbone = loading.load_backbone(config.backbone, config.runs)
+    backbone = loading.load_backbone(config)
     progress.say(f"backbone  {trained.describe(backbone)}")
     progress.say(f"train     {data.train.describe()}; held out {len(data.validation)}")
     with Checkpoints(workdir / "checkpoints", best=resuming.validation_score) as checkpoints:
@@ -56,7 +56,9 @@ def train(config: Settings, workdir: Path, replicas: Replicas | None = None) -> 
             run.unread.forget()
         sets = filling.open_sets(config, data, backbone, run)
         fitting.fit(config, sets, backbone, run, checkpoints, metadata)
-    best = loading.load(workdir, which="best", backbone=config.backbone)
+    best = loading.load(
+        workdir, which="best", backbone=config.backbone, global_backbone=config.global_backbone
+    )
     # settings that do not change the head may differ from the checkpoint's: these are the new ones
     results.evaluate(dataclasses.replace(best, settings=config), sets.test, run)
     splits.share_unread(run.unread)

@@ -1,8 +1,9 @@
 """Frozen backbones and encoders on disk: one safetensors file ↔ ``Backbone`` or ``Encoder``.
 
 The file's header holds architecture and origin, and the target of a backbone or the preprocessing
-of an encoder; tensors are named by Flax paths joined by '/'.  No pickle is read, and a missing
-tensor is an error, never filled with random numbers.
+of an encoder; tensors are named by Flax paths joined by '/'.  An encoder's kernels may be stored in
+4 or 8 bits: as two tensors each, named with ``CODES`` and ``SCALES``.  No pickle is read, and a
+missing tensor is an error, never filled with random numbers.
 """
 
 import dataclasses
@@ -24,12 +25,15 @@ from cinemae_jax.model import mae, vit
 from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import MAEConfig
+from cinemae_jax.model.quantised import GROUP, Bits, dequantise, quantise
 from cinemae_jax.model.vit import Encoder, Preprocessing, ViTConfig
 from cinemae_jax.runtime.files import replacing
 
 FORMAT = "cinemae-backbone-1"
 ENCODER_FORMAT = "cinemae-encoder-1"
-BUNDLED = {"tiny": "tiny_backbone.safetensors"}
+BUNDLED = {"tiny": "tiny_backbone.safetensors", "clip": "clip_encoder.safetensors"}
+# Suffixes of the two tensors of a kernel in few bits.
+CODES, SCALES = "#codes", "#scales"
 _LISTED = 5  # names shown of a longer list of problems
 # What a file of one format is told where the other is expected.
 _OTHER = {
@@ -44,7 +48,7 @@ class BackboneError(ValueError):
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The file of a bundled backbone's name (``tiny``); any other path as it is."""
+    """The file of a bundled name (backbone ``tiny``, encoder ``clip``); other paths as they are."""
     if str(path) in BUNDLED:
         return Path(__file__).parent / "assets" / BUNDLED[str(path)]
     return Path(path)
@@ -76,10 +80,24 @@ def save_encoder(
     params: Any,
     preprocessing: Preprocessing,
     origin: Mapping[str, str] | None = None,
+    *,
+    bits: Bits | None = None,
 ) -> str:
-    """Writes an encoder, with what its images must go through, and returns the file's sha256."""
+    """Writes an encoder, with what its images must go through, and returns the file's sha256.
+
+    Args:
+      path: of the file; an older one is replaced only when the new one is complete.
+      config: architecture of the parameters.
+      params: of ``ViT``.
+      preprocessing: of its images.
+      origin: where they come from, for people.
+      bits: of the kernels in its blocks (``model.quantised``); None stores float32.
+
+    Raises:
+      BackboneError: if the parameters do not fit the architecture; nothing is written then.
+    """
     entries = {"origin": dict(origin or {}), "preprocessing": dataclasses.asdict(preprocessing)}
-    return _write(Path(path), ENCODER_FORMAT, config, params, entries)
+    return _write(Path(path), ENCODER_FORMAT, config, params, entries, bits)
 
 
 def _write(
@@ -88,14 +106,29 @@ def _write(
     config: MAEConfig | ViTConfig,
     params: Any,
     entries: Mapping[str, Mapping[str, Any]],
+    bits: Bits | None = None,
 ) -> str:
     flat = {k: np.ascontiguousarray(v, np.float32) for k, v in _flatten(params).items()}
     _check_shapes(path, config, {k: v.shape for k, v in flat.items()})
     entries = {"config": dataclasses.asdict(config), **entries}
     header = {"format": format_} | {k: json.dumps(v, sort_keys=True) for k, v in entries.items()}
+    if bits is not None:
+        flat, header = _quantised(flat, bits), header | {"bits": str(bits)}
     path.parent.mkdir(parents=True, exist_ok=True)
+    return write_tensors(path, flat, header)
+
+
+def write_tensors(path: Path, flat: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
+    """Writes a safetensors file, whole or not at all, and returns its sha256.
+
+    Raises:
+      OSError: naming the file, if it cannot be written, for example on a full disk.
+    """
     with replacing(path) as partial:
-        save_file(flat, partial, metadata=header)
+        try:
+            save_file(dict(flat), partial, metadata=dict(header))
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written ({error}): what was there stays") from error
         partial.chmod(0o644)  # safetensors makes files that only their owner can read
     return file_sha256(path)
 
@@ -113,23 +146,26 @@ def load(path: str | os.PathLike[str]) -> Backbone:
     path = resolve(path)
     if not path.is_file():
         raise BackboneError(
-            f"backbone {path} does not exist: name a converted .safetensors file, or a bundled "
-            f"backbone ({', '.join(BUNDLED)})"
+            f"backbone {path} does not exist: name a converted .safetensors file, or the bundled "
+            "backbone (tiny)"
         )
     _, config, params = _read(path, FORMAT, MAEConfig)
     return Backbone(params, config, sha256=file_sha256(path))
 
 
 def load_encoder(path: str | os.PathLike[str]) -> Encoder:
-    """Reads a frozen encoder, as ``save_encoder`` or ``cinemae convert`` writes it.
+    """Reads a frozen encoder, as ``save_encoder`` or ``cinemae convert`` writes it, or ``clip``.
 
     Raises:
       BackboneError: if the file is missing, truncated, not an encoder, or does not hold exactly
         the tensors of its architecture.
     """
-    path = Path(path)
+    path = resolve(path)
     if not path.is_file():
-        raise BackboneError(f"encoder {path} does not exist: write it with `cinemae convert`")
+        raise BackboneError(
+            f"encoder {path} does not exist: write it with `cinemae convert`, or name the bundled "
+            "encoder (clip)"
+        )
     header, config, params = _read(path, ENCODER_FORMAT, ViTConfig)
     try:
         fields = json.loads(header["preprocessing"])
@@ -150,17 +186,71 @@ def _read(path: Path, format_: str, kind: type[Config]) -> tuple[Mapping[str, st
             header = file.metadata() or {}
             config = _config_of(path, header, format_, kind)
             shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
-            _check_shapes(path, config, shapes)
+            bits = _bits_of(path, header)
+            _check_shapes(path, config, _unpacked_shapes(shapes, bits))
             flat = {name: file.get_tensor(name) for name in shapes}
     except SafetensorError as error:
         raise BackboneError(
             f"{path} is not a readable safetensors file ({error}): copy it again if it is "
             "truncated; convert a published checkpoint with `cinemae convert`"
         ) from error
+    if bits is not None:
+        flat = _dequantised(flat, bits)
     wrong = [k for k, v in flat.items() if not np.isfinite(v).all()]
     if wrong:
         raise BackboneError(f"{path} holds NaN or infinity in {_some(wrong)}: convert it again")
     return header, config, traverse_util.unflatten_dict(flat, sep="/")
+
+
+# --- kernels in few bits ------------------------------------------------------------------------
+
+
+def _quantised(flat: Mapping[str, np.ndarray], bits: Bits) -> dict[str, np.ndarray]:
+    stored: dict[str, np.ndarray] = {}
+    for name, values in flat.items():
+        if name.startswith("block_") and name.endswith("/kernel") and not len(values) % GROUP:
+            stored[name + CODES], stored[name + SCALES] = quantise(values, bits)
+        else:
+            stored[name] = values
+    return stored
+
+
+def _dequantised(stored: Mapping[str, np.ndarray], bits: Bits) -> dict[str, np.ndarray]:
+    flat = {k: v for k, v in stored.items() if not k.endswith((CODES, SCALES))}
+    for name in [k.removesuffix(CODES) for k in stored if k.endswith(CODES)]:
+        flat[name] = dequantise(stored[name + CODES], stored[name + SCALES], bits)
+    return flat
+
+
+def _bits_of(path: Path, header: Mapping[str, str]) -> Bits | None:
+    match header.get("bits"):
+        case None:
+            return None
+        case "4":
+            return 4
+        case "8":
+            return 8
+    raise BackboneError(f"{path} has kernels of {header['bits']!r} bits: 4 and 8 can be read")
+
+
+def _unpacked_shapes(
+    shapes: Mapping[str, tuple[int, ...]], bits: Bits | None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes after ``_dequantised``; what does not fit together keeps its name, to be refused."""
+    if bits is None:
+        return dict(shapes)
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        kernel = name.removesuffix(CODES)
+        if name.endswith(CODES) and len(shape) == 2:
+            inputs = shape[0] * 8 // bits
+            if shapes.get(kernel + SCALES) == (inputs // GROUP, shape[1]):
+                found[kernel] = (inputs, shape[1])
+                continue
+        whole = name.removesuffix(SCALES)
+        if not (name.endswith(SCALES) and whole + CODES in shapes):
+            found[name] = shape
+    return found
 
 
 def origin(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """Config files are complete, and every mistake in a config is named."""
 
+import dataclasses
 import importlib
 from typing import Any
 
 import pytest
 
 from cinemae_jax import typed
+from cinemae_jax.model.config import LATER, DetectorConfig, as_before, vit_huge, vit_tiny
 from cinemae_jax.settings import PretrainSettings, Settings
 
 CONFIGS = ("sd14", "demo", "tiny")
@@ -52,7 +54,6 @@ def test_sd14_is_what_the_paper_states() -> None:
 
 
 def test_settings_survive_json() -> None:
-    import dataclasses
     import json
 
     read = typed.read(config_with("seed", 5), Settings)
@@ -64,7 +65,7 @@ def test_a_detector_saved_before_a_field_existed_has_its_default() -> None:
     with pytest.raises(ValueError, match="noise_probability is missing"):
         typed.read(saved, Settings)
     assert typed.read(saved, Settings, saved=True).data.augment.noise_probability == 0
-    for field, default in (("attention", "plain"), ("run_layout", "vmap")):
+    for field, default in {"attention": "plain", "run_layout": "vmap", **LATER}.items():
         older = config_with(f"detector.{field}", None)
         assert getattr(typed.read(older, Settings, saved=True).detector, field) == default
     with pytest.raises(ValueError, match="seed is missing"):  # there is none to take
@@ -105,6 +106,11 @@ def test_a_detector_saved_before_a_field_existed_has_its_default() -> None:
         ("extra", 1, "config.extra is not a setting"),
         ("data.train_generators", 3, "config.data.train_generators must be a tuple, is 3"),
         ("detector.statistics", ("variability",) * 2, "name each once"),
+        ("detector.masking", "learned", "detector.masking"),
+        ("detector.share_by", "colour", "detector.share_by"),
+        ("detector.score_share", 0.0, "detector.score_share"),
+        ("detector.texture_temperature", 0.0, "detector.texture_temperature"),
+        ("detector.texture_temperature", float("inf"), "detector.texture_temperature"),
     ],
 )
 def test_mistakes_are_named(path: str, value: Any, message: str) -> None:
@@ -125,3 +131,31 @@ def test_a_weight_that_nothing_reads_cannot_be_learned(field: str, value: str) -
 
 def test_whole_numbers_are_fine_where_fractions_are_asked_for() -> None:
     assert typed.read(config_with("train.learning_rate", 1), Settings).train.learning_rate == 1.0
+
+
+def test_disjoint_masks_are_stored_in_whole_groups() -> None:
+    config = config_with("detector.masking", "disjoint")
+    assert typed.read(config, Settings).masks.group_size == 4
+    config["features"]["num_runs"] = 6
+    with pytest.raises(ValueError, match=r"features\.num_runs is 6.*multiple of 4"):
+        typed.read(config, Settings)
+    config["detector"]["mask_ratio"] = 2 / 3
+    assert typed.read(config, Settings).masks.group_size == 3
+    config["detector"]["mask_ratio"] = 0.4
+    with pytest.raises(ValueError, match=r"detector\.mask_ratio"):
+        typed.read(config, Settings)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.6, 2 / 3, 0.7, 0.75, 0.8, 0.9, 0.95])
+def test_the_disjoint_sets_of_a_group_fit_into_an_image(ratio: float) -> None:
+    group = DetectorConfig(masking="disjoint", mask_ratio=ratio).group_size
+    assert group == int(1 / (1 - ratio) + 1e-6)
+    for model in (vit_tiny(), vit_huge()):
+        assert group * model.num_visible(ratio) <= model.num_patches
+
+
+def test_a_field_that_changes_nothing_leaves_names_as_they_were() -> None:
+    older = {k: v for k, v in dataclasses.asdict(DetectorConfig()).items() if k not in LATER}
+    assert as_before(dataclasses.asdict(DetectorConfig())) == older
+    changed = dataclasses.asdict(DetectorConfig(score_share=0.5))
+    assert as_before(changed) == older | {"score_share": 0.5}

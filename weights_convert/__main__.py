@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="accept a file without a decoder, for detectors with K = 0 masking runs",
     )
+    command.add_argument(
+        "--blocks", type=positive, metavar="N", help="keep an encoder's first N blocks only"
+    )
+    command.add_argument(
+        "--bits", type=int, choices=(4, 8), help="store an encoder's kernels in so many bits"
+    )
     _add_options(command)
     command.set_defaults(run=_convert)
 
@@ -144,7 +150,11 @@ def _convert(args: argparse.Namespace) -> int:
     options = _options(args, encoder_only=args.encoder_only)
     if sources.is_encoder(source):
         _refuse_options(source, options)
-        done = encoders.convert(source, args.out, name=name)
+        done = encoders.convert(source, args.out, name=name, blocks=args.blocks, bits=args.bits)
+    elif args.blocks or args.bits:
+        raise sources.ConversionError(
+            f"{source} is a masked autoencoder: --blocks and --bits are for encoders"
+        )
     else:
         done = convert.convert(source, args.out, options, name=name)
     print(f"{done.path}  sha256 {done.sha256}")

@@ -18,6 +18,8 @@ from flax import traverse_util
 from cinemae_jax import __version__, weights
 from cinemae_jax.model.config import CHANNELS
 from cinemae_jax.model.layers import Activation
+from cinemae_jax.model.quantised import Bits
+from cinemae_jax.model.vit import first_blocks
 from cinemae_jax.model.vit_config import Family, Preprocessing, Resampling, ViTConfig
 from weights_convert import encoder_mapping, infer, preprocessing, sources
 from weights_convert.convert import Converted, Filling, fill, shape_problems
@@ -119,7 +121,12 @@ class Tower:
 
 
 def convert(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], *, name: str | None = None
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    blocks: int | None = None,
+    bits: Bits | None = None,
 ) -> Converted:
     """Converts one published encoder.
 
@@ -127,16 +134,35 @@ def convert(
       source: folder with config.json and the tensors, or the file of the tensors in it.
       out: safetensors file to write; ``weights.load_encoder`` reads it.
       name: of the source in the header; by default the file's.
+      blocks: how many to keep (``vit.first_blocks``); None keeps all, and the published feature.
+      bits: of stored kernels; None stores float32.
 
     Raises:
       ConversionError: with all problems, if the source is refused; nothing is written then.
     """
     with sources.opened(Path(source), name, kinds=encoder_mapping.LAYOUTS) as opened:
         planned = plan(opened)
-        params = traverse_util.unflatten_dict(fill(opened, planned.fillings), sep="/")
-        origin = _origin(opened, planned)
-        sha256 = weights.save_encoder(out, planned.config, params, planned.preprocessing, origin)
-    return Converted(Path(out), sha256, planned.config, origin, tuple(planned.notes))
+        params: Any = traverse_util.unflatten_dict(fill(opened, planned.fillings), sep="/")
+        config = planned.config
+        if blocks is not None:
+            try:
+                config, params = first_blocks(config, params, blocks)
+            except ValueError as error:
+                raise ConversionError(f"{opened.path}: {error}") from error
+        origin = _origin(opened, planned) | _changes(planned.config, blocks, bits)
+        fed = planned.preprocessing
+        sha256 = weights.save_encoder(out, config, params, fed, origin, bits=bits)
+    return Converted(Path(out), sha256, config, origin, tuple(planned.notes))
+
+
+def _changes(config: ViTConfig, blocks: int | None, bits: Bits | None) -> dict[str, str]:
+    """What the conversion changed on purpose, for people."""
+    done = {}
+    if blocks is not None:
+        done["blocks"] = f"the first {blocks} of {config.depth}; feature: the class token there"
+    if bits is not None:
+        done["precision"] = f"kernels of blocks rounded to {bits} bits"
+    return done
 
 
 def plan(source: Source) -> Plan:
@@ -271,7 +297,7 @@ def _unsupported(layout: str, entries: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _sizes(source: Source, tower: Tower, entries: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(source: Source, tower: Tower, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of ``ViTConfig``, from shapes.
 
     Raises:

@@ -15,15 +15,16 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from cinemae_jax.model import lcas, masking
+from cinemae_jax.model import frequency, lcas, masking
 from cinemae_jax.model.cinemae import Backbone, Features, head_logits, statistics
 from cinemae_jax.model.config import DetectorConfig, Fusion, MAEConfig, Score, Sensitivity
 from cinemae_jax.model.head import HeadState, Normalizer
-from cinemae_jax.model.mae import MAE, normalize_images, patchify, to_target
+from cinemae_jax.model.mae import MAE, grey_levels, normalize_images, patchify, to_target
 from cinemae_jax.training import optim, steps
 from weights_convert import mapping
 
 MASK_RATIO = 0.75
+GROUP_SIZE = DetectorConfig(masking="disjoint", mask_ratio=MASK_RATIO).group_size
 NUM_STEPS, PEAK, WARMUP = 20, 1e-3, 0.05
 WEIGHT_DECAY, GLOBAL_WEIGHT_DECAY = 1e-2, 1.0
 NORMALIZER = ("global_mean", "global_std", "stats_mean", "stats_std")
@@ -133,6 +134,7 @@ def jax_stages(backbone: Backbone, inputs: Inputs) -> Stages:
     with jax.default_matmul_precision("highest"):
         features, out = backbone_stages(backbone, inputs)
         out |= _statistics_stages(features, backbone.config)
+        out |= mask_stages(backbone.config, inputs)
         out |= head_stages(features, backbone.config, inputs)
         return {name: np.asarray(value) for name, value in out.items()}
 
@@ -170,7 +172,9 @@ def backbone_stages(backbone: Backbone, inputs: Inputs) -> tuple[Features, dict[
             traced[f"terms/{field.name}"] = term
     threshold = DetectorConfig().uniform_variance
     uniform = jax.vmap(lambda image: lcas.uniform_share(image, threshold))(patches)
-    return Features(tokens[:, 0], terms, masked, uniform), traced
+    spectra = jax.jit(jax.vmap(frequency.describe))(grey_levels(pixels))
+    traced["frequency"] = spectra
+    return Features(tokens[:, 0], terms, masked, uniform, spectra), traced
 
 
 def _is_stage(module: object, method: str) -> bool:
@@ -189,11 +193,44 @@ def _trace(prefix: str, seen: Mapping) -> dict[str, jax.Array]:
 def _statistics_stages(features: Features, config: MAEConfig) -> dict[str, jax.Array]:
     """The three statistics of every score, with both kinds of sensitivity."""
     return {
-        f"statistics/{variant}/{sensitivity}": statistics(
-            features, DetectorConfig(score=variant, sensitivity=sensitivity), config.num_patches
+        statistics_name(variant, sensitivity, share): statistics(
+            features,
+            DetectorConfig(score=variant, sensitivity=sensitivity, score_share=share),
+            config.num_patches,
         )
+        for share in shares(config.target == "raw")
         for variant in get_args(Score)
         for sensitivity in get_args(Sensitivity)
+    }
+
+
+def shares(raw: bool) -> tuple[float, ...]:
+    """Shares of the patches that statistics summarise; patches of raw pixels alone have texture."""
+    return (1.0, 0.5) if raw else (1.0,)
+
+
+def statistics_name(variant: str, sensitivity: str, share: float) -> str:
+    """Name of a stage."""
+    return f"statistics/{variant}/{sensitivity}" + (f"/{share:g}" if share < 1 else "")
+
+
+def mask_stages(config: MAEConfig, inputs: Inputs) -> dict[str, jax.Array]:
+    """Visible ids of the masks beyond the paper: disjoint and stratified."""
+    noise, num_visible = jnp.asarray(inputs.noise), config.num_visible(MASK_RATIO)
+    levels = patchify(jnp.asarray(inputs.images, jnp.int32), config.patch_size)
+    textures = jax.vmap(lcas.texture)(levels)
+
+    def disjoint(own: jax.Array) -> jax.Array:
+        return jnp.stack([masking.slice_of(own, k, num_visible) for k in range(GROUP_SIZE)])
+
+    def stratified(texture: jax.Array, own: jax.Array) -> jax.Array:
+        draw = functools.partial(masking.one_per_stratum, num_visible=num_visible, temperature=1.0)
+        return jax.vmap(draw, in_axes=(None, 0))(texture, -jnp.log(-jnp.log(own)))
+
+    return {
+        "masks/texture": textures,
+        "masks/disjoint": jax.vmap(disjoint)(noise[:, 0]),
+        "masks/stratified": jax.vmap(stratified)(textures, noise),
     }
 
 

@@ -5,6 +5,7 @@ In: a ``ViTMAEForPreTraining``, uint8 images, mask noise.  Out: features, scores
 head.  Symbols and sections are those of docs/method.md.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,51 @@ def visible_and_masked(noise: Tensor, num_visible: int) -> tuple[Tensor, Tensor]
     return visible, masked
 
 
+def disjoint(noise: Tensor, num_visible: int, group_size: int) -> Tensor:
+    """Visible ids of a group of disjoint masks: noise (..., L) to (..., G, N_vis)."""
+    order = noise.argsort(dim=-1, stable=True)
+    return order[..., : group_size * num_visible].unflatten(-1, (group_size, num_visible))
+
+
+def texture(images: Tensor, patch: int) -> Tensor:
+    """Variance of every patch in squared grey levels: uint8 (B, H, W, 3) to (B, L).
+
+    Averaged over channels; the mean of a channel is rounded to a whole level.
+    """
+    grid = images.long().unfold(1, patch, patch).unfold(2, patch, patch).flatten(1, 2).flatten(3)
+    mean = (grid.double().mean(-1, keepdim=True) + 0.5).floor()  # (B, L, 3, pixels)
+    return ((grid - mean) ** 2).mean(dim=(-2, -1)).float()
+
+
+def stratified(
+    texture: Tensor, gumbel: Tensor, num_visible: int, temperature: float = 1.0
+) -> Tensor:
+    """Visible ids of masks that show one patch per stratum of texture, least textured first.
+
+    Args:
+      texture: (B, L).
+      gumbel: standard Gumbel noise, (B, K, L).
+      num_visible: number of strata.
+      temperature: τ.
+    """
+    order = texture.argsort(dim=-1, stable=True)
+    chances = (texture + 1).log()[:, None] / temperature + gumbel
+    length = texture.shape[-1]
+    edges = [i * length // num_visible for i in range(num_visible + 1)]
+    chosen = []
+    for start, stop in itertools.pairwise(edges):
+        members = order[:, None, start:stop].expand(-1, gumbel.shape[1], -1)
+        best = chances.gather(-1, members).argmax(dim=-1, keepdim=True)
+        chosen.append(members.gather(-1, best))
+    return torch.cat(chosen, dim=-1)
+
+
+def noise_that_shows(visible: Tensor, length: int) -> Tensor:
+    """Noise (..., L) for ``extract_features`` whose smallest values are at the given ids."""
+    rank = torch.arange(visible.shape[-1], dtype=torch.float32).expand(visible.shape)
+    return torch.full((*visible.shape[:-1], length), float(length)).scatter(-1, visible, rank)
+
+
 def global_feature(mae: ViTMAEForPreTraining, pixels: Tensor, pooling: str = "cls") -> Tensor:
     """f_global (B, D) from one encoder pass over every patch."""
     raster = torch.arange(num_patches(mae), device=pixels.device).expand(len(pixels), -1)
@@ -127,6 +173,44 @@ def extract_features(
     ]
     stacked = {f: torch.stack([getattr(run, f) for run in runs], dim=1) for f in vars(runs[0])}
     return Features(global_feature(mae, pixels, pooling), Terms(**stacked), masked)
+
+
+def frequency(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """q of all kinds, (B, 176): rings and blocks of the luma, then of its high-pass residual.
+
+    Args:
+      images: uint8 (B, H, W, 3), not normalised.
+      dtype: of the computation.
+    """
+    luma = images.to(dtype) @ torch.tensor((0.299, 0.587, 0.114), dtype=dtype)
+    even = luma[:, : luma.shape[1] // 2 * 2, : luma.shape[2] // 2 * 2]
+    high = even - even[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    return torch.cat([rings(luma), blocks(luma), rings(high), blocks(high)], dim=1)
+
+
+def rings(luma: Tensor, count: int = 24) -> Tensor:
+    """Log power under a Hann window in rings up to 0.5 cycles per pixel: (B, H, W) to (B, 24)."""
+    height, width = luma.shape[1:]
+    hann = [torch.hann_window(n, periodic=False, dtype=luma.dtype) for n in (height, width)]
+    window = torch.outer(*hann)
+    mean = (luma * window).sum((1, 2), keepdim=True) / window.sum()
+    power = torch.fft.fft2((luma - mean) * window).abs() ** 2 / (window**2).sum()
+    across, along = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
+    ring = (torch.hypot(across[:, None], along[None]) * 2 * count).long()
+    means = [power[:, ring == i].mean(1) for i in range(count)]
+    return torch.stack(means, dim=1).add(1 / 12).log()
+
+
+def blocks(luma: Tensor, side: int = 8) -> Tensor:
+    """Log variance of DCT-II coefficients over whole blocks: (B, H, W) to (B, 64)."""
+    place = torch.arange(side, dtype=luma.dtype)
+    basis = torch.cos(math.pi * place[:, None] * (2 * place + 1) / (2 * side))
+    basis = basis * math.sqrt(2 / side)
+    basis[0] /= math.sqrt(2)
+    cut = luma.unfold(1, side, side).unfold(2, side, side)  # (B, rows, columns, 8, 8)
+    coefficients = basis @ cut @ basis.T
+    variance = coefficients.var(dim=(1, 2), unbiased=False)
+    return (variance + 1 / 12).log().flatten(1)
 
 
 # --- 2. local conditional anomaly scores -------------------------------------------------------
@@ -210,6 +294,7 @@ def statistics(
     weight: float = 1.0,
     sensitivity: str = "run",
     length: int = 0,
+    share: float = 1.0,
 ) -> Tensor:
     """[s1, s2, s3] (B, 3), the head's inputs; log1p of them where scores cannot be negative.
 
@@ -219,12 +304,17 @@ def statistics(
       weight: λ.
       sensitivity: of s3, ``run`` or ``patch``.
       length: L; only ``patch`` needs it.
+      share: of the masked patches of each run: the most textured ones are summarised.
     """
-    scores = score(features.terms, variant, weight)
+    scores, masked = score(features.terms, variant, weight), features.masked
+    if share < 1:
+        order = features.terms.patch_variance.argsort(dim=-1, descending=True, stable=True)
+        places = order[..., : math.ceil(share * order.shape[-1])]
+        scores, masked = scores.gather(-1, places), masked.gather(-1, places)
     if sensitivity == "run":
         s3 = run_sensitivity(scores)
     else:
-        s3 = patch_sensitivity(scores, features.masked, length)
+        s3 = patch_sensitivity(scores, masked, length)
     flat = scores.flatten(1)
     stats = torch.stack([flat.std(1, unbiased=False), flat.mean(1), s3], dim=1)
     return stats if variant in LOGARITHMIC_SCORES else stats.log1p()
@@ -260,8 +350,11 @@ class Head(nn.Module):
         if fusion != "global":
             out = 1 if fusion == "logit" else width
             self.mlp = nn.Sequential(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, out))
-            nn.init.zeros_(self.mlp[2].weight)  # fusion starts at f_global
-            nn.init.zeros_(self.mlp[2].bias)
+            if fusion == "lcas":  # alone before a LayerNorm: it must not start near zero
+                nn.init.normal_(self.mlp[2].bias)
+            else:  # fusion starts at f_global
+                nn.init.zeros_(self.mlp[2].weight)
+                nn.init.zeros_(self.mlp[2].bias)
         if fusion == "logit":
             self.global_classifier = nn.Linear(width, 1)
             return
@@ -271,6 +364,9 @@ class Head(nn.Module):
         fused = 2 * width if fusion == "concat" else width
         self.norm = nn.LayerNorm(fused, eps=1e-6)
         self.classifier = nn.Linear(fused, 1)
+        if fusion == "lcas":
+            nn.init.zeros_(self.classifier.weight)
+            nn.init.zeros_(self.classifier.bias)
 
     def forward(self, f_global: Tensor, stats: Tensor) -> Tensor:
         if self.fusion == "logit":

@@ -270,11 +270,21 @@ def torch_stages(mae: "ViTMAEForPreTraining", inputs: Inputs) -> Stages:
         out["masked/prediction"] = reference.take(prediction, masked[:, 0])
         features = reference.extract_features(mae, images, noise)
     out |= {f"terms/{k}": v for k, v in vars(features.terms).items()}
-    for variant in SCORES:
-        for sensitivity in ("run", "patch"):
-            out[f"statistics/{variant}/{sensitivity}"] = reference.statistics(
-                features, variant, sensitivity=sensitivity, length=reference.num_patches(mae)
-            )
+    out["frequency"] = reference.frequency(images, mae.dtype)
+    length, num_visible = reference.num_patches(mae), reference.num_visible(mae)
+    for share in stages.shares(not mae.config.norm_pix_loss):
+        for variant in SCORES:
+            for sensitivity in ("run", "patch"):
+                out[stages.statistics_name(variant, sensitivity, share)] = reference.statistics(
+                    features, variant, sensitivity=sensitivity, length=length, share=share
+                )
+    textures = reference.texture(images, mae.config.patch_size)
+    gumbel = -(-noise.log()).log()
+    out |= {
+        "masks/texture": textures,
+        "masks/disjoint": reference.disjoint(noise[:, 0], num_visible, stages.GROUP_SIZE),
+        "masks/stratified": reference.stratified(textures, gumbel, num_visible),
+    }
     stacked = {k: v.detach().numpy() for k, v in out.items()}
     return stacked | _torch_head_stages(features, inputs)
 

@@ -160,7 +160,7 @@ def bundled(count: int) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]
     tiny = Detector.load("tiny")
     trained, transform = tiny.trained, tiny.transform
     pictures = [inputs.read(path) for paths in by_class for path in paths]
-    crops = [inputs.crops(picture.image, transform) for picture in pictures]
+    crops = [transform.cut(picture.image) for picture in pictures]
     batch = {
         "image": np.stack([several[len(several) // 2] for several in crops]),
         "example_id": np.array([p.example_id for p in pictures], np.uint32),

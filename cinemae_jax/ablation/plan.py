@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from cinemae_jax import typed
 from cinemae_jax.settings import Settings
@@ -16,7 +16,8 @@ from cinemae_jax.training.unfrozen import Unfrozen
 
 FIELDS = ("title", "base", "unfrozen", "rows")
 OPTIONAL = ("timed",)
-ROW_FIELDS = ("name", "overrides", "reported", "unfreeze")
+ROW_FIELDS = ("name", "overrides", "reported", "unfreeze", "control")
+Control = Literal["", "random weights", "shuffled scores"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Variant:
       unfrozen: how the backbone is trained; None keeps it frozen.
       reported: mean accuracy over generators in the paper, per cent; None if there is none.
       timed: measure the time per image.
+      control: what the row is trained and scored with instead, as in ``configs.ablation``.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Variant:
     unfrozen: Unfrozen | None
     reported: float | None
     timed: bool = False
+    control: Control = ""
 
     @property
     def folder(self) -> str:
@@ -128,6 +131,15 @@ def _row(row: Any, config: Mapping[str, Any]) -> Variant:
         )
     if unfrozen and (not made.base.detector.num_runs or made.base.detector.anomaly != "statistics"):
         raise ValueError("unfreeze needs detector.anomaly 'statistics' and detector.num_runs ≥ 1")
+    if unfrozen and made.base.global_backbone:
+        raise ValueError("unfreeze trains the masked autoencoder: leave global_backbone empty")
+    control = row.get("control", "")
+    if control not in get_args(Control):
+        raise ValueError(f"control is {control!r}: use one of {', '.join(get_args(Control)[1:])}")
+    if control and (part or made.base.features.source != "bank"):
+        raise ValueError("a control needs features.source 'bank' and a frozen backbone")
+    if control == "shuffled scores" and made.base.detector.sensitivity == "patch":
+        raise ValueError("shuffled scores have other masks: set detector.sensitivity to 'run'")
     reported = row.get("reported")
     return Variant(
         row["name"],
@@ -135,6 +147,7 @@ def _row(row: Any, config: Mapping[str, Any]) -> Variant:
         unfrozen,
         None if reported is None else float(reported),
         bool(config.get("timed", False)),
+        control,
     )
 
 

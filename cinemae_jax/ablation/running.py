@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -26,9 +26,9 @@ from cinemae_jax.features import filling, splits
 from cinemae_jax.features.extraction import Extractor
 from cinemae_jax.features.filling import Bank
 from cinemae_jax.features.run import UNREAD, Run
-from cinemae_jax.features.sources import FeatureSet, OnlineSet
+from cinemae_jax.features.sources import BankedSet, FeatureSet, OnlineSet, Sets
 from cinemae_jax.features.splits import Data
-from cinemae_jax.model.cinemae import Backbone, num_params
+from cinemae_jax.model.cinemae import Backbone, num_params, random_backbone
 from cinemae_jax.model.head import HeadState
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.checkpoints import Checkpoints
@@ -36,7 +36,7 @@ from cinemae_jax.runtime.console import versions
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.runtime.files import replacing
 from cinemae_jax.runtime.preemption import Preempted
-from cinemae_jax.settings import DataSettings
+from cinemae_jax.settings import DataSettings, Settings
 from cinemae_jax.training import fitting, unfrozen
 from cinemae_jax.training.unfrozen import Tuned, Unfrozen
 
@@ -105,7 +105,7 @@ class Bench:
     def __init__(self, banks: Path, replicas: Replicas) -> None:
         self.banks, self.replicas = banks, replicas
         self._data: dict[DataSettings, Data] = {}
-        self._backbone: tuple[Any, Backbone] | None = None
+        self._backbone: tuple[Any, Backbone] | None = None  # what it was made of, and itself
 
     def data(self, config: DataSettings) -> Data:
         """The images of a run, scanned once."""
@@ -113,12 +113,12 @@ class Bench:
             self._data[config] = splits.read_data(config)
         return self._data[config]
 
-    def backbone(self, path: str, runs: Mapping[str, int]) -> Backbone:
+    def backbone(self, config: Settings) -> Backbone:
         """The backbone of a run; only that of the last row stays in memory."""
-        key = path, any(runs.values())
+        key = config.backbone, config.global_backbone, any(config.runs.values())
         if self._backbone is None or self._backbone[0] != key:
             self._backbone = None
-            self._backbone = key, loading.load_backbone(path, runs)
+            self._backbone = key, loading.load_backbone(config)
         return self._backbone[1]
 
 
@@ -154,7 +154,7 @@ class RowInProgress:
 def run_row(variant: Variant, folder: Path, bench: Bench) -> Finished:
     """Trains and evaluates a row, unless it was finished with the same settings before."""
     config = variant.config
-    data, backbone = bench.data(config.data), bench.backbone(config.backbone, config.runs)
+    data, backbone = bench.data(config.data), bench.backbone(config)
     made_of = _made_of(variant, data, backbone)
     note = folder / FINISHED
     if note.is_file() and json.loads(note.read_text())["made_of"] == made_of:
@@ -195,7 +195,8 @@ def _made_of(row: Variant, data: Data, backbone: Backbone) -> dict[str, Any]:
         "version": __version__,
         "settings": dataclasses.asdict(row.config),
         "unfrozen": row.unfrozen and dataclasses.asdict(row.unfrozen),
-        "backbone_sha256": backbone.sha256,
+        **({"control": row.control} if row.control else {}),
+        **backbone.hashes,
         "images": {name: images.fingerprint for name, images in parts.items()},
     }
     return json.loads(json.dumps(made_of))
@@ -218,6 +219,9 @@ def _frozen(row: RowInProgress, banks: Path) -> tuple[TrainedDetector, FeatureSe
     """What ``train`` does, with a bank that other rows share."""
     data, backbone, run = row.data, row.backbone, row.run
     config = row.variant.config
+    if row.variant.control == "random weights":
+        backbone = _untrained(run.workdir / "backbone.safetensors", backbone, config.seed)
+        config = dataclasses.replace(config, backbone=str(run.workdir / "backbone.safetensors"))
     made = filling.banks(config, data, backbone, banks)
     shared = shared_folder(made, Path(config.features.bank) if config.features.bank else banks)
     features = dataclasses.replace(config.features, bank=str(shared))
@@ -227,18 +231,37 @@ def _frozen(row: RowInProgress, banks: Path) -> tuple[TrainedDetector, FeatureSe
         resuming.require_resumable(checkpoints, metadata, backbone)
         with row.timed("bank"):
             sets = filling.open_sets(config, data, backbone, run)
+            if row.variant.control == "shuffled scores":
+                sets = _shuffled(sets, config.seed)
         with row.timed("training"):
             fitting.fit(config, sets, backbone, run, checkpoints, metadata)
-    best = loading.load(run.workdir, backbone=config.backbone)
+    best = loading.load(
+        run.workdir, backbone=config.backbone, global_backbone=config.global_backbone
+    )
     return dataclasses.replace(best, settings=config), sets.test
+
+
+def _untrained(path: Path, backbone: Backbone, seed: int) -> Backbone:
+    """A backbone of random weights, written once: a rewritten file may have another hash."""
+    if not path.is_file():
+        params = random_backbone(backbone.config, seed).params
+        weights.save(path, backbone.config, params, {"method": f"random weights, seed {seed}"})
+    return weights.load(path)
+
+
+def _shuffled(sets: Sets, seed: int) -> Sets:
+    """The sets, all readable images of each with the anomaly scores of another one."""
+
+    def one(banked: BankedSet) -> BankedSet:
+        return dataclasses.replace(banked, stored=banked.stored.with_shuffled_terms(seed))
+
+    parts = {field.name: getattr(sets, field.name) for field in dataclasses.fields(sets)}
+    return Sets(**{name: one(cast(BankedSet, part)) for name, part in parts.items()})
 
 
 def shared_folder(banks: Mapping[str, Bank], folder: Path) -> Path:
     """A folder named by all that the features of a row depend on: rows that agree share a bank."""
-    contents = [
-        (name, dataclasses.asdict(one.recipe), one.images.fingerprint)
-        for name, one in banks.items()
-    ]
+    contents = [(name, one.recipe.choices, one.images.fingerprint) for name, one in banks.items()]
     digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
     return folder / digest[:16]
 

@@ -23,10 +23,12 @@ def milliseconds_per_image(detector: TrainedDetector, replicas: Replicas) -> flo
     config, model = detector.settings, detector.backbone.config
     extractor = Extractor(config.detector, config.masks, detector.backbone, replicas)
     scorer = scoring.Scorer(config.detector, model.num_patches, replicas)
-    size, shape = config.eval.batch_size, config.data.eval_transform(model.image_size).shape
+    size, fed = config.eval.batch_size, detector.backbone.preprocessing
+    transform = config.data.eval_transform(model.image_size, fed)
     rng = np.random.default_rng(0)
+    shapes = {"image": transform.shape, "global_image": transform.global_shape}
     batch: Batch = {
-        "image": rng.integers(0, 256, (size, *shape), dtype=np.uint8),
+        **{k: rng.integers(0, 256, (size, *v), dtype=np.uint8) for k, v in shapes.items() if v},
         "example_id": np.arange(size, dtype=np.uint32),
         "epoch": np.zeros(size, np.int32),
         "row": np.arange(size),

@@ -1,7 +1,7 @@
 """White-box attacks on the frozen pipeline: projected gradient descent through JAX's gradients.
 
 In: uint8 crops, a trained head and its frozen backbone.  Out: uint8 crops that differ by at most
-ε grey levels per value and whose logit moves towards the other class (Madry et al.,
+ε grey levels per value and whose logit, or mean anomaly, moves as wanted (Madry et al.,
 arXiv 1706.06083).  Gradients are averaged over masks (Athalye et al., arXiv 1707.07397).
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from cinemae_jax.model import lcas, masking
 from cinemae_jax.model.cinemae import Backbone, logits, pixel_features
 from cinemae_jax.model.config import DetectorConfig
-from cinemae_jax.model.head import HeadState
+from cinemae_jax.model.head import HeadState, learned_weight
 from cinemae_jax.model.mae import IMAGENET_STD, normalize_images
 
 # First masking run of an attack: no score uses these runs, and no bank holds them.
@@ -41,23 +41,45 @@ class Attack:
             raise ValueError(f"steps and draws must be 1 or more, are {self.steps}, {self.draws}")
 
 
+# (backbone, head, pixels, keys, runs, config, draws) to one number per image, over all draws.
+Objective = Callable[..., Float[Array, " b"]]
 Attacker = Callable[..., tuple[UInt8[Array, "b h w 3"], Bool[Array, " b"]]]
 
 
-def make_attack(config: DetectorConfig, attack: Attack) -> Attacker:
+def mean_nll(
+    backbone: Backbone,
+    head: HeadState,
+    pixels: Float[Array, "b h w 3"],
+    keys: Key[Array, " b"],
+    runs: Int[Array, "b r"],
+    config: DetectorConfig,
+    draws: int,
+) -> Float[Array, " b"]:
+    """Mean anomaly s2 of the score ``context_nll`` over all runs, whatever the head reads."""
+    features = pixel_features(backbone, pixels, keys, runs, config)
+    learned = learned_weight(head.params)
+    weight = config.mismatch_weight if learned is None else learned
+    return lcas.score(features.terms, "context_nll", weight).mean(axis=(1, 2))
+
+
+def make_attack(
+    config: DetectorConfig, attack: Attack, objective: Objective | None = None
+) -> Attacker:
     """Builds the attack on one device's share of a batch of crops.
 
     Args:
       config: of the detector; static.
       attack: static.
+      objective: static; ``mean_logit`` (the default) or ``mean_nll``, which needs masked runs.
 
     Returns:
       A function of (backbone, one head without an axis of seeds, base key of the masks, images
       (B, H, W, 3) uint8, example ids, labels, ε in grey levels).  It returns the changed images
-      and (B,) whether any gradient of the image was undefined; such a gradient counts as zero.  AI
-      images move towards nature, nature images towards AI.  Changes are whole grey levels, at most
-      ⌊ε⌋.
+      and (B,) whether any gradient of the image was undefined; such a gradient counts as zero.
+      The objective falls for AI images, towards nature, and rises for nature images.  Changes are
+      whole grey levels, at most ⌊ε⌋.
     """
+    wanted = objective or mean_logit
     draws = attack.draws if config.num_runs else 1  # without masks all draws are the same
 
     def push(
@@ -76,15 +98,14 @@ def make_attack(config: DetectorConfig, attack: Attack) -> Attacker:
 
         def aim(delta: Float[Array, "b h w 3"], runs: Int[Array, " r"]) -> Float[Array, ""]:
             shared = jnp.broadcast_to(runs, (len(keys), len(runs)))
-            logit = mean_logit(backbone, head, clean + delta / std, keys, shared, config, draws)
-            return (towards * logit).sum()
+            value = wanted(backbone, head, clean + delta / std, keys, shared, config, draws)
+            return (towards * value).sum()
 
         def step(
             i: Int[Array, ""], state: tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]
         ) -> tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]:
             delta, undefined = state
-            count = draws * config.num_runs
-            gradient = jax.grad(aim)(delta, FIRST_RUN + i * count + jnp.arange(count))
+            gradient = jax.grad(aim)(delta, fresh_runs(config, i, draws))
             broken = ~jnp.isfinite(gradient).all(axis=(1, 2, 3))
             gradient = jnp.where(broken[:, None, None, None], 0.0, gradient)
             delta = delta + STRIDE * epsilon / attack.steps * jnp.sign(gradient)
@@ -98,6 +119,14 @@ def make_attack(config: DetectorConfig, attack: Attack) -> Attacker:
         return (levels + delta).astype(jnp.uint8), undefined
 
     return push
+
+
+def fresh_runs(config: DetectorConfig, step: Int[Array, ""], draws: int) -> Int[Array, " r"]:
+    """Numbers of the runs of a step: K for each of its draws."""
+    size = config.group_size
+    runs = masking.first_runs(config.num_runs, num_draws=draws, group_size=size)
+    start = masking.whole_groups(FIRST_RUN, size)
+    return start + step * draws * masking.whole_groups(config.num_runs, size) + runs.reshape(-1)
 
 
 def mean_logit(

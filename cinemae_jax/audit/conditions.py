@@ -6,7 +6,7 @@ intervals.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -35,10 +35,13 @@ class Scored:
     Attributes:
       logit: (N,), positive for AI; NaN where an image could not be read.
       low_context: (N,) flags (method.md 6).
+      statistics: what the head reads besides f_global, by name, in standard deviations of the
+        training images; several columns form one vector.
     """
 
     logit: Float[np.ndarray, " n"]
     low_context: Bool[np.ndarray, " n"]
+    statistics: Mapping[str, Float[np.ndarray, "n k"]] = dataclasses.field(default_factory=dict)
 
 
 class Score(Protocol):

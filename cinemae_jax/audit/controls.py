@@ -43,13 +43,13 @@ class Control:
 
 def controls(config: DetectorConfig) -> list[Control]:
     """The recipe first, then the controls that it is compared with; all are different."""
-    encoder = dataclasses.replace(config, fusion="global", num_runs=0)
+    encoder = dataclasses.replace(config, fusion="global", num_runs=0, frequency="none")
     made = [
         Control(RECIPE, "MAE", config),
         Control("random weights", "random weights", config),
     ]
     if config.num_runs:
-        alone = dataclasses.replace(config, fusion="lcas")
+        alone = dataclasses.replace(config, fusion="lcas", frequency="none")
         made += [
             Control("Gaussian in-painting", "Gaussian in-painting", config),
             Control("encoder alone", "MAE", encoder),
@@ -57,6 +57,10 @@ def controls(config: DetectorConfig) -> list[Control]:
             Control("LCAS alone, random weights", "random weights", alone),
             Control("LCAS alone, Gaussian in-painting", "Gaussian in-painting", alone),
         ]
+    if config.reads_frequency:
+        made.append(
+            Control("frequency alone", "MAE", dataclasses.replace(config, fusion="frequency"))
+        )
     made.append(Control(CONTENT, "MAE on shrunken images", config))
     distinct: dict[tuple[str, DetectorConfig], Control] = {}
     for control in made:

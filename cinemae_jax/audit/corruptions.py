@@ -9,12 +9,21 @@ import io
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
+from cinemae_jax.audit.edits import (
+    TONES,
+    ColourTransfer,
+    Contrast,
+    Occlude,
+    Saturation,
+    Screenshot,
+    ToneCurve,
+    Uploads,
+)
 from cinemae_jax.data.augment import BICUBIC, add_noise, brighten, recompress, rescale, resize_short
 from cinemae_jax.data.decode import decode
-from cinemae_jax.data.transforms import Transform
+from cinemae_jax.data.transforms import Pixels, Transform
 
 
 class Corruption(Protocol):
@@ -49,7 +58,12 @@ class Corrupted:
         """Shape of every result."""
         return self.then.shape
 
-    def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:
+    @property
+    def global_shape(self) -> tuple[int, ...]:
+        """Shape of what a global encoder gets; () if there is none."""
+        return self.then.global_shape
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> Pixels:
         """Decodes, corrupts, and applies ``then``."""
         image = self.corruption(decode(data), rng)
         buffer = io.BytesIO()
@@ -235,6 +249,13 @@ SUITE: tuple[Corruption, ...] = (
     *map(Blur, (0.5, 1.0, 2.0)),
     *map(Noise, (2.0, 5.0, 10.0)),
     *map(Brightness, (0.6, 0.8, 1.25, 1.5)),
+    *map(Occlude, (0.1, 0.3)),
+    *map(Contrast, (0.6, 1.5)),
+    *map(Saturation, (0.0, 0.5, 1.6)),
+    *map(ToneCurve, TONES),
+    ColourTransfer(1.0),
+    Screenshot(),
+    *(Uploads(*one) for one in ((1600, 85), (1080, 75), (720, 60))),
 )
 
 # Changes of photographs that have nothing to do with generation: do verdicts move to AI?

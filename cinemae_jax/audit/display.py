@@ -27,12 +27,12 @@ def show(report: Mapping[str, Any], console: Console) -> None:
             console.print(_controls(report["controls"]))
     if "corruptions" in report:
         console.print(_effects("robustness: mean of generators", report["corruptions"]))
-        attacks = report["attacks"]
-        title = (
-            f"white-box attacks on {attacks['num_images']} images: PGD, {attacks['steps']} steps, "
-            f"{attacks['draws']} mask draws per step; mean of generators"
-        )
-        console.print(_effects(title, attacks["effects"]))
+        changes = report["corruptions"]
+        if attacks := report.get("attacks"):
+            of_nll = attacks["nll_effects"]
+            console.print(_effects(_attack_title(attacks), attacks["effects"] + of_nll))
+            changes = changes + attacks["effects"] + of_nll
+        console.print(_shifts(changes))
         unstable = [f"{_share(r['verdict_stability'])} {r['path']}" for r in report["stability"]]
         _list(console, "least stable verdicts under corruptions", unstable)
     if "conditions" in report.get("signal", {}):
@@ -42,6 +42,13 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         _list(console, f"unreadable images: {len(bad)}", bad)
     for sentence in report["verdict"]:
         console.print(f"- {printable(sentence)}", soft_wrap=True)
+
+
+def _attack_title(attacks: Mapping[str, Any]) -> str:
+    return (
+        f"white-box attacks on {attacks['num_images']} images: PGD, {attacks['steps']} steps, "
+        f"{attacks['draws']} mask draws per step; mean of generators"
+    )
 
 
 def _table(title: str, *heads: str) -> Table:
@@ -135,11 +142,42 @@ def _effects(title: str, effects: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _shifts(effects: Sequence[Mapping[str, Any]]) -> Table:
+    names = list(effects[0]["shifts"]) if effects else []
+    heads = [f"{SHORT.get(name, name)} {label}" for name in names for label in ("nature", "ai")]
+    title = (
+        "how far statistics move, in standard deviations of the training images: mean change, of "
+        "bands and frequency its root mean square"
+    )
+    table = _compact(title, "change", *heads)
+    for effect in effects:
+        moved = [effect["shifts"][name][label] for name in names for label in ("nature", "ai")]
+        table.add_row(effect["change"]["name"], *(_moved(one) for one in moved))
+    return table
+
+
+def _moved(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
+
+
 def _signal(console: Console, found: Signal) -> None:
     for condition in found.conditions:
         console.print(_statistics(condition))
         for score in dict.fromkeys((NLL, found.score or NLL)):
             console.print(_by_generator(condition, score))
+    if found.repeats:
+        console.print(_repeats(found))
+
+
+def _repeats(found: Signal) -> Table:
+    title = (
+        f"retest by kind of masks: {found.score or NLL}, raw images, K = {found.num_runs}, mean of "
+        f"generators; this detector's masks are {found.masking}"
+    )
+    table = _compact(title, "masks", "", *SHORT.values())
+    for one in found.repeats:
+        table.add_row(one.masking, "", *(_two(one.retest[name]) for name in SHORT))
+    return table
 
 
 def _statistics(condition: Condition) -> Table:

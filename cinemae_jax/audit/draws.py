@@ -7,7 +7,7 @@ against the number of masked patches.  One backbone pass per source of features 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import cast
+from typing import cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cinemae_jax.audit import retraining
-from cinemae_jax.audit.conditions import Change
+from cinemae_jax.audit.conditions import Change, unchanged
 from cinemae_jax.audit.controls import Source
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.unread import BadImages
@@ -26,14 +26,14 @@ from cinemae_jax.features.extraction import Extractor
 from cinemae_jax.features.sources import OnlineSet
 from cinemae_jax.model import cinemae, lcas
 from cinemae_jax.model.cinemae import Features
-from cinemae_jax.model.config import SCORES, STATISTICS, DetectorConfig, Score
+from cinemae_jax.model.config import LEAST_RATIO, SCORES, STATISTICS, DetectorConfig, Masking, Score
 from cinemae_jax.model.head import learned_weight
 from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.devices import Replicas, merge
 
 SOURCES: tuple[Source, ...] = ("MAE", "random weights", "Gaussian in-painting")
 NAMES = tuple((score, statistic) for score in SCORES for statistic in STATISTICS)
-DRAWS = 2  # runs 0 … K-1, on which every score rests, and runs K … 2K-1
+DRAWS = 2  # the first is runs 0 … K-1, on which every score rests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +75,35 @@ class Draws:
             anomaly="statistics",
             statistics=DetectorConfig.statistics,  # all three
             fusion="lcas",  # reads no f_global: XLA drops the unmasked pass
+            frequency="none",
             mismatch_weight=self.mismatch_weight,
             learn_mismatch_weight=False,
         )
         self._detector, self._replicas, self._bad = detector, replicas, bad
 
+    def by_masking(self, images: Catalog, own: Drawn) -> Drawn:
+        """The MAE's statistics of the images with every kind of masks, one source each.
+
+        Args:
+          images: as they are.
+          own: their statistics with the detector's masks.
+        """
+        values = {}
+        for masking in get_args(Masking):
+            if masking == self._config.masking:
+                values[masking] = own.values[SOURCES[0]]
+            elif masking != "disjoint" or self._config.mask_ratio >= LEAST_RATIO:
+                config = dataclasses.replace(self._config, masking=masking)
+                progress.say(f"measuring {len(images)} images raw, {masking} masks")
+                extractor = self._extractor(SOURCES[0], config)
+                values[masking] = self._measure(images, extractor, unchanged).statistics
+        return dataclasses.replace(own, values=values)
+
     def __call__(self, images: Catalog, conditions: Mapping[str, Change]) -> dict[str, Found]:
         """Measures the images in every condition, by its name."""
         measured: dict[str, dict[str, Measured]] = {name: {} for name in conditions}
         for source in SOURCES:
-            extractor = self._extractor(source)
+            extractor = self._extractor(source, self._config)
             for name, change in conditions.items():
                 progress.say(f"measuring {len(images)} images {name}, features of {source}")
                 measured[name][source] = self._measure(images, extractor, change)
@@ -106,11 +125,11 @@ class Draws:
         masked = model.num_patches - model.num_visible(self._config.mask_ratio)
         return patch_counts(self._config.num_runs * masked)
 
-    def _extractor(self, source: Source) -> Extractor:
+    def _extractor(self, source: Source, config: DetectorConfig) -> Extractor:
         settings = self._detector.settings
         backbone, reconstruct, _ = retraining.frozen(source, self._detector.backbone, settings.seed)
-        masks = dataclasses.replace(settings.masks, num_runs=DRAWS * self._config.num_runs)
-        return Extractor(self._config, masks, backbone, self._replicas, reconstruct=reconstruct)
+        masks = dataclasses.replace(settings.masks, num_draws=DRAWS, group_size=config.group_size)
+        return Extractor(config, masks, backbone, self._replicas, reconstruct=reconstruct)
 
     def _measure(self, images: Catalog, extractor: Extractor, change: Change) -> Measured:
         settings, counts = self._detector.settings, self._patch_counts

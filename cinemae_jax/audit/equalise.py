@@ -8,12 +8,11 @@ import dataclasses
 import io
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from cinemae_jax.data.augment import CHROMA_SUBSAMPLING, resize_short
 from cinemae_jax.data.decode import MIN_SIDE, decode
-from cinemae_jax.data.transforms import Transform
+from cinemae_jax.data.transforms import Pixels, Transform
 
 # Largest shorter side with which every aspect ratio that we read still fits into a JPEG.
 MAX_SIDE = 2000
@@ -68,6 +67,11 @@ class Equalise:
         """Shape of every result."""
         return self.then.shape
 
-    def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:
+    @property
+    def global_shape(self) -> tuple[int, ...]:
+        """Shape of what a global encoder gets; () if there is none."""
+        return self.then.global_shape
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> Pixels:
         """Equalises the file and applies ``then``."""
         return self.then(equalise(data, side=self.side, quality=self.quality), rng)

@@ -56,7 +56,9 @@ def report(options: AuditOptions) -> dict[str, Any]:
 
 def _load(options: AuditOptions) -> TrainedDetector:
     """The detector, with settings that read the audited files."""
-    found = bundle.load(options.detector, backbone=options.backbone).detector
+    found = bundle.load(
+        options.detector, backbone=options.backbone, global_backbone=options.global_backbone
+    ).detector
     data = dataclasses.replace(found.settings.data, root=options.root, source="folder")
     return dataclasses.replace(found, settings=dataclasses.replace(found.settings, data=data))
 

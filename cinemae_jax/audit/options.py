@@ -17,7 +17,8 @@ class AuditOptions:
       root: folder of the data set, or a list of images.
       quarantine: list of images to leave out; empty for none.
       detector: run, bundle or bundled name; empty audits the files alone.
-      backbone: file of the detector's backbone; empty uses the path stored with the detector.
+      backbone, global_backbone: files of the detector's backbone and of its global encoder; empty
+        uses the paths stored with the detector.
       images: images to score, per class and generator; 0 for all.
       side, quality: shorter side in pixels and JPEG quality of equalised files.
       train_root: data set to train controls on; empty uses ``root``.
@@ -37,6 +38,7 @@ class AuditOptions:
     quarantine: str = ""
     detector: str = ""
     backbone: str = ""
+    global_backbone: str = ""
     images: int = 0
     side: int = 256
     quality: int = 90

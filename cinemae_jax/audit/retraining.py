@@ -12,23 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from cinemae_jax.audit.conditions import Change, Scored, corrupting, unchanged
-from cinemae_jax.audit.controls import SHRINK, Control, Source, gaussian_inpainting
+from cinemae_jax.audit.controls import SHRINK, Control, Source, controls, gaussian_inpainting
 from cinemae_jax.audit.rescoring import Rescorer
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import resuming, trained
 from cinemae_jax.detector.trained import TrainedDetector
 from cinemae_jax.features import sources
-from cinemae_jax.features.bank import Stored
+from cinemae_jax.features.bank import TERMS, Stored
 from cinemae_jax.features.extraction import Extractor, Featured
 from cinemae_jax.features.run import Run
 from cinemae_jax.features.sources import BankedSet, OnlineSet, Sets
 from cinemae_jax.features.splits import Data
-from cinemae_jax.model.cinemae import (
-    Backbone,
-    Reconstruct,
-    random_backbone,
-)
+from cinemae_jax.model import masking
+from cinemae_jax.model.cinemae import Backbone, Reconstruct, random_backbone
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.runtime.checkpoints import Checkpoints
 from cinemae_jax.runtime.devices import merge
@@ -54,7 +51,7 @@ class Retrainer:
             features=dataclasses.replace(
                 config.features,
                 source="bank",
-                num_runs=_stored_runs(config.detector.num_runs, config.features.num_runs),
+                num_runs=_stored_runs(config.detector, config.features.num_runs),
                 num_views=config.features.num_views or 1,
             ),
         )
@@ -77,6 +74,7 @@ class Retrainer:
                 config.detector,
                 config.masks,
                 self._backbone.config,
+                self._backbone.global_width,
                 self._run.replicas,
                 batch_size=config.eval.batch_size,
                 num_views=config.features.num_views,
@@ -102,7 +100,8 @@ class Retrainer:
         return TrainedDetector(backbone, heads, config, step, unknown, data.validation.fingerprint)
 
     def _extracted(self, source: Source) -> dict[str, Stored]:
-        config, size = self._settings, self._backbone.config.image_size
+        config, fed = self._settings, self._backbone.preprocessing
+        size = self._backbone.config.image_size
         backbone, reconstruct, change = frozen(source, self._backbone, config.seed)
         extractor = Extractor(
             config.detector,
@@ -112,17 +111,22 @@ class Retrainer:
             reconstruct=reconstruct,
             whole=True,  # several heads share these features
         )
-        needed = sources.needed_terms(config.detector)
+        heads = [control.detector for control in controls(config.detector)]
+        needed = dict.fromkeys(
+            ("f_global", *(c for head in heads for c in sources.needed_columns(head)))
+        )
 
         def stored(images: Catalog, *, learned: bool) -> Stored:
             data, features = config.data, config.features
-            transform = change(data.train_transform(size) if learned else data.eval_transform(size))
+            own = data.train_transform if learned else data.eval_transform
+            transform = change(own(size, fed))
             views = features.num_views if learned else 1
             batch_size = features.batch_size if learned else config.eval.batch_size
             once = OnlineSet(images, extractor, data, batch_size)
-            batches = once.views(transform, views, range(len(images)))
+            shown = once.views(transform, views, range(len(images)))
             extract = extractor.storing if learned else extractor.scoring
-            return collect(extractor(extract, batches), images, views, needed, self._run.unread)
+            batches = extractor(extract, shown)
+            return collect(batches, images, views, tuple(needed), self._run.unread)
 
         return {
             "train": stored(self._data.train, learned=True),
@@ -145,7 +149,8 @@ def frozen(
         case "MAE":
             return backbone, None, unchanged
         case "random weights":
-            return random_backbone(backbone.config, seed), None, unchanged
+            fresh = random_backbone(backbone.config, seed)
+            return dataclasses.replace(fresh, encoder=backbone.encoder), None, unchanged
         case "Gaussian in-painting":
             return backbone, gaussian_inpainting(backbone.config), unchanged
         case "MAE on shrunken images":
@@ -156,7 +161,7 @@ def collect(
     batches: Iterable[Featured],
     images: Catalog,
     num_calls: int,
-    terms: Sequence[str],
+    columns: Sequence[str],
     bad: BadImages,
 ) -> Stored:
     """Features of all images, in memory.
@@ -165,26 +170,28 @@ def collect(
       batches: all of ``images`` in order, ``num_calls`` examples per image.
       images: the images that rows of a batch refer to.
       num_calls: how often the transform is applied to each image.
-      terms: names of the LCAS terms to keep.
+      columns: names of those to keep, as in a bank; ``f_global`` and ``uniform_share`` among them.
       bad: records images that cannot be read.
     """
-    names = ("f_global", "uniform_share", *terms)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     errors: list[str] = []
     for batch, features in batches:
         bad.note(images, batch)
         errors.extend(batch["error"][::num_calls].tolist())
         merged = merge(features)
-        for name in names:
-            parts[name].append(getattr(merged.terms if name in terms else merged, name))
+        for name in columns:
+            parts[name].append(getattr(merged.terms if name in TERMS else merged, name))
 
     def column(name: str) -> np.ndarray:
         flat = np.concatenate(parts[name])
         views = len(flat) // len(errors)
         return flat.reshape(len(errors), views, *flat.shape[1:])[: len(images)]
 
-    return Stored({name: column(name) for name in names}, np.array(errors)[: len(images)])
+    return Stored({name: column(name) for name in columns}, np.array(errors)[: len(images)])
 
 
-def _stored_runs(num_runs: int, num_stored: int) -> int:
-    return (num_stored or max(LEAST_RUNS, num_runs)) if num_runs else 0
+def _stored_runs(config: DetectorConfig, num_stored: int) -> int:
+    if not config.num_runs:
+        return 0
+    least = max(LEAST_RUNS, config.num_runs)
+    return num_stored or masking.whole_groups(least, config.group_size)

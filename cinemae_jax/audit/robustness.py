@@ -49,6 +49,8 @@ class Effect:
       flips: number of images whose calibrated verdict changes, by ``before → after``.
       crossings: the same for the side of probability 0.5.
       flipped: images whose verdict changes: path, label, verdict before and after.
+      shifts: by statistic and class, how far it moves, in standard deviations of the training
+        images: mean of the change, or of a vector (``bands``, ``frequency``) its root mean square.
     """
 
     change: NamedChange
@@ -56,6 +58,7 @@ class Effect:
     flips: dict[str, int]
     crossings: dict[str, int]
     flipped: list[dict[str, str]]
+    shifts: dict[str, dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,7 @@ def measure(
                 _count(before[0][both], after[0][both], VERDICTS),
                 _count(before[1][both], after[1][both], SIDES),
                 _flipped(images, before[0], after[0], both),
+                _shifts(images, clean, scored, both),
             )
         )
         same.append([np.where(both, b == a, np.nan) for b, a in zip(before, after, strict=True)])
@@ -134,6 +138,22 @@ def _flipped(
         }
         for row in np.flatnonzero(both & (before != after))
     ]
+
+
+def _shifts(
+    images: Catalog, clean: Scored, scored: Scored, both: np.ndarray
+) -> dict[str, dict[str, float]]:
+    def far(name: str, label: int) -> float:
+        rows = both & (images.labels == label)
+        change = scored.statistics[name][rows] - clean.statistics[name][rows]
+        if not len(change):
+            return math.nan
+        return float(change.mean() if change.shape[1] == 1 else np.sqrt((change**2).mean()))
+
+    return {
+        name: {CLASS_NAMES[label]: far(name, label) for label in range(len(CLASS_NAMES))}
+        for name in clean.statistics
+    }
 
 
 def _share(kept: np.ndarray) -> np.ndarray:

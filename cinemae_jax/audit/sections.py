@@ -17,6 +17,7 @@ from cinemae_jax.audit import (
     robustness,
     sentences,
 )
+from cinemae_jax.audit.attacks import mean_nll
 from cinemae_jax.audit.conditions import Scored
 from cinemae_jax.audit.options import AuditOptions
 from cinemae_jax.audit.rescoring import Attacker, Rescorer
@@ -26,6 +27,7 @@ from cinemae_jax.data.catalog import Catalog, CatalogError
 from cinemae_jax.data.inspect import diagnosis, shortcuts
 from cinemae_jax.data.inspect.examination import Examination
 from cinemae_jax.data.order import Order
+from cinemae_jax.data.records import AI, NATURE
 from cinemae_jax.data.unread import BadImages
 from cinemae_jax.detector import trained
 from cinemae_jax.detector.trained import TrainedDetector
@@ -38,6 +40,7 @@ from cinemae_jax.runtime import progress
 from cinemae_jax.runtime.devices import Replicas
 
 EPSILONS = (0.0, 1.0, 2.0, 4.0, 8.0)  # grey levels of 255
+NLL_EPSILONS = (2.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +137,7 @@ class DetectorAudit:
                 "detector": {
                     "name": self._options.detector,
                     "step": detector.step,
-                    "backbone_sha256": detector.backbone.sha256,
+                    **detector.backbone.hashes,
                     "head_sha256": trained.head_sha256(detector.heads),
                     "settings": detector.settings,
                     "calibration": self._calibration,
@@ -238,13 +241,17 @@ class DetectorAudit:
             for name, one in found.items()
             if kept
         )
-        reads = config.anomaly == "statistics" and config.fusion != "global"
+        reads = config.anomaly == "statistics" and config.fusion not in ("global", "frequency")
+        score = config.score if reads else ""
+        drawn = measure.by_masking(self._images, found["raw"].drawn)
         section = Signal(
             config.num_runs,
             measure.mismatch_weight,
-            config.score if reads else "",
+            score,
             measured,
             tuple(too_few),
+            masking=config.masking,
+            repeats=tuple(signal.repeats(drawn, score or signal.NLL)),
         )
         said = sentences.signal_in_words(section)
         section = dataclasses.replace(section, sentences=tuple(said))
@@ -266,6 +273,8 @@ class DetectorAudit:
             },
             robustness.in_words(found, "corruptions"),
         )
+        if self._detector.backbone.encoder:  # its pixels are not those of the crops
+            return [corrupted, AuditSection({}, [sentences.NOT_ATTACKED])]
         return [corrupted, self._attacked()]
 
     def _attacked(self) -> AuditSection:
@@ -279,6 +288,7 @@ class DetectorAudit:
         clean = scored.pop(0.0)
         changed = {NamedChange(f"PGD ε {e:g}/255", "PGD", e): one for e, one in scored.items()}
         found = self._measured(victims, clean, changed)
+        of_nll = self._measured(victims, clean, self._nll_attacked(victims))
         undefined = len(attacker.undefined)
         entries = {
             "steps": strength.steps,
@@ -286,11 +296,28 @@ class DetectorAudit:
             "undefined_gradients": undefined,
             "num_images": len(victims),
             "effects": found.effects,
+            "nll_effects": of_nll.effects,
             "stability": robustness.stability_rows(victims, found),
         }
         said = robustness.in_words(found, "attacks")
+        said += robustness.in_words(of_nll, "attacks on the NLL")
         said += sentences.undefined_in_words(undefined, len(victims))
         return AuditSection({"attacks": entries}, said)
+
+    def _nll_attacked(self, victims: Catalog) -> dict[NamedChange, Scored]:
+        """Attacks on the score instead of the verdict, in both directions, on both classes."""
+        if not self._detector.settings.detector.num_runs:
+            return {}
+        attacker = Attacker(self._detector, self._replicas, self._options.attack, mean_nll)
+        changed = {}
+        for label, way in ((AI, "lower"), (NATURE, "raise")):
+            for epsilon in NLL_EPSILONS:
+                progress.say(f"attacking the NLL ({way}), ε = {epsilon:g}/255")
+                change = NamedChange(
+                    f"PGD {way}s the NLL, ε {epsilon:g}/255", f"PGD, {way} NLL", epsilon
+                )
+                changed[change] = self._score.attacked(victims, attacker, epsilon, label=label)
+        return changed
 
     def _measured(
         self, images: Catalog, clean: Scored, changed: Mapping[NamedChange, Scored]

@@ -22,6 +22,10 @@ from cinemae_jax.evaluation.signal import (
     SignalRow,
 )
 
+NOT_ATTACKED = (
+    "No white-box attack was run: the detector has a global encoder, whose pixels an attack on "
+    "the crops does not reach."
+)
 PROBES = {
     "file facts": "file facts alone (format, mode, size, JPEG quality)",
     "spectrum": f"{SPECTRUM_BINS} numbers of the spectrum alone",

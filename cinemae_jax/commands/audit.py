@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cinemae_jax.audit import display, findings
 from cinemae_jax.audit.options import AuditOptions
+from cinemae_jax.commands import frozen
 from cinemae_jax.runtime.console import (
     OK,
     SOME_FAILED,
@@ -67,7 +68,7 @@ def parser() -> Parser:
     add("root", help="folder of the data set, or a list of images")
     add("--quarantine", default="", metavar="F", help="leave out what `cinemae doctor` listed in F")
     add("--detector", default="", metavar="D", help="run, bundle file, or bundled name (tiny)")
-    add("--backbone", default="", metavar="F", help="file of its backbone, if that has moved")
+    frozen.add_options(arguments)
     add("--json", type=Path, metavar="F", help="write the whole report to this file")
     add("--train-root", default="", metavar="F", help="data set to train controls on, if not root")
     add("--no-controls", dest="controls", action="store_false", help="do not train controls")

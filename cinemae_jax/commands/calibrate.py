@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cinemae_jax import weights
+from cinemae_jax.commands import frozen
 from cinemae_jax.data import catalog
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import AI
@@ -36,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv[1:])
     try:
         files.require_writable(options.out)
-        found = bundle.load(options.detector, backbone=options.backbone)
+        found = bundle.load(
+            options.detector, backbone=options.backbone, global_backbone=options.global_backbone
+        )
         photographs = catalog.photographs(options.folder)
         splits.report_skipped(photographs)
         with tempfile.TemporaryDirectory() as scratch, compilation.kept_compilations():
@@ -66,7 +69,9 @@ def parser() -> Parser:
         epilog="exit codes: 0 done, 1 some photographs are unread, 2 usage; see docs/predict.md",
     )
     add = arguments.add_argument
-    add("detector", metavar="DETECTOR", help="run folder, bundle file or 'tiny'")
+    add(
+        "detector", metavar="DETECTOR", help="run folder, bundle file, or bundled name (clip, tiny)"
+    )
     add(
         "folder",
         nargs="+",
@@ -80,7 +85,7 @@ def parser() -> Parser:
         metavar="X",
         help="largest share that may be called ai (the detector's)",
     )
-    add("--backbone", default="", metavar="F", help="file of its backbone, if moved")
+    frozen.add_options(arguments)
     return arguments
 
 
@@ -124,6 +129,7 @@ def calibrated(
         settings=config,
         held_out=held_out,
         held_out_images=f"{photographs.fingerprint}+{detector.held_out_images}",
+        held_out_sources=(),  # one source: the user's
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from rich.table import Table
 from tqdm import tqdm
 
+from cinemae_jax.commands import frozen
 from cinemae_jax.data import kinds
 from cinemae_jax.data.decode import EXTENSIONS, open_header
 from cinemae_jax.data.refusal import DecodeError
@@ -59,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="files, folders, quoted patterns, or - for an image or a list of paths on stdin",
     )
-    add("--detector", default="tiny", metavar="D", help="folder of a run, file, or 'tiny'")
-    add("--backbone", default="", metavar="F", help="the detector's backbone, if it has moved")
+    add("--detector", default="", metavar="D", help="run folder, bundle file, or bundled name")
+    frozen.add_options(arguments)
     add("--format", choices=WRITERS, default="table", help="output format (default: table)")
     add("--heatmaps", type=Path, metavar="DIR", help="write a heat map per image to DIR")
     add("--runs", type=int, metavar="K", help="masks per image: a multiple of the detector's")
@@ -99,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
     detector = Detector.load(
         options.detector,
         backbone=options.backbone,
+        global_backbone=options.global_backbone,
         runs=options.runs,
         fpr=options.threshold_fpr,
         batch_size=options.batch,

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import jax
 
+from cinemae_jax.commands import frozen
 from cinemae_jax.detector import bundle
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.runtime import compilation, progress
@@ -37,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="docs/serve.md describes the requests",
     )
     add = arguments.add_argument
-    add("--detector", default="tiny", metavar="D", help="run folder, bundle file or 'tiny' (tiny)")
-    add("--backbone", default="", metavar="F", help="file of its backbone, if moved")
+    add("--detector", default="", metavar="D", help="run folder, bundle file, or bundled name")
+    frozen.add_options(arguments)
     add(
         "--runs",
         type=int,
@@ -109,7 +110,9 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"{EXTRA} ({error.name} is missing)") from error
     with bound(options.host, options.port) as listener:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # same as Ctrl-C
-        loaded = bundle.load(options.detector, backbone=options.backbone)
+        loaded = bundle.load(
+            options.detector, backbone=options.backbone, global_backbone=options.global_backbone
+        )
         detector = make_detector(loaded, runs=options.runs, fpr=options.threshold_fpr)
         progress.say(f"detector  {detector.name}, {detector.runs} masking runs per image")
         start = time.perf_counter()

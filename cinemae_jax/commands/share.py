@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cinemae_jax import weights
+from cinemae_jax.commands import frozen
 from cinemae_jax.detector import bundle, export
 from cinemae_jax.detector.api import Detector
 from cinemae_jax.runtime import console, progress
@@ -25,9 +26,9 @@ def main(argv: Sequence[str]) -> int:
         if not options.out.absolute().parent.is_dir() or options.out.is_dir():
             raise ValueError(f"cannot write {options.out}: name a file in a folder that exists")
         if argv[0] == "bundle":
-            write_bundle(options.source, options.out, options.backbone, options.card)
+            write_bundle(options)
         else:
-            write_export(options.source, options.out, options.backbone)
+            write_export(options)
     except (ValueError, OSError) as error:
         return console.fail(error)
     return console.OK
@@ -52,35 +53,42 @@ def export_parser() -> argparse.ArgumentParser:
         description="Writes a detector as a StableHLO program with all weights, and a description "
         "of its preprocessing to F.json.",
     )
-    parser.add_argument("source", metavar="DETECTOR", help="run folder, bundle file or 'tiny'")
+    parser.add_argument(
+        "source", metavar="DETECTOR", help="run folder, bundle file, or bundled name (clip, tiny)"
+    )
     return _common(parser, "file to write, for example mine.stablehlo")
 
 
 def _common(parser: argparse.ArgumentParser, out: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="F", help=out)
-    parser.add_argument(
-        "--backbone", default="", metavar="F", help="file of its backbone, if moved"
-    )
+    frozen.add_options(parser)
     return parser
 
 
-def write_bundle(source: str, out: Path, backbone: str, card: Path | None) -> None:
+def write_bundle(options: argparse.Namespace) -> None:
     """Writes a detector to one file; without a new card it keeps its own."""
-    found = bundle.load(source, backbone=backbone)
-    if card is not None:
-        found = dataclasses.replace(found, card=card.read_text(encoding="utf-8"))
+    out: Path = options.out
+    found = bundle.load(
+        options.source, backbone=options.backbone, global_backbone=options.global_backbone
+    )
+    if options.card is not None:
+        found = dataclasses.replace(found, card=options.card.read_text(encoding="utf-8"))
     sha256 = bundle.save(out, found)
     progress.say(f"detector  {bundle.identity(found.detector)}, step {found.detector.step}")
-    name = Path(found.detector.settings.backbone).name
-    progress.say(
-        f"backbone  {name}, {'bundled' if name in weights.BUNDLED else 'keep it next to the file'}"
-    )
+    settings = found.detector.settings
+    for name in filter(None, (settings.backbone, settings.global_backbone)):
+        where = "bundled" if name in weights.BUNDLED else "keep it next to the file"
+        progress.say(f"backbone  {Path(name).name}, {where}")
     progress.say(f"wrote     {out}, {out.stat().st_size / 1e6:,.1f} MB, sha256 {sha256}")
 
 
-def write_export(source: str, out: Path, backbone: str) -> None:
+def write_export(options: argparse.Namespace) -> None:
     """Writes the program and its record."""
-    record = export.save(out, Detector.load(source, backbone=backbone))
+    out: Path = options.out
+    detector = Detector.load(
+        options.source, backbone=options.backbone, global_backbone=options.global_backbone
+    )
+    record = export.save(out, detector)
     progress.say(f"detector  {record['detector']}")
     progress.say(f"wrote     {out}, {out.stat().st_size / 1e6:,.1f} MB, for {record['platforms']}")
     progress.say(f"wrote     {export.record_path(out)}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from cinemae_jax.commands import frozen
 from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import Catalog, CatalogError
 from cinemae_jax.detector import bundle
@@ -47,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
 def _detector(options: argparse.Namespace, old: Receipt) -> TrainedDetector:
     """The evaluated detector, set to read the receipt's data set."""
     name = options.detector or old.detector or options.receipt.absolute().parent
-    detector = bundle.load(name, backbone=options.backbone).detector
+    detector = bundle.load(
+        name, backbone=options.backbone, global_backbone=options.global_backbone
+    ).detector
     data = dataclasses.replace(
         detector.settings.data,
         root=options.root or old.data["root"],
@@ -84,9 +87,9 @@ def parser() -> Parser:
         "--detector",
         "--workdir",
         metavar="D",
-        help="run folder, bundle file or 'tiny' (default: the evaluated detector)",
+        help="run folder, bundle file, or bundled name (default: the evaluated detector)",
     )
-    add("--backbone", default="", metavar="F", help="file of its backbone, if moved")
+    frozen.add_options(arguments)
     add("--root", default="", metavar="ROOT", help="data set, if moved")
     add(
         "--sample",

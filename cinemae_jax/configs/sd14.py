@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the head and of the order of images
     config.num_seeds = 1  # heads trained at once; the report has mean and deviation
     config.backbone = "mae_visualize_vit_large.safetensors"  # file, or 'tiny' for the bundled one
+    config.global_backbone = ""  # encoder of f_global; clip: the bundled one; "": the MAE
     config.detector = detector()
     config.data = data()
     config.features = features()
@@ -39,13 +40,18 @@ def detector() -> ConfigDict:
     config.num_runs = 2  # K
     config.anomaly = "statistics"  # or bands (by spatial frequency, beyond the paper)
     config.mask_ratio = 0.75
+    config.masking = "random"  # the paper's; beyond it: disjoint, stratified (docs/method.md)
+    config.texture_temperature = 1.0  # of stratified; large: uniform within a stratum
     config.pooling = "cls"  # or mean
     config.score = "context_nll"  # docs/method.md lists the others
     config.mismatch_weight = 1.0  # λ
     config.learn_mismatch_weight = False
     config.statistics = ("variability", "mean_anomaly", "perturbation_sensitivity")
     config.sensitivity = "run"  # or patch
-    config.fusion = "additive"  # concat, gate, logit, global, lcas
+    config.score_share = 1.0  # share of a run's masked patches that s1, s2, s3 summarise
+    config.share_by = "texture"  # the most textured ones; random: a control of equal size
+    config.frequency = "none"  # or radial, blocks, residual: of the image itself, beyond the paper
+    config.fusion = "additive"  # concat, gate, logit, global, lcas, hybrid, frequency
     config.hidden = 256  # of MLP_δ; 0 makes it linear
     config.clip = 0.0  # of MLP_δ's standardised inputs; 0: no clipping
     config.dtype = "float32"  # of the backbone; bfloat16 is for accelerators
@@ -68,6 +74,7 @@ def data() -> ConfigDict:
     config.resize = 256  # pixels, shorter side before cropping; 0: native pixels
     config.num_crops = 1  # per image, scores averaged: 1, 4, 9, ...
     config.eval_crops = 0  # in scoring only; 0: num_crops
+    config.global_view = "crop"  # of a global backbone: each crop, or the whole image once
     config.random_crop = True  # of training images
     config.flip = True  # of training images
     config.augment = ConfigDict()  # of training images, both classes alike; the paper: off
@@ -108,7 +115,8 @@ def train() -> ConfigDict:
     config.learning_rate = 1e-3  # peak
     config.warmup = 0.05  # share of steps
     config.weight_decay = 1e-2
-    config.global_weight_decay = 1e-2  # of fusion logit's global pathway
+    config.global_weight_decay = 1e-2  # of the global pathway of fusions logit and hybrid
+    config.frequency_weight_decay = 1e-2  # of the frequency pathway of hybrid and frequency
     config.standardize_images = 4096  # used to standardise the head's inputs
     config.checkpoint_every = 500  # steps
     return config

@@ -87,6 +87,11 @@ class Catalog:
             )
         return dataclasses.replace(self, table=table)
 
+    @property
+    def splits(self) -> set[str]:
+        """Names of the splits that have images."""
+        return {split for _, split, _ in records.count_groups(self.table)}
+
     def hold_out(self, fraction: float) -> tuple["Catalog", "Catalog"]:
         """Splits off ``fraction`` of each class (rounded), in the order of the example ids.
 

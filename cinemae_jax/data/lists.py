@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 
 from cinemae_jax.data import kinds, records
 from cinemae_jax.data.layouts import DEFAULT_SPLIT, SPLIT_FOLDERS
-from cinemae_jax.data.records import AI, NATURE, CatalogError, Group
+from cinemae_jax.data.records import AI, HELD_OUT, NATURE, CatalogError, Group
 
 LABELS = {"0": NATURE, "nature": NATURE, "real": NATURE, "1": AI, "ai": AI, "fake": AI}
 SUFFIXES = (".csv", ".parquet")
+# Words of the column ``split``: as folders, and images that validate and calibrate.
+SPLITS = SPLIT_FOLDERS | {HELD_OUT: HELD_OUT}
 CHECKED = 100  # paths of a list whose existence is checked
 
 _UNTIDY = r"(^|/)\.{0,2}(/|$)"  # absolute paths, and empty, '.' or '..' parts
@@ -32,7 +34,8 @@ def read_list(file: Path) -> tuple[pa.Table, dict[Group, str]]:
     Args:
       file: with columns ``path`` (relative to the list's folder, or absolute) and ``label`` (0,
         nature or real; 1, ai or fake).  Optional columns: ``generator`` (default: the file name
-        without suffix) and ``split`` (train, val or test, which counts as val; default: val).
+        without suffix) and ``split`` (train; held_out, which validates and calibrates;
+        val; test, which counts as val; default: val).
         Other columns are ignored.
 
     Returns:
@@ -59,7 +62,7 @@ def read_list(file: Path) -> tuple[pa.Table, dict[Group, str]]:
         generators = records.repeated(file.stem, len(paths))
         notes.append("no generator column: name of the list")
     if "split" in table.column_names:
-        splits = pa.array(_translate(file, table, "split", SPLIT_FOLDERS))
+        splits = pa.array(_translate(file, table, "split", SPLITS))
     else:
         splits = records.repeated(DEFAULT_SPLIT, len(paths))
         notes.append(f"no split column: {DEFAULT_SPLIT}")

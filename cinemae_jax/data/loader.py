@@ -18,12 +18,13 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.decode import MAX_ERROR, open_header, read_file
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.refusal import DecodeError
-from cinemae_jax.data.transforms import Transform
+from cinemae_jax.data.transforms import Transform, Views, blank
 from cinemae_jax.runtime.shard import WHOLE, Shard
 
 # Every entry has the leading axis B, the part of the batch on this host:
 #
-# image (B, *transform.shape) uint8; label int32; example_id uint32 (low half of the catalog's, for
+# image (B, *transform.shape) uint8; with views for a global encoder, global_image (B,
+# *transform.global_shape) uint8; label int32; example_id uint32 (low half of the catalog's, for
 # keys); epoch int32; row int64 (of the catalog, -1 for padding); valid bool; error str; and about
 # the file: num_bytes int64, and from its header format str, width and height int32 in pixels; 0 or
 # '' if unknown.
@@ -147,7 +148,7 @@ class Loader:
     def _example(self, position: Position) -> dict[str, np.ndarray | np.generic]:
         """One row of a ``Batch``."""
         row = position.row
-        pixels, error, label, example_id = np.zeros(self.transform.shape, np.uint8), "", 0, 0
+        pixels, error, label, example_id = blank(self.transform), "", 0, 0
         kind, width, height, num_bytes = "", 0, 0, 0
         if row >= 0:
             label, example_id = int(self.images.labels[row]), int(self.images.example_ids[row])
@@ -160,8 +161,8 @@ class Loader:
                 pixels = self.transform(data, rng)
             except (DecodeError, OSError) as failure:
                 error = str(failure)[:MAX_ERROR] or type(failure).__name__
-        return {
-            "image": pixels,
+        views = pixels._asdict() if isinstance(pixels, Views) else {"image": pixels}
+        return views | {
             "label": np.int32(label),
             "example_id": np.uint32(example_id & 0xFFFFFFFF),
             "epoch": np.int32(position.epoch),

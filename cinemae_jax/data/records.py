@@ -11,6 +11,7 @@ from jaxtyping import UInt64
 
 NATURE, AI = 0, 1
 CLASS_NAMES = ("nature", "ai")
+HELD_OUT = "held_out"  # split of a list: images that validate and calibrate, of any source
 
 SCHEMA = pa.schema(
     [

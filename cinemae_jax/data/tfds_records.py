@@ -29,6 +29,19 @@ NAME, VERSION = "gen_image", "1.0.0"  # folder names of the TFDS data set
 INDEX = "catalog.parquet"
 INDEX_FACTS = b"cinemae_jax"  # metadata key of the root, the skipped files and the total size
 RAW_BYTES = tfds.decode.DeserializeMethod.RAW_BYTES
+FEATURES = "features.json"
+# The feature classes that ``genimage`` uses, by the names that TFDS stores and would import.
+FEATURE_CLASSES = tuple(
+    f"{kind.__module__}.{kind.__name__}"
+    for kind in (
+        tfds.features.Image,
+        tfds.features.ClassLabel,
+        tfds.features.Text,
+        tfds.features.Scalar,
+    )
+)
+# All else that TFDS stores of them; other keys could hold a nested feature.
+FEATURE_KEYS = {"pythonClassName", "description", "image", "classLabel", "text", "tensor"}
 
 PathLike = str | os.PathLike[str]
 
@@ -168,6 +181,7 @@ def open_sources(folder: epath.Path, index: pa.Table) -> dict[str, Any]:
     Raises:
       CatalogError: if the folder is not a TFDS data set, or a shard is missing or cut off.
     """
+    _require_known_features(folder)
     try:
         builder = tfds.builder_from_directory(folder)
     except (OSError, ValueError, AssertionError) as error:
@@ -178,6 +192,8 @@ def open_sources(folder: epath.Path, index: pa.Table) -> dict[str, Any]:
         raise CatalogError(f"{folder}: {INDEX} and dataset_info.json are from different builds")
     for split, info in builder.info.splits.items():
         shards = [epath.Path(path) for path in info.filepaths]
+        if outside := [path for path in shards if path.parent != folder]:
+            raise CatalogError(f"{folder}: dataset_info.json names {outside[0]}, outside of it")
         missing = [path.name for path in shards if not path.exists()]
         if missing:
             raise CatalogError(f"{folder} lacks {len(missing)} shards, for example {missing[0]}")
@@ -189,3 +205,27 @@ def open_sources(folder: epath.Path, index: pa.Table) -> dict[str, Any]:
             )
         sources[split] = builder.as_data_source(split, deserialize_method=RAW_BYTES)
     return sources
+
+
+def _require_known_features(folder: epath.Path) -> None:
+    """TFDS imports the modules that features.json names: only those of the builder are accepted.
+
+    Raises:
+      CatalogError: if the file names another class, or has another structure.
+    """
+    path = folder / FEATURES
+    try:
+        features = json.loads(path.read_text())["featuresDict"]["features"].values()
+        unknown = {feature["pythonClassName"] for feature in features} - set(FEATURE_CLASSES)
+        keys = {key for feature in features for key in feature} - FEATURE_KEYS
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CatalogError(
+            f"{path} is not that of a TFDS data set of `python -m cinemae_jax.data.genimage` "
+            f"({type(error).__name__}: {error}): build it again"
+        ) from error
+    if unknown or keys:
+        raise CatalogError(
+            f"{path} names {', '.join(map(repr, sorted(unknown | keys)))}, which "
+            "`python -m cinemae_jax.data.genimage` does not write: build it again from files that "
+            "you trust"
+        )

@@ -2,14 +2,15 @@
 
 Three policies work on a decoded image: ``resize_crop`` (resize the shorter side, then crop, as MAE
 does), ``crop`` (native pixels) and ``multi_crop`` (several native crops per image).  The transforms
-``Crop``, ``MultiCrop`` and ``RandomResizedCrop`` go from the bytes of a file to pixels.  Nothing
-here sees a label or a file format.  All randomness comes from the generator passed in, which the
-loader seeds with (seed, view, example id).
+``Crop``, ``MultiCrop`` and ``RandomResizedCrop`` go from the bytes of a file to pixels.  A
+``GlobalView`` cuts what a global encoder gets of the same image.  Nothing here sees a label or a
+file format.  All randomness comes from the generator passed in, which the loader seeds with (seed,
+view, example id).
 """
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -119,7 +120,75 @@ def _box(image_size: tuple[int, int], size: int, top: int, left: int) -> tuple[i
     return left, top, min(left + size, width), min(top + size, height)
 
 
-# --- transforms: bytes to array -----------------------------------------------------------------
+# --- what a global encoder gets -----------------------------------------------------------------
+
+ViewOf = Literal["crop", "whole"]
+
+
+class Views(NamedTuple):
+    """Pixels of an image for a masked autoencoder and for a global encoder; uint8.
+
+    Attributes:
+      image: the crops, (..., n, S, S, 3).
+      global_image: one square for each crop or one for the whole image, (..., 1 or n, E, E, 3).
+    """
+
+    image: UInt8[np.ndarray, "..."]
+    global_image: UInt8[np.ndarray, "..."]
+
+
+# What a transform makes of an image: its crops, with the encoder's views where there is an encoder.
+Pixels = UInt8[np.ndarray, "..."] | Views
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalView:
+    """The squares that a global encoder gets of an image.
+
+    Attributes:
+      size: side of each square, pixels.
+      of: ``crop``: every crop of the autoencoder, resized; ``whole``: the image as a whole, once.
+      shortest_edge: of a whole image before the square is cut from it, pixels; 0 squashes the image
+        to the square.
+      interpolation: name of Pillow's filter, in lower case.
+    """
+
+    size: int
+    of: ViewOf = "crop"
+    shortest_edge: int = 0
+    interpolation: str = "bicubic"
+
+    def shape(self, num_crops: int) -> tuple[int, ...]:
+        """Shape of every result for that many crops."""
+        return (num_crops if self.of == "crop" else 1, self.size, self.size, 3)
+
+    def cut(
+        self,
+        image: Image.Image,
+        crops: UInt8[np.ndarray, "n s s 3"],
+        rng: np.random.Generator | None = None,
+    ) -> UInt8[np.ndarray, "m e e 3"]:
+        """The squares, (n or 1, size, size, 3).
+
+        Args:
+          image: RGB, any size; read for ``whole``.
+          crops: of the autoencoder; read for ``crop``.
+          rng: draws the position of the square in a whole image; None means the centre.
+        """
+        square = (self.size, self.size)
+        if self.of == "crop":
+            return np.stack([self._resized(Image.fromarray(crop), square) for crop in crops])
+        if not self.shortest_edge:
+            return self._resized(image, square)[None]
+        scale = self.shortest_edge / min(image.size)
+        width, height = (max(self.shortest_edge, round(side * scale)) for side in image.size)
+        resized = Image.fromarray(self._resized(image, (width, height)))
+        return crop(resized, self.size, rng=rng)[None]
+
+    def _resized(self, image: Image.Image, size: tuple[int, int]) -> RGB:
+        if image.size == size:
+            return np.asarray(image)
+        return np.asarray(image.resize(size, Image.Resampling[self.interpolation.upper()]))
 
 
 class Transform(Protocol):
@@ -129,12 +198,27 @@ class Transform(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Shape of every result."""
 
-    def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:
+    @property
+    def global_shape(self) -> tuple[int, ...]:
+        """Shape of what a global encoder gets; () if there is none."""
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> Pixels:
         """Pixels of that shape; ``rng`` is the only source of randomness.
 
         Raises:
           DecodeError: if the image cannot be scored.
         """
+
+
+def blank(transform: Transform, *count: int) -> Pixels:
+    """Black pixels of the transform's shapes; ``count`` are axes in front."""
+    image = np.zeros((*count, *transform.shape), np.uint8)
+    if not transform.global_shape:
+        return image
+    return Views(image, np.zeros((*count, *transform.global_shape), np.uint8))
+
+
+# --- transforms: bytes to array -----------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +239,7 @@ class Crop:
     random: bool = False
     flip: bool = False
     augment: Augment = dataclasses.field(default_factory=Augment)
+    global_shape: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self) -> None:
         _check_resize(self.resize, self.size)
@@ -186,6 +271,7 @@ class MultiCrop:
       random: draw the positions; otherwise use a grid from corner to corner.
       flip: mirror half of the images, with all their crops.
       augment: applied to the image before everything else.
+      view: what a global encoder gets; None if there is none.  The crops do not depend on it.
     """
 
     size: int
@@ -194,6 +280,7 @@ class MultiCrop:
     random: bool = False
     flip: bool = False
     augment: Augment = dataclasses.field(default_factory=Augment)
+    view: GlobalView | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_resize(self.resize, self.size)
@@ -204,19 +291,35 @@ class MultiCrop:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of every result."""
+        """Shape of the crops."""
         return (self.num_crops, self.size, self.size, 3)
 
-    def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "n s s 3"]:
-        """(num_crops, size, size, 3), C-contiguous."""
-        image = self.augment(decode(data), rng)
-        if self.resize:
-            image = resize_short(image, self.resize)
+    @property
+    def global_shape(self) -> tuple[int, ...]:
+        """Shape of what the global encoder gets; () if there is none."""
+        return self.view.shape(self.num_crops) if self.view else ()
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> Pixels:
+        """(num_crops, size, size, 3), C-contiguous; with ``view``, its squares beside them."""
+        return self.cut(self.augment(decode(data), rng), rng)
+
+    def cut(self, image: Image.Image, rng: np.random.Generator | None = None) -> Pixels:
+        """The same of an image that is decoded and augmented.
+
+        Args:
+          image: RGB, any size.
+          rng: needed with ``random`` or ``flip``.
+        """
+        resized = resize_short(image, self.resize) if self.resize else image
         place = rng if self.random else None
-        crops = multi_crop(image, self.size, num_crops=self.num_crops, rng=place)
-        if self.flip and rng.random() < 0.5:
-            crops = np.ascontiguousarray(crops[:, :, ::-1])
-        return crops
+        crops = multi_crop(resized, self.size, num_crops=self.num_crops, rng=place)
+        mirrored = self.flip and rng is not None and rng.random() < 0.5
+        if self.view is None:
+            return np.ascontiguousarray(crops[:, :, ::-1]) if mirrored else crops
+        views = Views(crops, self.view.cut(image, crops, place))
+        if mirrored:
+            views = Views(*(np.ascontiguousarray(x[:, :, ::-1]) for x in views))
+        return views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +337,7 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     native: float = 0.0
+    global_shape: ClassVar[tuple[int, ...]] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

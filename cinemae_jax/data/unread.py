@@ -6,6 +6,7 @@ Each host writes its own file until the first host merges them.
 import collections
 import dataclasses
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,8 +51,16 @@ class BadImages:
         )
         for file in (path, *self._of_others()):
             if file.is_file():
-                for row in pyarrow.csv.read_csv(file, convert_options=strings).to_pylist():
-                    self._found[row["path"]] = BadImage(**row)
+                try:
+                    rows = pyarrow.csv.read_csv(file, convert_options=strings).to_pylist()
+                    self._found |= {row["path"]: BadImage(**row) for row in rows}
+                except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
+                    reason = " ".join(str(error).split())
+                    print(  # its images are noted again when they are read again
+                        f"caution   {file} is damaged and starts again ({reason})",
+                        file=sys.stderr,
+                        flush=True,
+                    )
 
     def _of_others(self) -> list[Path]:
         """Files of all hosts but the first, for any number of hosts."""

@@ -1,7 +1,7 @@
 """The public detector: images in, calibrated probabilities and verdicts out.
 
     from cinemae_jax import Detector
-    Detector.load("tiny").predict("photo.jpg")
+    Detector.load().predict("photo.jpg")
 
 The score of an image does not depend on its name, its batch or the calling thread: the masks are
 drawn by a hash of the pixels, and all batches have the same shape.
@@ -17,9 +17,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8, UInt32
+from jaxtyping import UInt32
 
 from cinemae_jax.data.refusal import DecodeError
+from cinemae_jax.data.transforms import Pixels, blank
 from cinemae_jax.detector import bundle, heatmap, inference, inputs, prediction
 from cinemae_jax.detector.bundle import Bundle
 from cinemae_jax.detector.heatmap import LcasMap
@@ -77,7 +78,10 @@ class Detector:
         self.trained, self.card, self.seen = trained, loaded.card, loaded.seen
         self.name = f"{loaded.name} {bundle.identity(trained)}"
         self.calibration = trained.calibration()
-        self.transform = config.data.eval_transform(trained.backbone.config.image_size)
+        backbone = trained.backbone
+        self.transform = config.data.eval_transform(
+            backbone.config.image_size, backbone.preprocessing
+        )
         self.runs = config.detector.num_runs if runs is None else runs
         self._num_groups = _num_groups(self.runs, config.detector.num_runs)
         self._replicas = replicas or Replicas()
@@ -86,16 +90,17 @@ class Detector:
             batch_size = per_device * self._replicas.count
         self._replicas.check_batch_size(batch_size, "batch_size")
         self.batch_size = batch_size
-        placed = trained.backbone.in_dtype(config.detector.dtype)
+        placed = backbone.in_dtype(config.detector.dtype)
         self._frozen = self._replicas.replicate((placed, trained.first_head, trained.mask_key))
         self._lock = threading.Lock()  # one batch at a time: bounded memory under load
 
     @classmethod
     def load(
         cls,
-        source: str | os.PathLike[str] = "tiny",
+        source: str | os.PathLike[str] = "",
         *,
         backbone: str = "",
+        global_backbone: str = "",
         runs: int | None = None,
         fpr: float | None = None,
         batch_size: int | None = None,
@@ -105,8 +110,9 @@ class Detector:
 
         Args:
           source: name of a bundled detector, file of ``cinemae bundle``, or folder of a training
-            run.
-          backbone: file of its backbone; empty uses the one that the detector names.
+            run; empty takes the best bundled one.
+          backbone, global_backbone: files of its backbone and of its global encoder; empty uses
+            those that the detector names.
           runs: masking runs per image, a multiple of those in training (the default).  More runs
             give a steadier score and an estimate of its uncertainty.
           fpr: largest share of photographs that may be called AI; None uses the detector's.
@@ -118,7 +124,7 @@ class Detector:
           weights.BackboneError: if the backbone cannot be read.
           ValueError: if runs, fpr or batch_size is invalid for this detector.
         """
-        loaded = bundle.load(source, backbone=backbone)
+        loaded = bundle.load(source, backbone=backbone, global_backbone=global_backbone)
         return cls(loaded, runs=runs, fpr=fpr, batch_size=batch_size, replicas=replicas)
 
     def predict(
@@ -146,7 +152,7 @@ class Detector:
         waiting: list[_Prepared] = []
         for prepared in inputs.ahead(prepare, images, min(MAX_THREADS, os.cpu_count() or 1)):
             waiting.append(prepared)
-            slots = sum(len(one.crops) for one in waiting)
+            slots = sum(one.slots for one in waiting)
             if slots >= self.batch_size or not slots:
                 yield from self._predict_batch(waiting)
                 waiting = []
@@ -214,9 +220,10 @@ class Detector:
         try:
             picture = inputs.read(source)
             altered = (alter(picture.image) for alter in ALTERATIONS.values() if stability)
-            crops = np.stack([inputs.crops(i, self.transform) for i in (picture.image, *altered)])
+            cut = [self.transform.cut(image) for image in (picture.image, *altered)]
+            crops = jax.tree.map(lambda *x: np.stack(x), *cut)
         except (DecodeError, OSError) as failure:
-            crops, facts = np.zeros((0, *self.transform.shape), np.uint8), None
+            crops, facts = blank(self.transform, 0), None
             error = getattr(failure, "strerror", None) or str(failure) or type(failure).__name__
         else:
             facts, error = PictureFacts.of(picture, source), ""
@@ -229,32 +236,38 @@ class Detector:
             yield from map(self._refused, prepared)
             return
         self.warm_up()
-        counts = [len(one.crops) for one in readable]
+        counts = [one.slots for one in readable]
         ids = np.repeat([one.facts.example_id for one in readable if one.facts], counts)
         start = time.perf_counter()
-        scored = self.score_crops(np.concatenate([one.crops for one in readable]), ids)
+        crops = jax.tree.map(lambda *x: np.concatenate(x), *(one.crops for one in readable))
+        scored = self.score_crops(crops, ids)
         share = (time.perf_counter() - start) / len(readable)
         at = 0
         for one in prepared:
             if one.facts is None:
                 yield self._refused(one)
                 continue
-            rows = slice(at, at + len(one.crops))
+            rows = slice(at, at + one.slots)
             its = ImageScores(scored.logit[rows], scored.uniform_share[rows])
-            at += len(one.crops)
+            at += one.slots
             yield self._predicted(one, one.facts, its, share)
 
-    def score_crops(
-        self, crops: UInt8[np.ndarray, "b n s s 3"], ids: UInt32[np.ndarray, " b"]
-    ) -> ImageScores:
-        """Scores of images from their crops (``inputs.crops``) and ids, in batches of one shape."""
+    def score_crops(self, crops: Pixels, ids: UInt32[np.ndarray, " b"]) -> ImageScores:
+        """Scores of images from their crops and ids, in batches of one shape.
+
+        Args:
+          crops: of ``transform.cut``, with an axis of images in front.
+          ids: example ids.
+        """
         count, size = len(ids), self.batch_size
         missing = -count % size
-        crops = np.concatenate([crops, np.zeros((missing, *crops.shape[1:]), np.uint8)])
+        padding = blank(self.transform, missing)
+        crops = jax.tree.map(lambda *x: np.concatenate(x), crops, padding)
         ids = np.concatenate([ids, np.zeros(missing)]).astype(np.uint32)
         parts = []
         for start in range(0, count, size):
-            batch = crops[start : start + size], ids[start : start + size]
+            here = slice(start, start + size)
+            batch = jax.tree.map(lambda x: x[here], (crops, ids))  # noqa: B023 - called at once
             with self._lock:
                 parts.append(merge(self._scorer(*self._frozen, self._replicas.split(batch))))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
@@ -267,10 +280,7 @@ class Detector:
         def of_batch(backbone: Any, head: Any, key: Any, batch: tuple) -> ImageScores:
             return logits(backbone, head, key, *batch)
 
-        shapes = (
-            np.zeros((self.batch_size, *self.transform.shape), np.uint8),
-            np.zeros(self.batch_size, np.uint32),
-        )
+        shapes = blank(self.transform, self.batch_size), np.zeros(self.batch_size, np.uint32)
         mapped: Any = self._replicas.pmap_map(of_batch, replicated=3)
         return mapped.lower(*self._frozen, self._replicas.split(shapes)).compile()
 
@@ -320,17 +330,22 @@ class _Prepared:
 
     Attributes:
       source: as given by the caller.
-      crops: of the image, then of its alterations; no rows for an unread image.
+      crops: of the image, then of its alterations; no rows for an unread image (``slots``).
       facts: None for an unread image.
       error: empty for a decoded image.
       seconds: spent on decoding.
     """
 
     source: Source
-    crops: UInt8[np.ndarray, "slots n s s 3"]
+    crops: Pixels
     facts: PictureFacts | None
     error: str
     seconds: float
+
+    @property
+    def slots(self) -> int:
+        """Images to be scored: itself and its alterations."""
+        return len(jax.tree.leaves(self.crops)[0])
 
 
 def _num_groups(runs: int, trained: int) -> int:

@@ -13,25 +13,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from flax import serialization, traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from cinemae_jax import __version__, typed, weights
 from cinemae_jax.data.inspect.facts import SAME_FORMAT
 from cinemae_jax.detector import loading, resuming, trained
 from cinemae_jax.detector.trained import HeldOut, TrainedDetector
 from cinemae_jax.features import filling
+from cinemae_jax.model.config import as_before
 from cinemae_jax.runtime.checkpoints import CheckpointError
-from cinemae_jax.runtime.files import replacing
 from cinemae_jax.settings import Settings
 
 FORMAT = "cinemae-detector-1"
 ASSETS = Path(__file__).parents[1] / "assets"
-BUNDLED = {"tiny": "tiny_detector.safetensors"}
+# By name, the best first.
+BUNDLED = {"clip": "clip_detector.safetensors", "tiny": "tiny_detector.safetensors"}
+# Entries of the header that name the frozen files by their hashes.
+_HASHES = ("backbone_sha256", "global_backbone_sha256")
 # Replaces the folder of the training images in the header.
 NOT_KEPT = "not kept"
 
@@ -85,35 +88,38 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> str:
         "settings": json.dumps(
             dataclasses.asdict(detector.settings.portable(NOT_KEPT)), sort_keys=True
         ),
-        "backbone_sha256": detector.backbone.sha256,
+        **detector.backbone.hashes,
         "step": str(detector.step),
         "held_out_images": detector.held_out_images,
         "num_held_out": str(len(detector.held_out.label)),
         "seen": json.dumps(None if bundle.seen is None else dataclasses.asdict(bundle.seen)),
         "card": bundle.card,
     }
-    path = Path(path)
-    with replacing(path) as partial:
-        save_file(_flatten(tree), partial, metadata=header)
-        partial.chmod(0o644)  # safetensors makes the file readable for its owner only
-    return weights.file_sha256(path)
+    if detector.held_out_sources:
+        header["held_out_sources"] = json.dumps(detector.held_out_sources)
+    return weights.write_tensors(Path(path), _flatten(tree), header)
 
 
-def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
+def load(
+    source: str | os.PathLike[str] = "", *, backbone: str = "", global_backbone: str = ""
+) -> Bundle:
     """Loads a trained detector.
 
     Args:
-      source: name of a bundled detector (``tiny``), file of ``save``, or folder of a training run.
-      backbone: file of its backbone; empty takes the one that the detector names, looking next to
-        the file first.
+      source: name of a bundled detector (``clip``, ``tiny``), file of ``save``, or folder of a
+        training run; empty takes the best bundled one (``best``).
+      backbone, global_backbone: files of its backbone and of its global encoder; empty takes those
+        that the detector names, looking next to the file first.
 
     Raises:
       CheckpointError: if the detector is missing, damaged, or trained on another backbone.
       weights.BackboneError: if the backbone cannot be read.
     """
-    name = os.fspath(source)
-    if backbone and not weights.resolve(backbone).is_file():
-        raise weights.BackboneError(f"backbone {backbone} does not exist")
+    name = os.fspath(source) or best()
+    given = {"backbone": backbone, "global_backbone": global_backbone}
+    for kind, file in given.items():
+        if file and not weights.resolve(file).is_file():
+            raise weights.BackboneError(f"{kind.replace('_', ' ')} {file} does not exist")
     if name in BUNDLED:
         path = ASSETS / BUNDLED[name]
         if not path.is_file():
@@ -121,10 +127,10 @@ def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
                 f"this installation lacks the bundled detector {name!r} ({path.name}): use the "
                 "folder of a training run or a file of `cinemae bundle`"
             )
-        return dataclasses.replace(_read(path, backbone), name=name)
-    path = Path(source)
+        return dataclasses.replace(_read(path, given), name=name)
+    path = Path(name)
     if path.is_dir():
-        detector = loading.load(path, backbone=backbone)
+        detector = loading.load(path, backbone=backbone, global_backbone=global_backbone)
         bank = filling.bank_folder(detector.settings.features, path)
         return Bundle(detector, path.resolve().name, seen=_seen_by(bank))
     if not path.is_file():
@@ -132,7 +138,12 @@ def load(source: str | os.PathLike[str], *, backbone: str = "") -> Bundle:
             f"no detector {name}: use the folder of a training run, a file of `cinemae bundle`, "
             f"or the name of a bundled detector ({', '.join(BUNDLED)})"
         )
-    return _read(path, backbone)
+    return _read(path, given)
+
+
+def best() -> str:
+    """Name of the best bundled detector that this installation has."""
+    return next((name for name, file in BUNDLED.items() if (ASSETS / file).is_file()), "tiny")
 
 
 def identity(detector: TrainedDetector) -> str:
@@ -140,7 +151,8 @@ def identity(detector: TrainedDetector) -> str:
     data = detector.settings.data
     choices = {
         "backbone": detector.backbone.sha256,
-        "detector": dataclasses.asdict(detector.settings.detector),
+        **_of_encoder(detector),
+        "detector": as_before(dataclasses.asdict(detector.settings.detector)),
         "crops": (data.resize, data.scored_crops),
         "mask_seed": detector.settings.features.seed,
         "heads": trained.head_sha256(detector.heads),
@@ -148,10 +160,18 @@ def identity(detector: TrainedDetector) -> str:
     return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _of_encoder(detector: TrainedDetector) -> dict[str, str]:
+    """What scores depend on besides, with a global encoder."""
+    encoder = detector.backbone.encoder
+    if encoder is None:
+        return {}
+    return {"global_backbone": encoder.sha256, "global_view": detector.settings.data.global_view}
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _read(path: Path, backbone: str) -> Bundle:
+def _read(path: Path, given: Mapping[str, str]) -> Bundle:
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -167,29 +187,56 @@ def _read(path: Path, backbone: str) -> Bundle:
         config = typed.read(json.loads(header["settings"]), Settings, saved=True)
         num_held_out, step = int(header["num_held_out"]), int(header["step"])
         seen = _seen_of(json.loads(header["seen"]))
-        images, sha256, card = (header[k] for k in ("held_out_images", "backbone_sha256", "card"))
+        hashes = {k: header[k] for k in _HASHES if k in header}
+        images, card = (header[k] for k in ("held_out_images", "card"))
+        sources = tuple(int(n) for n in json.loads(header.get("held_out_sources", "[]")))
+        if len(sources) not in (0, num_held_out):
+            raise ValueError(f"{len(sources)} held_out_sources, expected {num_held_out}")
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"{path} has a damaged header ({type(error).__name__}: {error}): write the file again "
             "with `cinemae bundle`"
         ) from error
-    beside = path.parent / config.backbone
-    named = backbone or (str(beside) if beside.is_file() else config.backbone)
-    if not weights.resolve(named).is_file():
-        raise weights.BackboneError(
-            f"{path} needs the backbone {config.backbone} (sha256 {sha256[:12]}…): put it next to "
-            "the detector, or name its file as the backbone"
-        )
-    config = dataclasses.replace(config, backbone=named)
-    frozen = loading.load_backbone(config.backbone, config.runs)
-    resuming.require_backbone({"backbone_sha256": sha256}, frozen, path)
-    like = {
-        "heads": trained.head_template(config, frozen),
-        "held_out": HeldOut.unknown(num_held_out, config.num_seeds),
-    }
+    backbone, encoder = (
+        _frozen_file(path, kind, getattr(config, kind), file, hashes)
+        for kind, file in given.items()
+    )
+    config = dataclasses.replace(config, backbone=backbone, global_backbone=encoder)
+    frozen = loading.load_backbone(config)
+    resuming.require_backbone(hashes, frozen, path)
+    _require_counts(path, flat, num_held_out, config.num_seeds)
+    like = jax.eval_shape(  # shapes alone: sizes in a header may be anything
+        lambda: {
+            "heads": trained.head_template(config, frozen),
+            "held_out": HeldOut.unknown(num_held_out, config.num_seeds),
+        }
+    )
     tree = _unflatten(path, flat, like)
-    detector = TrainedDetector(frozen, tree["heads"], config, step, tree["held_out"], images)
+    held_out = tree["held_out"]
+    detector = TrainedDetector(frozen, tree["heads"], config, step, held_out, images, sources)
     return Bundle(detector, path.name.removesuffix(".safetensors"), card, seen)
+
+
+def _frozen_file(path: Path, kind: str, name: str, given: str, hashes: Mapping[str, str]) -> str:
+    """The file of a detector's backbone or global backbone (``kind``): given, beside it, or named.
+
+    A detector without a global backbone has no ``name`` for it: the result is empty.
+
+    Raises:
+      weights.BackboneError: if there is no such file.
+    """
+    if not name:
+        return ""
+    name = Path(name).name  # `save` writes a name: a file must not lead to other folders
+    beside = path.parent / name
+    found = given or (str(beside) if beside.is_file() else name)
+    if not weights.resolve(found).is_file():
+        what, digest = kind.replace("_", " "), hashes.get(f"{kind}_sha256", "")[:12]
+        raise weights.BackboneError(
+            f"{path} needs the {what} {name} (sha256 {digest}…): put it next to the detector, or "
+            f"name its file as the {what}"
+        )
+    return found
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -199,7 +246,8 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _unflatten(path: Path, flat: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> Any:
-    expected = {name: (a.shape, a.dtype) for name, a in _flatten(like).items()}
+    shapes = traverse_util.flatten_dict(serialization.to_state_dict(dict(like)), sep="/")
+    expected = {name: (a.shape, a.dtype) for name, a in shapes.items()}
     found = {name: (a.shape, a.dtype) for name, a in flat.items()}
     wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
     if wrong:
@@ -210,6 +258,20 @@ def _unflatten(path: Path, flat: Mapping[str, np.ndarray], like: Mapping[str, An
         raise BundleError(f"{path} is damaged: non-finite values in {', '.join(infinite[:5])}")
     nested = traverse_util.unflatten_dict(dict(flat), sep="/")
     return serialization.from_state_dict(dict(like), nested)
+
+
+def _require_counts(
+    path: Path, flat: Mapping[str, np.ndarray], num_held_out: int, num_seeds: int
+) -> None:
+    """Compares the counts in a header with the arrays that are there, before any is allocated."""
+    logit = flat.get("held_out/logit", np.zeros(0))
+    found = dict(zip(("num_held_out", "num_seeds"), logit.shape, strict=False))
+    for name, said in (("num_held_out", num_held_out), ("num_seeds", num_seeds)):
+        if found.get(name) != said:
+            raise BundleError(
+                f"{path} is damaged: its header says {name} {said}, its arrays {found.get(name)}: "
+                "copy it again, or write it again with `cinemae bundle`"
+            )
 
 
 def _finite(values: np.ndarray) -> bool:

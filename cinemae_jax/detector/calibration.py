@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from numpy.typing import ArrayLike
 from scipy.special import betaincinv, expit, logit
 
@@ -19,6 +19,9 @@ Verdict = Literal["nature", "ai", "inconclusive"]
 
 # Held-out images per class; with fewer, probabilities stay the sigmoid of the logit.
 MIN_IMAGES = 20
+# Promises by source: sources that are needed, photographs that make one, and the share of sources
+# for which the promise must hold.
+MIN_SOURCES, MIN_OF_SOURCE, SHARE_OF_SOURCES = 5, 10, 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Calibration:
     ties).  If r = 0, there are too few images for the promise: the threshold is None, and its
     verdict is never given.
 
+    Where the photographs come from several sources (``num_sources``), ``ai_threshold`` is at least
+    so high that nine of ten sources have at most ``fpr`` of their photographs above it
+    (``SHARE_OF_SOURCES``): a camera or a collection that nobody has seen is a new source, not a new
+    image of an old one.
+
     Attributes:
       scale: 0 or more; 0 if the logits do not rank the held-out images better than chance.
       offset: added after scaling.
@@ -44,6 +52,7 @@ class Calibration:
       fnr: largest promised share of AI images called nature.
       num_nature, num_ai: number of held-out images.
       images: fingerprint of the held-out images (``Catalog.fingerprint``); may be empty.
+      num_sources: sources of photographs that the promise was made by; 0 if by images alone.
     """
 
     scale: float
@@ -55,6 +64,7 @@ class Calibration:
     num_nature: int
     num_ai: int
     images: str = ""
+    num_sources: int = 0
 
     def __post_init__(self) -> None:
         for name in ("fpr", "fnr"):
@@ -136,7 +146,12 @@ class Calibration:
             (self.num_nature, self.fpr, "nature", "ai"),
             (self.num_ai, self.fnr, "ai", "nature"),
         ):
-            if _rank(count, rate):
+            if kind == "nature" and self.num_sources and _rank(count, rate):
+                said.append(
+                    f"in {SHARE_OF_SOURCES:.0%} of {self.num_sources} sources of held-out "
+                    f"photographs, at most {100 * rate:.3g} % are called {wrong}"
+                )
+            elif _rank(count, rate):
                 images = f"{kind} images like the held-out ones"
                 said.append(f"at most {100 * rate:.3g} % of {images} are called {wrong}")
             else:
@@ -158,6 +173,7 @@ class Calibration:
           ValueError: naming the missing, unknown or invalid fields.
         """
         names = {field.name for field in dataclasses.fields(cls)}
+        record = {"num_sources": 0, **record}  # records of before had none
         if wrong := sorted(names ^ set(record)):
             raise ValueError(f"calibration: missing or unknown fields {', '.join(wrong)}")
         return cls(**record)
@@ -170,6 +186,7 @@ def fit(
     fpr: float = 0.05,
     fnr: float = 0.05,
     images: str = "",
+    sources: ArrayLike = (),
 ) -> Calibration:
     """Fits probabilities and thresholds.
 
@@ -179,6 +196,8 @@ def fit(
       fpr: largest share of photographs that may be called AI.
       fnr: largest share of AI images that may be called nature.
       images: fingerprint of the images.
+      sources: (N,) number of each image's source, or none; used where ``MIN_SOURCES`` sources have
+        enough photographs.
 
     Raises:
       ValueError: if shapes differ, a logit is not finite, or a label is neither 0 nor 1.
@@ -193,19 +212,38 @@ def fit(
     if not np.isin(y, (0, 1)).all():
         raise ValueError("labels must be 0 (nature) or 1 (ai)")
     nature, ai = z[y == 0], z[y == 1]
-    below = threshold(-ai, fnr)
+    above, below = threshold(nature, fpr), threshold(-ai, fnr)
+    given = np.asarray(sources)
+    by_source = _by_source(nature, given[y == 0], fpr) if given.size else []
+    if above is not None and by_source:
+        above = max(above, float(np.quantile(by_source, SHARE_OF_SOURCES, method="higher")))
     scale, offset = _platt(z, y == 1) if min(len(nature), len(ai)) >= MIN_IMAGES else (1.0, 0.0)
     return Calibration(
         scale=scale,
         offset=offset,
-        ai_threshold=threshold(nature, fpr),
+        ai_threshold=above,
         nature_threshold=None if below is None else -below,
         fpr=fpr,
         fnr=fnr,
         num_nature=len(nature),
         num_ai=len(ai),
         images=images,
+        num_sources=len(by_source),
     )
+
+
+def _by_source(
+    logits: Float[np.ndarray, " n"], sources: Int[np.ndarray, " n"], rate: float
+) -> list[float]:
+    """The logit of each source that at most ``rate`` of its photographs exceed.
+
+    Empty if fewer than ``MIN_SOURCES`` sources have ``MIN_OF_SOURCE`` photographs.
+    """
+    groups = [logits[sources == source] for source in np.unique(sources)]
+    enough = [np.sort(group)[::-1] for group in groups if len(group) >= MIN_OF_SOURCE]
+    if len(enough) < MIN_SOURCES:
+        return []
+    return [float(group[math.floor(round(len(group) * rate, 9))]) for group in enough]
 
 
 def threshold(logits: Float[np.ndarray, " n"], rate: float) -> float | None:

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export as jax_export
-from jaxtyping import Float, UInt8, UInt32
+from jaxtyping import Float, UInt32
 
 from cinemae_jax import __version__, weights
 from cinemae_jax.data.modes import BACKGROUND
+from cinemae_jax.data.transforms import MultiCrop, Pixels, Views
 from cinemae_jax.detector import inference
 from cinemae_jax.detector.api import OPINION, Detector
 from cinemae_jax.runtime.files import replacing
@@ -44,10 +45,13 @@ class Artefact:
     record: dict[str, Any]
 
     def __call__(
-        self, images: UInt8[np.ndarray, "b n s s 3"], example_ids: UInt32[np.ndarray, " b"]
+        self, images: Pixels, example_ids: UInt32[np.ndarray, " b"]
     ) -> Float[np.ndarray, " b"]:
-        """Logits of any number of images from their crops and example ids."""
-        return np.asarray(self.program.call(images, example_ids))
+        """Logits of any number of images from their crops and example ids.
+
+        With a global encoder, the images are ``Views`` with an axis of images in front.
+        """
+        return np.asarray(self.program.call(*jax.tree.leaves(images), example_ids))
 
 
 def record_path(path: str | os.PathLike[str]) -> Path:
@@ -77,12 +81,17 @@ def save(
     logits = inference.make_logits(trained.settings.detector)
     frozen = trained.backbone, trained.first_head
 
-    def program(images: jax.Array, example_ids: jax.Array) -> jax.Array:
-        return logits(*frozen, trained.mask_key, images, example_ids).logit[:, 0]
+    shown = detector.transform.shape, detector.transform.global_shape
+    squares = [shape for shape in shown if shape]
+
+    def program(*arguments: jax.Array) -> jax.Array:
+        *images, example_ids = arguments
+        pixels: Any = Views._make(images) if len(images) > 1 else images[0]
+        return logits(*frozen, trained.mask_key, pixels, example_ids).logit[:, 0]
 
     (batch,) = jax_export.symbolic_shape("b")
     shapes = (
-        jax.ShapeDtypeStruct((batch, *detector.transform.shape), np.uint8),
+        *(jax.ShapeDtypeStruct((batch, *shape), np.uint8) for shape in squares),
         jax.ShapeDtypeStruct((batch,), np.uint32),
     )
     exported = jax_export.export(jax.jit(program), platforms=tuple(platforms))(*shapes)
@@ -123,10 +132,11 @@ def _record(detector: Detector) -> dict[str, Any]:
         "version": __version__,
         "jax": jax.__version__,
         "detector": detector.name,
-        "backbone_sha256": trained.backbone.sha256,
+        **trained.backbone.hashes,
         "note": OPINION,
         "inputs": {
             "images": "uint8 (b, crops, size, size, 3), RGB",
+            **_global_input(transform),
             "example_ids": "uint32 (b,), by which the masks of each image are drawn",
         },
         "output": "float32 (b,), logit of AI, averaged over crops",
@@ -148,6 +158,20 @@ def _record(detector: Detector) -> dict[str, Any]:
         "masks": {"seed": trained.settings.features.seed, "runs": detector.runs},
         "calibration": detector.calibration.to_dict(),
     }
+
+
+def _global_input(transform: MultiCrop) -> dict[str, str]:
+    """The second input of a detector with a global encoder."""
+    if not (view := transform.view):
+        return {}
+    if view.of == "crop":
+        made = "every crop"
+    elif view.shortest_edge:
+        made = f"the image with its shorter side at {view.shortest_edge} pixels, centre square"
+    else:
+        made = "the whole image"
+    size = f"{view.size} x {view.size} pixels, Pillow's {view.interpolation} filter"
+    return {"global_images": f"uint8 (b, squares, size, size, 3), RGB: {made}, at {size}"}
 
 
 def _replace(path: Path, content: bytes | bytearray) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cinemae_jax.data.augment import resize_short
 from cinemae_jax.data.transforms import MultiCrop, crop_boxes, reflect_to
-from cinemae_jax.detector import inference, inputs
+from cinemae_jax.detector import inference
 from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import DetectorConfig, Score
 from cinemae_jax.model.head import HeadState
@@ -157,7 +157,7 @@ def compute(
       score: LCAS variant.
     """
     maps = _compiled(config, runs, score)
-    crops = inputs.crops(image, transform)
+    crops = dataclasses.replace(transform, view=None).cut(image)
     values, shown = jax.device_get(maps(*frozen, crops, np.uint32(example_id & 0xFFFFFFFF)))
     return assemble(image, transform, values, shown, runs=runs, score=score)
 

@@ -5,12 +5,14 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
+from cinemae_jax.data.transforms import Pixels, Views
 from cinemae_jax.features import extraction
 from cinemae_jax.features.extraction import DeviceBatch
 from cinemae_jax.model import lcas
@@ -35,23 +37,29 @@ class ImageScores:
 def make_logits(config: DetectorConfig, num_groups: int = 1) -> Callable[..., ImageScores]:
     """A function of (backbone, head, key, images (B, n, S, S, 3), example ids (B,)).
 
+    With a global encoder, the images are ``Views`` with an axis B in front.
+
     The distribution of the statistics depends on the number of runs K, that of the third most of
     all.  More runs therefore form further groups of K, and each group is scored as in training.
 
     Args:
       config: of the detector.
-      num_groups: G; uses the runs 0 … G·K-1, of which the first K are those of evaluation.
+      num_groups: number of groups, of which the first is that of evaluation.
     """
-    extract = extraction.make_extract(config, extraction.first_runs(num_groups * config.num_runs))
+    runs = extraction.first_runs(
+        config.num_runs, num_draws=num_groups, group_size=config.group_size
+    )
+    extract = extraction.make_extract(config, runs)
 
     def score(
         backbone: Backbone,
         head: HeadState,
         key: Key[Array, ""],
-        images: UInt8[Array, "b n s s 3"],
+        images: Pixels,
         example_ids: UInt32[Array, " b"],
     ) -> ImageScores:
-        num_crops, num_patches = images.shape[1], backbone.config.num_patches
+        crops = images.image if isinstance(images, Views) else images
+        num_crops, num_patches = crops.shape[1], backbone.config.num_patches
 
         def over_crops(rows: Float[Array, " bn"]) -> Float[Array, " b"]:
             return rows.reshape(-1, num_crops).mean(axis=1)
@@ -83,7 +91,7 @@ def make_maps(config: DetectorConfig, num_runs: int, score: Score) -> Callable[.
       num_runs: uses the runs 0 … num_runs-1, of which the first are those of the score.
       score: LCAS variant.
     """
-    extract = extraction.make_extract(config, extraction.first_runs(num_runs))
+    extract = extraction.make_extract(config, extraction.first_runs(num_runs), whole=True)
 
     def maps(
         backbone: Backbone,
@@ -92,7 +100,8 @@ def make_maps(config: DetectorConfig, num_runs: int, score: Score) -> Callable[.
         images: UInt8[Array, "n s s 3"],
         example_id: UInt32[Array, ""],
     ) -> tuple[Float[Array, "n l"], Int[Array, "n l"]]:
-        features = extract(backbone, key, _batch(images[None], example_id[None]))
+        own = dataclasses.replace(backbone, encoder=None)  # maps read no f_global
+        features = extract(own, key, _batch(images[None], example_id[None]))
         learned = learned_weight(head.params)
         weight = config.mismatch_weight if learned is None else learned
         values = lcas.score(features.terms, score, weight)
@@ -109,8 +118,14 @@ def make_maps(config: DetectorConfig, num_runs: int, score: Score) -> Callable[.
     return maps
 
 
-def _batch(images: UInt8[Array, "b n s s 3"], example_ids: UInt32[Array, " b"]) -> DeviceBatch:
-    """Crops as rows; all crops of an image share its masks, as in evaluation."""
-    ids = jnp.repeat(example_ids, images.shape[1])
-    flat = images.reshape(-1, *images.shape[2:])
-    return {"image": flat, "example_id": ids, "epoch": jnp.zeros_like(ids, jnp.int32)}
+def _batch(images: Any, example_ids: UInt32[Array, " b"]) -> DeviceBatch:
+    """Crops as rows; all crops of an image share its masks, as in evaluation.
+
+    Args:
+      images: ``Pixels`` with an axis B in front, of the host or on a device.
+      example_ids: one per image.
+    """
+    views = images._asdict() if isinstance(images, Views) else {"image": images}
+    rows = {name: jnp.asarray(x).reshape(-1, *x.shape[2:]) for name, x in views.items()}
+    ids = jnp.repeat(example_ids, views["image"].shape[1])
+    return rows | {"example_id": ids, "epoch": jnp.zeros_like(ids, jnp.int32)}

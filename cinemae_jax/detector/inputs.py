@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from cinemae_jax.data.augment import resize_short
 from cinemae_jax.data.containers import Prepared
 from cinemae_jax.data.decode import Header, open_header, read_file, to_pixels
 from cinemae_jax.data.inspect.facts import SAME_FORMAT
 from cinemae_jax.data.modes import BAND
-from cinemae_jax.data.transforms import MultiCrop, multi_crop
 
 # A path, the bytes of an image file, a Pillow image, or RGB pixels (H, W, 3) uint8.
 Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -112,13 +109,6 @@ def example_id(image: Image.Image) -> int:
     for top in range(0, image.height, BAND):  # a copy of a large image would cost memory
         digest.update(image.crop((0, top, image.width, min(top + BAND, image.height))).tobytes())
     return int.from_bytes(digest.digest(), "big") & 0xFFFFFFFF
-
-
-def crops(image: Image.Image, transform: MultiCrop) -> UInt8[np.ndarray, "n s s 3"]:
-    """The crops that the detector scores, as ``transform`` cuts them from a file."""
-    if transform.resize:
-        image = resize_short(image, transform.resize)
-    return multi_crop(image, transform.size, num_crops=transform.num_crops)
 
 
 def _is_animated(header: Image.Image) -> bool:

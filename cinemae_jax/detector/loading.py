@@ -1,7 +1,6 @@
 """Reads a trained detector and its backbone from disk."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 from cinemae_jax import typed, weights
@@ -12,13 +11,16 @@ from cinemae_jax.runtime.checkpoints import CheckpointError, Checkpoints, Which
 from cinemae_jax.settings import Settings
 
 
-def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> TrainedDetector:
+def load(
+    workdir: Path, *, which: Which = "best", backbone: str = "", global_backbone: str = ""
+) -> TrainedDetector:
     """Reads the detector of a training run.
 
     Args:
       workdir: of the run.
       which: the checkpoint with the best validation loss, or the last one.
-      backbone: file to use if it exists, otherwise the run's own; its hash must match.
+      backbone, global_backbone: files to use if they exist, otherwise the run's own; their hashes
+        must match.
 
     Raises:
       CheckpointError: if there is none, or it was trained on another backbone.
@@ -39,7 +41,9 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
         config = typed.read(meta["settings"], Settings, saved=True)
         if backbone and weights.resolve(backbone).is_file():
             config = dataclasses.replace(config, backbone=backbone)
-        frozen = load_backbone(config.backbone, config.runs)
+        if config.global_backbone and weights.resolve(global_backbone).is_file():
+            config = dataclasses.replace(config, global_backbone=global_backbone)
+        frozen = load_backbone(config)
         resuming.require_backbone(meta, frozen, folder / str(step))
         like = {
             "head": trained.head_template(config, frozen),
@@ -47,24 +51,26 @@ def load(workdir: Path, *, which: Which = "best", backbone: str = "") -> Trained
         }
         saved = checkpoints.restore(step, like)
     held_out, images = saved["held_out"], meta["held_out_images"]
-    return TrainedDetector(frozen, saved["head"], config, step, held_out, images)
+    sources = tuple(meta.get("held_out_sources", ()))
+    return TrainedDetector(frozen, saved["head"], config, step, held_out, images, sources)
 
 
-def load_backbone(path: str, runs: Mapping[str, int]) -> Backbone:
-    """The backbone of a run.
-
-    Args:
-      path: file, or the name of a bundled one.
-      runs: numbers of masked runs, by the config field that asks for them (``Settings.runs``).
+def load_backbone(config: Settings) -> Backbone:
+    """The backbone of a run, with its global encoder if it has one.
 
     Raises:
-      weights.BackboneError: if it cannot be read, or has no decoder but runs need one.
+      weights.BackboneError: if a file cannot be read, or the backbone has no decoder but masked
+        runs need one.
     """
-    backbone = weights.load(path)
-    for field, num_runs in runs.items():
+    backbone = weights.load(config.backbone)
+    for field, num_runs in config.runs.items():
         if num_runs and not backbone.config.has_decoder:
             raise weights.BackboneError(
-                f"{path} has no decoder, but {field} is {num_runs}: use a backbone with a decoder, "
-                "or set num_runs to 0 in config.detector and config.features, with fusion 'global'"
+                f"{config.backbone} has no decoder, but {field} is {num_runs}: use a backbone with "
+                "a decoder, or set num_runs to 0 in config.detector and config.features, with "
+                "fusion 'global'"
             )
-    return backbone
+    if not config.global_backbone:
+        return backbone
+    encoder = weights.load_encoder(config.global_backbone)
+    return dataclasses.replace(backbone, encoder=encoder)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from cinemae_jax import __version__
 from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.records import HELD_OUT
 from cinemae_jax.detector import calibration
 from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.features.extraction import Extractor
@@ -55,6 +56,7 @@ class TrainedDetector:
       step: of the checkpoint.
       held_out: scores that calibrate the verdicts; training generators only.
       held_out_images: fingerprint of those images.
+      held_out_sources: number of the source of each, where they come from several; else empty.
     """
 
     backbone: Backbone
@@ -63,6 +65,7 @@ class TrainedDetector:
     step: int
     held_out: HeldOut
     held_out_images: str
+    held_out_sources: tuple[int, ...] = ()
 
     def online(self, images: Catalog, replicas: Replicas) -> OnlineSet:
         """Images as this detector reads them, with their features."""
@@ -95,6 +98,7 @@ class TrainedDetector:
             fpr=self.settings.eval.fpr,
             fnr=self.settings.eval.fnr,
             images=self.held_out_images,
+            sources=np.array(self.held_out_sources, int)[scored] if self.held_out_sources else (),
         )
 
 
@@ -113,17 +117,30 @@ def metadata(config: Settings, backbone: Backbone, data: Data) -> dict[str, Any]
     return {
         "kind": KIND,
         "version": __version__,
-        "backbone_sha256": backbone.sha256,
+        **backbone.hashes,
         "train_images": data.train.fingerprint,
         "held_out_images": data.validation.fingerprint,
         "num_held_out": len(data.validation),
+        **sources_of(data),
         "settings": json.loads(json.dumps(dataclasses.asdict(config))),
     }
 
 
+def sources_of(data: Data) -> dict[str, list[int]]:
+    """The sources of held-out images that a list names (split ``held_out``), as metadata.
+
+    Photographs of one generator are one source.
+    """
+    if HELD_OUT not in data.validation.splits:
+        return {}
+    generators = data.validation.table["generator"].to_pylist()
+    _, numbers = np.unique(generators, return_inverse=True)
+    return {"held_out_sources": numbers.tolist()}
+
+
 def head_template(config: Settings, backbone: Backbone) -> HeadState:
     """Fresh heads: random parameters, one set per seed, and empty normalizers; leading axis S."""
-    width, count = backbone.config.width, num_statistics(config.detector, backbone.config)
+    width, count = backbone.global_width, num_statistics(config.detector, backbone.config)
     heads = [
         init_params(config.detector, jax.random.key(config.seed + i), width, count)
         for i in range(config.num_seeds)
@@ -147,7 +164,14 @@ def describe(backbone: Backbone) -> str:
     """A backbone in one phrase."""
     c = backbone.config
     millions = num_params(backbone.params) / 1e6
-    return (
+    phrase = (
         f"MAE {c.width}x{c.depth} patch {c.patch_size} at {c.image_size}, target {c.target}, "
         f"{millions:.1f} M parameters, sha256 {backbone.sha256[:12]}"
+    )
+    if not (encoder := backbone.encoder):
+        return phrase
+    e = encoder.config
+    return (
+        f"{phrase}; f_global from {e.family} {e.width}x{e.depth} patch {e.patch_size} at "
+        f"{encoder.preprocessing.size}, sha256 {encoder.sha256[:12]}"
     )

@@ -127,9 +127,11 @@ def images_of(table: pa.Table, num_heads: int) -> Iterator[Image]:
 def facts_of(detector: TrainedDetector, replicas: Replicas) -> dict[str, Any]:
     """Everything a score depends on besides the images, as JSON values."""
     config, devices = detector.settings, list(replicas.mesh.devices.flat)
-    transform = config.data.eval_transform(detector.backbone.config.image_size)
+    backbone = detector.backbone
+    transform = config.data.eval_transform(backbone.config.image_size, backbone.preprocessing)
+    view = {"global_view": repr(transform.view)} if transform.view else {}
     facts = {
-        "backbone_sha256": detector.backbone.sha256,
+        **backbone.hashes,
         "head_sha256": trained.head_sha256(detector.heads),
         "checkpoint_step": detector.step,
         "seeds": {
@@ -137,7 +139,7 @@ def facts_of(detector: TrainedDetector, replicas: Replicas) -> dict[str, Any]:
             "head": config.seed,
             "num_heads": config.num_seeds,
         },
-        "preprocessing": {"transform": repr(transform), "decoders": decoders()},
+        "preprocessing": {"transform": repr(transform), **view, "decoders": decoders()},
         "detector": dataclasses.asdict(config.detector),
         "calibration": detector.calibration().to_dict(),
         "devices": {

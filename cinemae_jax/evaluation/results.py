@@ -35,7 +35,7 @@ def write_results(detector: TrainedDetector, images: FeatureSet, table: pa.Table
     by_seed = scores.over_seeds(detector, table)
     facts = {
         "backbone": trained.describe(detector.backbone),
-        "backbone_sha256": detector.backbone.sha256,
+        **detector.backbone.hashes,
         "head_sha256": trained.head_sha256(detector.heads),
         "checkpoint_step": detector.step,
         "calibration": calibration.to_dict(),

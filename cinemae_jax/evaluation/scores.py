@@ -30,7 +30,10 @@ def score(
     """
     config = detector.settings
     count, num_heads = len(images.images), config.num_seeds
-    names = config.detector.statistics if config.detector.anomaly == "statistics" else ()
+    detector_config = config.detector
+    names = detector_config.statistics if detector_config.anomaly == "statistics" else ()
+    if detector_config.fusion == "frequency":
+        names = ()
     logit = np.full((count, num_heads), np.nan, np.float32)
     stats = np.full((count, len(names)), np.nan, np.float32)
     uniform_share = np.full(count, np.nan, np.float32)

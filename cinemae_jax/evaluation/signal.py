@@ -137,6 +137,19 @@ class Condition:
 
 
 @dataclasses.dataclass(frozen=True)
+class Repeat:
+    """How well the statistics of a score repeat with one kind of masks.
+
+    Attributes:
+      masking: ``DetectorConfig.masking``.
+      retest: by statistic: correlation of two draws of masks, mean over generators.
+    """
+
+    masking: str
+    retest: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Signal:
     """The signal section of an audit.
 
@@ -147,6 +160,8 @@ class Signal:
       conditions: raw images, then equalised ones.
       too_few: generators with fewer than ``LEAST_IMAGES`` readable images of a class.
       sentences: what it means.
+      masking: kind of masks of all of this but ``repeats``.
+      repeats: of raw images, by kind of masks, for the score that the head reads (else the NLL).
     """
 
     num_runs: int
@@ -155,6 +170,8 @@ class Signal:
     conditions: tuple[Condition, ...]
     too_few: tuple[str, ...]
     sentences: tuple[str, ...] = ()
+    masking: str = "random"
+    repeats: tuple[Repeat, ...] = ()
 
 
 # --- one statistic ------------------------------------------------------------------------------
@@ -346,6 +363,24 @@ def _mean(worths: Sequence[Worth], aucs: Float[np.ndarray, "2 r"], resampling: R
     return Worth("mean", nature, ai, same, found["auc"], found["beyond"], *both)
 
 
+def repeats(drawn: Drawn, score: str) -> list[Repeat]:
+    """How well a score's statistics repeat, one entry per source: here, a kind of masks."""
+    kept, _ = comparable(drawn)
+
+    def mean(values: Float[np.ndarray, "n 2 s"], column: int) -> float:
+        each = [drawn.scored & (drawn.generator == name) for name in kept]
+        return float(np.mean([retest(*values[own][:, :, column].T) for own in each]))
+
+    return [
+        Repeat(
+            masking,
+            {name: mean(values, i) for i, (of, name) in enumerate(drawn.names) if of == score},
+        )
+        for masking, values in drawn.values.items()
+        if kept
+    ]
+
+
 def curves(
     label: Int[np.ndarray, " n"],
     generator: Names,
@@ -396,6 +431,11 @@ def read(record: Mapping[str, Any]) -> Signal:
         conditions,
         tuple(map(str, record["too_few"])),
         tuple(map(str, record["sentences"])),
+        str(record.get("masking", "random")),
+        tuple(
+            Repeat(str(one["masking"]), {k: _number(v) for k, v in one["retest"].items()})
+            for one in record.get("repeats", ())
+        ),
     )
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from cinemae_jax import __version__
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.records import SCHEMA
+from cinemae_jax.model.config import LATER, as_before
 from cinemae_jax.runtime.files import replacing
 
 FORMAT = "cinemae-bank-2"
@@ -34,6 +35,8 @@ TERMS = (
     "context_variance",
     "bands",
 )
+# Column of patch ids, for masks that do not follow from keys.
+IDS = "masked"
 FILE_FACTS = (
     ("width", pa.int32()),
     ("height", pa.int32()),
@@ -70,20 +73,63 @@ class Recipe:
     def columns(self) -> tuple[str, ...]:
         """Names of the feature columns; without runs there are no terms."""
         terms = TERMS if self.detector.get("anomaly") == "bands" else TERMS[:-1]
-        return ("f_global", "uniform_share", *(terms if self.num_runs else ()))
+        ids = (IDS,) * (self.detector.get("masking") == "stratified")
+        by_run = (*terms, *ids) if self.num_runs else ()
+        return ("f_global", "uniform_share", *by_run, "frequency")
 
-    def require(self, made: Mapping[str, Any], where: Path) -> None:
-        """Raises BankError, naming the differences, unless ``where`` was built by this recipe."""
-        wanted = json.loads(json.dumps(dataclasses.asdict(self)))
-        changed = [
-            f"{name} was {made.get(name)!r}, is {value!r}"
-            for name, value in wanted.items()
-            if made.get(name) != value
-        ]
-        if changed:
-            raise BankError(
-                f"{where} was built with different settings: {'; '.join(changed)}; {WAY_OUT}"
-            )
+    @property
+    def choices(self) -> dict[str, Any]:
+        """All fields, without those of the detector that came later and change nothing."""
+        return dataclasses.asdict(self) | {"detector": as_before(self.detector)}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderRecipe:
+    """All that the features of a global encoder depend on; they lie in files of their own.
+
+    Attributes:
+      encoder_sha256: of the encoder's file.
+      transform: the preprocessing, with all its numbers.
+      dtype: of the encoder's products.
+      seed: of augmentation.
+      num_views: squares of an image that the encoder gets.
+    """
+
+    encoder_sha256: str
+    transform: str
+    dtype: str
+    seed: int
+    num_views: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Name of the feature column, by encoder."""
+        return (f"f_global_{self.encoder_sha256[:12]}",)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """All fields."""
+        return dataclasses.asdict(self)
+
+
+AnyRecipe = Recipe | EncoderRecipe
+
+
+def require_made_by(recipe: AnyRecipe, made: Mapping[str, Any], where: Path) -> None:
+    """Raises BankError, naming the differences, unless ``where`` was built by this recipe."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if isinstance(recipe, Recipe):
+        later = {name: value for name, value in LATER.items() if name in recipe.detector}
+        made = {**made, "detector": later | dict(made["detector"])}
+    changed = [
+        f"{name} was {made.get(name)!r}, is {value!r}"
+        for name, value in wanted.items()
+        if made.get(name) != value
+    ]
+    if changed:
+        raise BankError(
+            f"{where} was built with different settings: {'; '.join(changed)}; {WAY_OUT}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +167,7 @@ def plan(folder: Path, num_images: int, shard_images: int) -> list[Part]:
 
 def write(
     part: Part,
-    recipe: Recipe,
+    recipe: AnyRecipe,
     images: Catalog,
     facts: Mapping[str, Sequence[Any]],
     features: Mapping[str, np.ndarray],
@@ -134,8 +180,8 @@ def write(
       images: the catalog that ``part.rows`` counts.
       facts: ``FILE_FACTS`` and ``error`` of each row; ``error`` is empty for an image with
         features.
-      features: by ``recipe.columns``, float32, one row per image; views, runs and patches are
-        flattened in this order.
+      features: by ``recipe.columns``, float32 (ids: ``id_type``), one row per image; views, runs
+        and patches are flattened in this order.
 
     Raises:
       OSError: if it cannot be written, for example on a full disk; what was there stays.
@@ -176,8 +222,13 @@ def write(
     _sync_folder(part.path.parent)
 
 
+def id_type(num_patches: int) -> type[np.unsignedinteger]:
+    """Type of stored patch ids: one byte each up to 256 patches, else two."""
+    return np.uint8 if num_patches <= 256 else np.uint16
+
+
 def _lists(values: np.ndarray, unread: np.ndarray) -> pa.Array:
-    flat = np.ascontiguousarray(values, np.float32).reshape(len(values), -1)
+    flat = np.ascontiguousarray(values).reshape(len(values), -1)
     return pa.FixedSizeListArray.from_arrays(
         pa.array(flat.reshape(-1)), flat.shape[1], mask=pa.array(unread)
     )
@@ -199,8 +250,9 @@ class Stored:
     """Features of some images, in the order of their catalog; N rows, V views, R runs.
 
     Attributes:
-      columns: by name, float32: f_global (N, V, D), uniform_share (N, V), a term
-        (N, V, R, M) or (N, V, R, C); only those that were asked for.
+      columns: by name, float32: f_global (N, V, D), uniform_share (N, V), frequency (N, V, Q), a
+        term (N, V, R, M) or (N, V, R, C); uint8 or uint16: masked (N, V, R, M); only those that
+        were asked for.
       errors: (N,) str, why an image has no features; empty if it has.
     """
 
@@ -211,6 +263,23 @@ class Stored:
     def num_views(self) -> int:
         """V."""
         return int(self.columns["uniform_share"].shape[1])
+
+    def with_global(self, encoded: "Stored") -> "Stored":
+        """The same with the f_global of an encoder, and the errors of both."""
+        (f_global,) = encoded.columns.values()
+        errors = np.where(self.errors == "", encoded.errors, self.errors)
+        return Stored({**self.columns, "f_global": f_global}, errors)
+
+    def with_shuffled_terms(self, seed: int) -> "Stored":
+        """The same, every image with the LCAS terms of a random readable one; for a control."""
+        readable = np.flatnonzero(self.errors == "")
+        donors = np.arange(len(self.errors))
+        donors[readable] = np.random.default_rng(seed).permutation(readable)
+        shuffled = {
+            name: values[donors] if name in TERMS else values
+            for name, values in self.columns.items()
+        }
+        return Stored(shuffled, self.errors)
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -234,7 +303,7 @@ def described(path: Path) -> dict[str, Any]:
     return found
 
 
-def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part]:
+def missing(parts: Sequence[Part], recipe: AnyRecipe, images: Catalog) -> list[Part]:
     """The parts that are still to be written.
 
     Raises:
@@ -253,7 +322,7 @@ def missing(parts: Sequence[Part], recipe: Recipe, images: Catalog) -> list[Part
     fingerprint = images.fingerprint if there else ""
     for part in there:
         found = described(part.path)
-        recipe.require(found["recipe"], part.path)
+        require_made_by(recipe, found["recipe"], part.path)
         if found["images"] != fingerprint:
             raise BankError(
                 f"{part.path} was built from other images than these {len(images)}: {WAY_OUT}"
@@ -312,12 +381,13 @@ def read(
         for name in columns:
             lists = table[name].combine_chunks()
             values = lists.values.to_numpy(zero_copy_only=False)
-            shape = (len(table), num_views, num_runs) if name in TERMS else (len(table), num_views)
+            by_run = name in (*TERMS, IDS)
+            shape = (len(table), num_views, num_runs) if by_run else (len(table), num_views)
             values = values.reshape(shape if name == "uniform_share" else (*shape, -1))
             if unread.any():  # zeros, so that what they are masked by stays finite
                 values = np.where(unread.reshape(-1, *[1] * (values.ndim - 1)), 0, values)
             if name not in arrays:
-                arrays[name] = _empty((len(images), *values.shape[1:]), scratch)
+                arrays[name] = _empty((len(images), *values.shape[1:]), values.dtype, scratch)
             arrays[name][here] = values
     return Stored(arrays, errors.astype(str))
 
@@ -336,11 +406,11 @@ def _read_part(part: Part, columns: list[str]) -> pa.Table:
         raise BankError(_damaged(part.path, error)) from error
 
 
-def _empty(shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
+def _empty(shape: tuple[int, ...], kind: np.dtype, scratch: Path | None) -> np.ndarray:
     if scratch is None:
-        return np.empty(shape, np.float32)
+        return np.empty(shape, kind)
     with tempfile.TemporaryFile(dir=scratch) as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)
+        return np.memmap(file, kind, "w+", shape=shape)
 
 
 def num_bytes(parts: Sequence[Part]) -> int:

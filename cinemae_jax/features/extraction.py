@@ -6,19 +6,29 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from cinemae_jax.data.loader import Batch
 from cinemae_jax.model import masking
-from cinemae_jax.model.cinemae import Backbone, Features, Reconstruct, extract_features
+from cinemae_jax.model.cinemae import (
+    Backbone,
+    Features,
+    Reconstruct,
+    encode,
+    extract_features,
+    kernels_in,
+)
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.model.masking import Masks
+from cinemae_jax.model.vit import Encoder
 from cinemae_jax.runtime.devices import Replicas
 
-# Entries of a loader's batch that the backbone needs.
+# Entries of a loader's batch that the backbone needs; with a global encoder, GLOBAL_INPUT too.
 INPUTS = ("image", "example_id", "epoch")
+GLOBAL_INPUT = "global_image"
 
 DeviceBatch = dict[str, Array]
 # Keys and epochs of some examples to the numbers of their masking runs.
@@ -33,9 +43,13 @@ Featured = tuple[Batch, Features]
 # --- the frozen side ----------------------------------------------------------------------------
 
 
-def first_runs(count: int) -> Runs:
-    """Runs 0 … count-1 of every example: evaluation, and what a bank stores."""
-    return lambda keys, epoch: jnp.broadcast_to(jnp.arange(count), (*keys.shape, count))
+def first_runs(num_runs: int, *, num_draws: int = 1, group_size: int = 1) -> Runs:
+    """Runs 0 … K-1 of every example, then those of further draws (``masking.first_runs``).
+
+    One draw is for evaluation, and for what a bank stores.
+    """
+    numbers = masking.first_runs(num_runs, num_draws=num_draws, group_size=group_size).reshape(-1)
+    return lambda keys, epoch: jnp.broadcast_to(numbers, (*keys.shape, len(numbers)))
 
 
 def drawn_runs(masks: Masks) -> Runs:
@@ -48,6 +62,7 @@ def drawn_runs(masks: Masks) -> Runs:
             num_runs=masks.num_runs,
             num_stored=masks.num_stored,
             num_seeds=masks.num_seeds,
+            group_size=masks.group_size,
         )
         return drawn.reshape(len(epoch), -1)
 
@@ -61,7 +76,7 @@ def make_extract(
     whole: bool = False,
     reconstruct: Reconstruct | None = None,
 ) -> Callable[[Backbone, Key[Array, ""], DeviceBatch], Features]:
-    """Features of one device's share of a batch of images (entries ``INPUTS``).
+    """Features of one device's share of a batch of images (``INPUTS``, ``GLOBAL_INPUT``).
 
     A mask depends on nothing but (key, example id, run).
 
@@ -69,18 +84,37 @@ def make_extract(
       config: of the detector.
       runs: masking runs of each example.
       whole: keep what this detector's head does not read, for others that may (a bank).  Without,
-        f_global is zeros in fusion ``lcas``, and XLA drops the unmasked pass: most of the work.
+        XLA drops their computation: in fusion ``lcas`` the unmasked pass, which is most of the
+        work, and in ``frequency`` the whole backbone.
     """
 
     def extract(backbone: Backbone, key: Key[Array, ""], batch: DeviceBatch) -> Features:
         keys = masking.example_keys(key, batch["example_id"])
         wanted = runs(keys, batch["epoch"])
-        features = extract_features(backbone, batch["image"], keys, wanted, config, reconstruct)
-        if whole or config.reads_global:
-            return features
-        return dataclasses.replace(features, f_global=jnp.zeros_like(features.f_global))
+        features = extract_features(
+            backbone,
+            batch["image"],
+            keys,
+            wanted,
+            config,
+            reconstruct,
+            global_images=batch.get(GLOBAL_INPUT),
+        )
+        return features if whole else _without_unread(features, config)
 
     return extract
+
+
+def _without_unread(features: Features, config: DetectorConfig) -> Features:
+    """Zeros for what the head does not read, and no spectrum."""
+    if not config.reads_global:
+        features = dataclasses.replace(features, f_global=jnp.zeros_like(features.f_global))
+    if not config.scores_patches:
+        none = jax.tree.map(jnp.zeros_like, features.terms)
+        features = dataclasses.replace(features, terms=none)
+    if not config.reads_frequency:
+        features = dataclasses.replace(features, frequency=None)
+    return features
 
 
 # --- on all devices -----------------------------------------------------------------------------
@@ -110,6 +144,7 @@ class Extractor:
         """
         self.detector, self.masks = detector, masks
         self.model, self.replicas = backbone.config, replicas
+        self.preprocessing = backbone.preprocessing
         self._reconstruct, self._whole = reconstruct, whole
         self.use(backbone)
 
@@ -126,7 +161,9 @@ class Extractor:
     @functools.cached_property
     def scoring(self) -> Any:
         """Extraction of the runs that a score rests on."""
-        return self._compiled(first_runs(self.masks.num_runs))
+        masks = self.masks
+        draws = {"num_draws": masks.num_draws, "group_size": masks.group_size}
+        return self._compiled(first_runs(masks.num_runs, **draws))
 
     @functools.cached_property
     def storing(self) -> Any:
@@ -142,10 +179,46 @@ class Extractor:
     def __call__(self, extract: Any, batches: Iterable[Batch]) -> Iterator[Featured]:
         """Features of batches; several crops of an image become rows that follow each other."""
         for batch in batches:
-            crops = math.prod(batch["image"].shape[1:-3])
-            sent = {name: np.repeat(batch[name], crops, axis=0) for name in ("example_id", "epoch")}
-            sent["image"] = batch["image"].reshape(-1, *batch["image"].shape[-3:])
-            yield batch, extract(*self._frozen, self.replicas.split(sent))
+            yield batch, self.of(extract, batch)
+
+    def of(self, extract: Any, batch: Batch) -> Features:
+        """Features of one batch by one of the programs above."""
+        crops = math.prod(batch["image"].shape[1:-3])
+        sent = {name: np.repeat(batch[name], crops, axis=0) for name in ("example_id", "epoch")}
+        for name in ("image", GLOBAL_INPUT) if self.preprocessing else ("image",):
+            sent[name] = _squares(batch[name])
+        features: Features = extract(*self._frozen, self.replicas.split(sent))
+        return features
+
+
+class Encoding:
+    """A global encoder on all devices: placed once, compiled once."""
+
+    def __init__(self, detector: DetectorConfig, encoder: Encoder, replicas: Replicas) -> None:
+        """
+        Args:
+          detector: says the precision.
+          encoder: frozen.
+          replicas: devices that share every batch.
+        """
+        placed = kernels_in(detector.dtype, encoder)
+        self._replicas, self._frozen = replicas, replicas.replicate((placed,))
+
+        def of_device(frozen: Encoder, images: Array) -> Array:
+            return encode(frozen, images, detector)
+
+        self._encode = replicas.pmap_map(of_device, replicated=1)
+
+    def of(self, batch: Batch) -> Float[Array, "devices g d"]:
+        """f_global of a batch's global images: (devices, squares / devices, D)."""
+        squares = self._replicas.split(_squares(batch[GLOBAL_INPUT]))
+        f_global: Array = self._encode(*self._frozen, squares)
+        return f_global
+
+
+def _squares(pixels: np.ndarray) -> np.ndarray:
+    """(B, ..., H, W, 3) to rows (B · ..., H, W, 3)."""
+    return pixels.reshape(-1, *pixels.shape[-3:])
 
 
 T = TypeVar("T")

@@ -18,10 +18,11 @@ from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.loader import Batch, Loader
 from cinemae_jax.data.order import Order
 from cinemae_jax.data.transforms import Transform
+from cinemae_jax.features import bank
 from cinemae_jax.features.bank import Stored
 from cinemae_jax.features.extraction import Extractor, Featured, drawn_runs
 from cinemae_jax.model import lcas, masking
-from cinemae_jax.model.cinemae import Features
+from cinemae_jax.model.cinemae import Features, masks_by_key
 from cinemae_jax.model.config import DetectorConfig, MAEConfig
 from cinemae_jax.model.masking import Masks
 from cinemae_jax.runtime.devices import Replicas
@@ -82,22 +83,20 @@ class OnlineSet:
         return self.extractor.model.num_patches
 
     def training(self, order: Order, start_step: int) -> Iterator[Featured]:
-        shown = self._loader(self.data.train_transform(self.extractor.model.image_size))
+        model, encoder = self.extractor.model, self.extractor.preprocessing
+        shown = self._loader(self.data.train_transform(model.image_size, encoder))
         batches = shown.train_batches(order, start_step=start_step, num_views=self.num_views)
         return self.extractor(self.extractor.training, batches)
 
     def scoring(self) -> Iterator[Featured]:
-        transform: Transform = self.data.eval_transform(self.extractor.model.image_size)
+        model, encoder = self.extractor.model, self.extractor.preprocessing
+        transform: Transform = self.data.eval_transform(model.image_size, encoder)
         if self.change:
             transform = self.change(transform)
         batches = self.views(transform, 1, range(len(self.images)))
         if self.edit:
             batches = map(self.edit, batches)
         return self.extractor(self.extractor.scoring, batches)
-
-    def storing(self, transform: Transform, num_views: int, rows: range) -> Iterator[Featured]:
-        """All views of some rows, with the R runs that a bank holds."""
-        return self.extractor(self.extractor.storing, self.views(transform, num_views, rows))
 
     def views(self, transform: Transform, num_views: int, rows: range) -> Iterator[Batch]:
         """The views of some rows, one after the other (``Loader.eval_batches``)."""
@@ -127,6 +126,7 @@ class BankedSet:
       detector: what its head reads.
       masks: which of the stored runs it gets.
       model: architecture of the backbone.
+      global_width: D, of its f_global.
       replicas: devices that share every batch.
       batch_size: images at a time, over all devices, in ``scoring``.
       num_views: V, augmented views that epochs of training show in turn.
@@ -137,6 +137,7 @@ class BankedSet:
     detector: DetectorConfig
     masks: Masks
     model: MAEConfig
+    global_width: int
     replicas: Replicas
     batch_size: int
     num_views: int = 1
@@ -177,15 +178,21 @@ class BankedSet:
             for n in (field.name for field in dataclasses.fields(lcas.Terms))
         }
         masked = None
-        if self.detector.sensitivity == "patch":
+        if bank.IDS in columns:
+            masked = _rows_first(_taken(columns[bank.IDS], by_run)).astype(np.int32)
+        elif self.detector.sensitivity == "patch":
             at, _, run = np.broadcast_arrays(*by_run)
             masked = _rows_first(self._masked(at, run))
         uniform_share = _rows_first(_taken(columns["uniform_share"], by_view))
         if self.detector.reads_global:
-            f_global = _rows_first(_taken(columns["f_global"], by_view))
+            crops = self.stored.num_views // columns["f_global"].shape[1]  # share a global view
+            f_global = _rows_first(_taken(columns["f_global"], (rows, views // crops)))
         else:
-            f_global = np.zeros((len(uniform_share), self.model.width), np.float32)
-        features = Features(f_global, lcas.Terms(**terms), masked, uniform_share)
+            f_global = np.zeros((len(uniform_share), self.global_width), np.float32)
+        spectra = None
+        if self.detector.reads_frequency:
+            spectra = _rows_first(_taken(columns["frequency"], by_view))
+        features = Features(f_global, lcas.Terms(**terms), masked, uniform_share, spectra)
         placed: Features = self.replicas.split(features)
         return placed
 
@@ -213,11 +220,10 @@ class BankedSet:
         return np.asarray(self._draw(self._keys, jnp.full(len(self.images), epoch)))
 
     def _masked(self, rows: np.ndarray, runs: np.ndarray) -> np.ndarray:
-        """Ids of the masked patches, (..., M): recomputed by key, as a bank does not hold them."""
-        length = self.model.num_patches
-        visible = self.model.num_visible(self.detector.mask_ratio)
+        """Ids of the masked patches, (..., M): by key, where a bank does not hold them."""
         keys = self._keys[rows.reshape(-1)]
-        masked = _masked_ids(keys, jnp.asarray(runs.reshape(-1)), length, visible)
+        numbers = jnp.asarray(runs.reshape(-1, 1))
+        masked = _masked_ids(keys, numbers, self.model, self.detector)
         return np.asarray(masked).reshape(*rows.shape, -1)
 
 
@@ -234,20 +240,30 @@ def _rows_first(values: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _masked_ids(keys: jax.Array, runs: jax.Array, length: int, num_visible: int) -> jax.Array:
-    def visible(key: jax.Array, run: jax.Array) -> jax.Array:
-        return masking.run_ids(key, run[None], length, num_visible)[0]
-
-    return masking.masked_ids(jax.vmap(visible)(keys, runs), length)
+def _masked_ids(
+    keys: jax.Array, runs: jax.Array, model: MAEConfig, detector: DetectorConfig
+) -> jax.Array:
+    visible = masks_by_key(keys, runs, model, detector)[:, 0]
+    return masking.masked_ids(visible, model.num_patches)
 
 
 def needed_columns(config: DetectorConfig) -> tuple[str, ...]:
     """Names of the bank columns that a detector's head reads."""
-    return (*("f_global",) * config.reads_global, "uniform_share", *needed_terms(config))
+    ids = config.sensitivity == "patch" and config.masking == "stratified" and needed_terms(config)
+    return (
+        *("f_global",) * config.reads_global,
+        "uniform_share",
+        *("frequency",) * config.reads_frequency,
+        *needed_terms(config),
+        *(bank.IDS,) * bool(ids),
+    )
 
 
 def needed_terms(config: DetectorConfig) -> tuple[str, ...]:
     """Names of the LCAS terms that a head's score is made of."""
-    if not config.num_runs:
+    if not config.scores_patches:
         return ()
-    return ("bands",) if config.anomaly == "bands" else lcas.TERMS_OF[config.score]
+    if config.anomaly == "bands":
+        return ("bands",)
+    texture = ("patch_variance",) * config.reads_texture
+    return tuple(dict.fromkeys((*lcas.TERMS_OF[config.score], *texture)))

@@ -8,6 +8,7 @@ import jax
 
 from cinemae_jax.data import collection
 from cinemae_jax.data.catalog import Catalog
+from cinemae_jax.data.records import HELD_OUT
 from cinemae_jax.data.unread import BadImage, BadImages, count_by_class
 from cinemae_jax.features.run import UNREAD
 from cinemae_jax.runtime import collectives, progress
@@ -27,12 +28,20 @@ class Data:
 
 
 def read_data(config: DataSettings) -> Data:
-    """Scans and splits the data set; test images take part in no choice."""
+    """Scans and splits the data set; test images take part in no choice.
+
+    A list may name the held-out images itself (split ``held_out``), of any generator and source;
+    otherwise they are a share of the training images (``config.holdout``).
+    """
     everything = scan(config)
-    learned = everything.select(generators=config.train_generators, split="train")
-    train, validation = learned.hold_out(config.holdout)
+    train = everything.select(generators=config.train_generators, split="train")
+    if HELD_OUT in everything.splits:
+        validation, what = everything.select(split=HELD_OUT), f"split {HELD_OUT}"
+    else:
+        train, validation = train.hold_out(config.holdout)
+        what = f"its held-out part ({config.holdout:.0%})"
     train.require_both_classes("the training split")
-    validation.require_both_classes(f"its held-out part ({config.holdout:.0%})")
+    validation.require_both_classes(what)
     return Data(train, validation, _tested(everything, config))
 
 

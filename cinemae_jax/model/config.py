@@ -1,6 +1,8 @@
 """Configuration of a backbone and of a detector: frozen data classes that check their fields."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 CHANNELS = 3
@@ -21,11 +23,15 @@ LOGARITHMIC_SCORES = ("context_nll", "conditional_nll", "relative", "log_varianc
 # Scores that use λ.
 WEIGHTED_SCORES = ("context_nll", "deviation_plus_mismatch", "reconstruction_deviation")
 
+LEAST_RATIO = 0.5  # mask ratio at which two disjoint visible sets fit into an image
+Masking = Literal["random", "disjoint", "stratified"]
+ShareBy = Literal["texture", "random"]
 Sensitivity = Literal["run", "patch"]
 Statistic = Literal["variability", "mean_anomaly", "perturbation_sensitivity"]  # s1, s2, s3
 STATISTICS: tuple[str, ...] = get_args(Statistic)
 Anomaly = Literal["statistics", "bands"]
-Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas"]
+Frequency = Literal["none", "radial", "blocks", "residual"]
+Fusion = Literal["additive", "concat", "gate", "logit", "global", "lcas", "hybrid", "frequency"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 Pooling = Literal["cls", "mean"]
 Dtype = Literal["float32", "bfloat16"]
@@ -149,12 +155,22 @@ class DetectorConfig:
         energies and errors by frequency, ``bands`` (``model.bands``); with ``bands``, the fields
         score, mismatch_weight, statistics and sensitivity have no effect.
       mask_ratio: r, share of patches masked.
+      masking: which patches a run shows: ``random`` (the paper's), ``disjoint`` (different patches
+        in the runs of a group) or ``stratified`` (one patch of every stratum of texture).
+      texture_temperature: τ of ``stratified``: within its stratum, a patch of texture T is shown
+        with probability ∝ (T + 1)^(1/τ); a large τ, for example 1e9, draws uniformly.
       pooling: f_global is the CLS token (``cls``) or the mean of the patch tokens (``mean``).
       score: LCAS variant, one of ``SCORES``.
       mismatch_weight: λ.
       learn_mismatch_weight: train λ with the head; it starts at ``mismatch_weight``.
       statistics: which of ``STATISTICS`` the head reads; all three in the paper.
       sensitivity: how s3 is formed, ``run`` or ``patch`` (``lcas.summarize``).
+      score_share: share of the masked patches of each run that s1, s2 and s3 summarise.
+      share_by: which ones: the most textured (``texture``), or any, without regard to the pixels
+        (``random``), a control of equal size.
+      frequency: q, what the head reads of the image's own spectrum (``model.frequency``); fusions
+        ``hybrid`` and ``frequency`` have a pathway for it, ``global`` does not read it, and all
+        others read it beside the statistics.
       fusion: one of ``FUSIONS``.
       hidden: hidden width of MLP_δ; 0 makes it linear.
       clip: MLP_δ reads standardised values clipped to [-clip, clip]; 0 does not clip.
@@ -189,20 +205,54 @@ class DetectorConfig:
     low_context_share: float = 0.5
     attention: AttentionKind = "plain"
     run_layout: RunLayout = "vmap"
+    masking: Masking = "random"
+    texture_temperature: float = 1.0
+    score_share: float = 1.0
+    share_by: ShareBy = "texture"
+    frequency: Frequency = "none"
+
+    @property
+    def group_size(self) -> int:
+        """G, number of runs whose visible patches are disjoint: ⌊1 / (1 - r)⌋, else 1.
+
+        It is L // N_vis wherever L (1 - r) is whole.
+        """
+        return int(1 / (1 - self.mask_ratio) + 1e-9) if self.masking == "disjoint" else 1
 
     @property
     def reads_global(self) -> bool:
         """Whether the head reads f_global."""
-        return self.fusion != "lcas"
+        return self.fusion not in ("lcas", "frequency")
+
+    @property
+    def reads_frequency(self) -> bool:
+        """Whether the head reads q."""
+        return self.frequency != "none" and self.fusion != "global"
+
+    @property
+    def scores_patches(self) -> bool:
+        """Whether masked patches are scored: not with K = 0, nor for the spectrum alone."""
+        return self.num_runs > 0 and self.fusion != "frequency"
+
+    @property
+    def reads_texture(self) -> bool:
+        """Whether the statistics are those of the most textured patches."""
+        return self.num_runs > 0 and self.score_share < 1 and self.share_by == "texture"
 
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_ranges()
+        self._check_masking()
         self._check_learned_weight()
-        if self.num_runs == 0 and self.fusion != "global":
+        if self.num_runs == 0 and self.fusion not in ("global", "frequency"):
             raise ValueError(
                 f"detector.num_runs = 0 leaves no anomaly scores for fusion {self.fusion!r}: "
-                "use fusion 'global' or num_runs of 1 or more"
+                "use fusion 'global' or 'frequency', or num_runs of 1 or more"
+            )
+        if self.frequency == "none" and self.fusion in ("hybrid", "frequency"):
+            raise ValueError(
+                f"detector.fusion {self.fusion!r} reads detector.frequency, which is 'none': "
+                "use radial, blocks or residual"
             )
 
     def _check_choices(self) -> None:
@@ -210,7 +260,10 @@ class DetectorConfig:
             "anomaly": get_args(Anomaly),
             "pooling": get_args(Pooling),
             "score": SCORES,
+            "masking": get_args(Masking),
+            "share_by": get_args(ShareBy),
             "sensitivity": get_args(Sensitivity),
+            "frequency": get_args(Frequency),
             "fusion": FUSIONS,
             "dtype": get_args(Dtype),
             "attention": get_args(AttentionKind),
@@ -241,6 +294,26 @@ class DetectorConfig:
             if not getattr(self, name) >= 0:  # NaN is refused, too
                 raise ValueError(f"detector.{name} must be 0 or more, is {getattr(self, name)}")
 
+    def _check_masking(self) -> None:
+        if not 0 < self.texture_temperature < math.inf:
+            raise ValueError(
+                f"detector.texture_temperature must be above 0 and finite, is "
+                f"{self.texture_temperature}: use a large number to draw uniformly"
+            )
+        if not 0 < self.score_share <= 1:
+            raise ValueError(f"detector.score_share must lie in (0, 1], is {self.score_share}")
+        if self.score_share < 1 and self.anomaly != "statistics":
+            raise ValueError(
+                f"detector.score_share is {self.score_share}, but anomaly {self.anomaly!r} has no "
+                "scores to choose from: use anomaly 'statistics', or score_share 1"
+            )
+        if self.masking == "disjoint" and not LEAST_RATIO <= self.mask_ratio < 1:
+            raise ValueError(
+                f"detector.masking 'disjoint' needs detector.mask_ratio of at least "
+                f"{LEAST_RATIO:g} and below 1, is {self.mask_ratio}: two visible sets must fit "
+                "into an image"
+            )
+
     def _check_learned_weight(self) -> None:
         if not self.learn_mismatch_weight:
             return
@@ -252,9 +325,27 @@ class DetectorConfig:
         if (
             self.score not in WEIGHTED_SCORES
             or self.anomaly != "statistics"
-            or self.fusion == "global"
+            or self.fusion in ("global", "frequency")
         ):
             raise ValueError(
                 "detector.learn_mismatch_weight needs a score and a fusion that use λ, is set with "
                 f"anomaly {self.anomaly!r}, score {self.score!r} and fusion {self.fusion!r}"
             )
+
+
+# Fields that came after the first version, and what settings without them mean.
+LATER: dict[str, Any] = {
+    "masking": "random",
+    "texture_temperature": 1.0,
+    "score_share": 1.0,
+    "share_by": "texture",
+    "frequency": "none",
+}
+
+
+def as_before(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a detector without those of ``LATER`` that change nothing.
+
+    What is named by a hash of the fields keeps its name when a field is added.
+    """
+    return {name: value for name, value in fields.items() if (name, value) not in LATER.items()}

@@ -4,7 +4,10 @@ Functions take the arrays of one image, or of one run of it; callers vmap.  Patc
 target space of the backbone, their d values ordered (p, q, c).
 """
 
+import math
+
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -103,6 +106,22 @@ def uniform_share(
     return (pixels.var(axis=1).mean(axis=-1) < threshold).mean()
 
 
+def texture(levels: Int[Array, "l d"], *, channels: int = 3) -> Float[Array, " l"]:
+    """Variance of the pixels of every patch, averaged over channels, in squared grey levels.
+
+    Each channel's mean is rounded to a whole level, so that all sums are whole numbers: patches
+    have the same order, and flat ones are equal, on any device and in any batch.
+
+    Args:
+      levels: whole grey levels, 0 to 255; up to 104 x 104 pixels a patch.
+    """
+    pixels = levels.reshape(len(levels), -1, channels)
+    count = pixels.shape[1]
+    mean = (2 * pixels.sum(axis=1, keepdims=True) + count) // (2 * count)
+    squares = ((pixels - mean) ** 2).sum(axis=(1, 2))
+    return squares.astype(jnp.float32) / (count * channels)
+
+
 def run_terms(
     patches: Float[Array, "l d"],
     predictions: Float[Array, "m d"],
@@ -172,6 +191,32 @@ def score(
 def _log_determinant(context_variance: Float[Array, "*batch k c"]) -> Float[Array, "*batch k 1"]:
     """mean_c log(σ²_c + ε): what the negative log-likelihood of a Gaussian has beyond D."""
     return jnp.log(context_variance + EPS).mean(axis=-1, keepdims=True)
+
+
+def most_textured(
+    patch_variance: Float[AnyArray, "*batch m"], share: float
+) -> Int[Array, "*batch n"]:
+    """Places (0 … M-1) of the ⌈share · M⌉ masked patches of a run with the largest V, int32.
+
+    Of equal patches, the first ones.  Method.md 4, beyond the paper.
+
+    Args:
+      patch_variance: V, of the true patches.
+      share: above 0, at most 1.
+    """
+    order = jnp.argsort(-jnp.asarray(patch_variance), axis=-1, stable=True)
+    return order[..., : share_of(order.shape[-1], share)].astype(jnp.int32)
+
+
+def any_patches(num_runs: int, num_masked: int, share: float) -> Int[Array, "k n"]:
+    """As many places, chosen without regard to the image: the control of ``most_textured``."""
+    order = np.random.default_rng(0).random((num_runs, num_masked)).argsort(axis=1)
+    return jnp.asarray(order[:, : share_of(num_masked, share)], jnp.int32)
+
+
+def share_of(count: int, share: float) -> int:
+    """⌈share · count⌉, whatever the rounding of the product."""
+    return math.ceil(share * count - 1e-9)
 
 
 def summarize(

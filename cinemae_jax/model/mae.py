@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Real, UInt8
 
 from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.config import (
@@ -41,7 +41,13 @@ def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b l d"]:
+def grey_levels(pixels: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """The inverse of ``normalize_images``: RGB from 0 to 255, up to float32 rounding."""
+    mean, std = (jnp.array(v).reshape(1, 1, 1, CHANNELS) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels * std + mean) * 255.0
+
+
+def patchify(images: Real[Array, "b h w c"], patch_size: int) -> Real[Array, "b l d"]:
     """Images to patches, row by row; the values of a patch are ordered (p, q, c) as in MAE."""
     b, h, w, c = images.shape
     p = patch_size

@@ -4,6 +4,7 @@ In: images (B, H, W, 3) float, normalised as ``Preprocessing`` says, of any heig
 the patch size divides.  Out: one feature vector per image, and every stage on the way to it.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -105,8 +106,9 @@ class ViT(nn.Module):
             self.pos_embed = self.param("pos_embed", normal, (positions, c.width))
         if c.family == "clip":
             self.pre_norm = LayerNorm(c.layer_norm_eps)
+        if c.projection:
             self.projection = Dense(c.projection, dtype, use_bias=False)
-        if c.family == "siglip":
+        if c.family == "siglip" and c.feature == "published":
             self.pool = AttentionPool(
                 c.num_heads, c.layer_norm_eps, dtype, c.mlp_width, c.activation
             )
@@ -117,14 +119,16 @@ class ViT(nn.Module):
             )
             for i in range(c.depth)
         ]  # fmt: skip
-        self.norm = LayerNorm(c.layer_norm_eps)
+        if c.feature == "published":
+            self.norm = LayerNorm(c.layer_norm_eps)
 
     def global_feature(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
         """The feature by which each family describes an image; float32.
 
         CLIP: the class token, normalised and projected.  DINOv2 and DINOv3: the class token after
         the last LayerNorm.  SigLIP: all tokens pooled by attention.  transformers calls it
-        ``image_embeds`` (CLIP) or ``pooler_output``.  It is not scaled to length 1.
+        ``image_embeds`` (CLIP) or ``pooler_output``.  With ``config.feature`` ``block``: the class
+        token after the last block, of SigLIP the mean of its tokens.  It is not scaled to length 1.
 
         Args:
           pixels: normalised as ``Preprocessing`` says.
@@ -148,7 +152,9 @@ class ViT(nn.Module):
         out = {"embed": x}
         for i, block in enumerate(self.blocks):
             x = out[f"block_{i}"] = block(x, angles)
-        if self.config.family == "clip":
+        if self.config.feature == "block":
+            feature = x[:, 0] if self.config.has_class_token else x.mean(axis=1)
+        elif self.config.family == "clip":
             out["norm"] = self.norm(x[:, 0])
             feature = self.projection(out["norm"])
         else:
@@ -183,7 +189,9 @@ class ViT(nn.Module):
         if c.num_registers:
             prefix.append(self.registers)
         before = [jnp.asarray(tokens).astype(self.dtype)[None] for tokens in prefix]
-        x = jnp.concatenate([jnp.broadcast_to(t, (len(x), *t.shape[1:])) for t in before] + [x], 1)
+        x = jnp.concatenate(
+            [jnp.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in before] + [x], 1
+        )
         return self.pre_norm(x).astype(self.dtype) if c.family == "clip" else x
 
     def _positions(self, rows: int, columns: int) -> tuple[Array, Array]:
@@ -198,6 +206,30 @@ class ViT(nn.Module):
                 precision=jax.lax.Precision.HIGHEST,
             ).reshape(rows * columns, c.width)  # fmt: skip
         return of_class, of_patches
+
+
+def first_blocks(config: ViTConfig, params: Params, count: int) -> tuple[ViTConfig, Params]:
+    """An encoder cut off after some blocks; its feature is the class token there.
+
+    Args:
+      config: of the whole encoder.
+      params: of the whole encoder.
+      count: blocks to keep.
+
+    Raises:
+      ValueError: if the encoder has fewer blocks.
+    """
+    if not 1 <= count <= config.depth:
+        raise ValueError(f"blocks must lie in [1, {config.depth}], is {count}")
+    cut = dataclasses.replace(config, depth=count, projection=0, feature="block")
+    kept = {f"block_{i}" for i in range(count)} | (params.keys() - _tail(params))
+    return cut, {name: params[name] for name in params if name in kept}
+
+
+def _tail(params: Params) -> set[str]:
+    """Names of what comes after the embedding."""
+    blocks = {name for name in params if name.startswith("block_")}
+    return blocks | {"norm", "projection", "pool"}
 
 
 def initial_variables(config: ViTConfig, key: Array) -> Any:

@@ -8,6 +8,8 @@ from cinemae_jax.model.layers import Activation
 Family = Literal["clip", "dinov2", "dinov3", "siglip"]
 # How a position table is brought to another grid, as torch.nn.functional.interpolate does it.
 Resampling = Literal["bicubic", "bicubic_antialias", "bilinear_antialias"]
+# The family's own feature, or the tokens after the last block.
+FeatureOf = Literal["published", "block"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,9 @@ class ViTConfig:
       num_registers: register tokens after the class token; DINOv2 and DINOv3 only.
       resampling: how the position table is interpolated; DINOv3 has no table.
       rope_theta: base of the frequencies of DINOv3's RoPE.
+      feature: ``published``, as the family was trained to be used; ``block``, the class token after
+        the last block (SigLIP: the mean of its tokens), which suits an encoder that is cut off
+        before its end (``vit.first_blocks``).
 
     Raises:
       ValueError: if a field is impossible; the message names it.
@@ -46,12 +51,14 @@ class ViTConfig:
     num_registers: int = 0
     resampling: Resampling = "bicubic"
     rope_theta: float = 100.0
+    feature: FeatureOf = "published"
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("family", get_args(Family)),
             ("activation", get_args(Activation)),
             ("resampling", get_args(Resampling)),
+            ("feature", get_args(FeatureOf)),
         ):
             if getattr(self, name) not in allowed:
                 found = getattr(self, name)
@@ -74,10 +81,12 @@ class ViTConfig:
                 f"ViTConfig.width {self.width} is not a multiple of {part} × num_heads "
                 f"{self.num_heads}"
             )
-        if (self.projection > 0) != (self.family == "clip"):
-            needed = "positive" if self.family == "clip" else "0"
+        projects = self.family == "clip" and self.feature == "published"
+        if (self.projection > 0) != projects:
+            needed = "positive" if projects else "0"
             raise ValueError(
-                f"ViTConfig.projection must be {needed} for {self.family}, is {self.projection}"
+                f"ViTConfig.projection must be {needed} for {self.family} with feature "
+                f"{self.feature!r}, is {self.projection}"
             )
         if self.num_registers and not self.has_layer_scale:
             raise ValueError(

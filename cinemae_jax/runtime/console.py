@@ -7,6 +7,7 @@ import platform
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import NoReturn
 
 from rich.console import Console
 
-# Exit codes: all done; some inputs failed, each named; wrong usage, configuration or path.
-OK, SOME_FAILED, USAGE = 0, 1, 2
+# Exit codes: all done; some inputs failed, each named; wrong usage, configuration or path; a bug
+# (EX_SOFTWARE of sysexits.h).
+OK, SOME_FAILED, USAGE, CRASHED = 0, 1, 2, 70
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +45,17 @@ def fail(error: Exception) -> int:
     """Prints an error as one line on stderr and returns the exit code for it."""
     print("error:", *str(error).split(), file=sys.stderr, flush=True)
     return USAGE
+
+
+def crashed() -> int:
+    """Prints the traceback of the exception being handled and returns the exit code of a bug."""
+    traceback.print_exc()
+    print(
+        "crashed   by a bug of cinemae_jax or of a library: please report the lines above",
+        file=sys.stderr,
+        flush=True,
+    )
+    return CRASHED
 
 
 def interrupted() -> int:

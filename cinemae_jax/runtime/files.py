@@ -1,13 +1,56 @@
 """Files that are written whole or not at all, and the folder of caches."""
 
 import contextlib
+import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 CACHE = "cinemae_jax"  # folder inside the user's cache folder
+
+
+LOCK = ".lock"
+
+
+class LockedError(OSError):
+    """Another process holds a lock; the message says which."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder, which the system releases when the process ends, however it does.
+
+    File systems without locks are used without one.
+
+    Raises:
+      LockedError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    while True:
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise LockedError(file.read(200).strip() or "unknown process") from error
+            except OSError:  # this file system has no locks
+                path.unlink(missing_ok=True)
+                yield
+                return
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                continue  # its last holder has just removed it
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 @contextlib.contextmanager

@@ -11,14 +11,14 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-from cinemae_jax.runtime import collectives
+from cinemae_jax.runtime import collectives, files
 
 # Exit code of a process that did not find the others; the same as for a usage error.
 UNREACHED = 2
@@ -28,7 +28,7 @@ LOST = 134
 BROKEN = ("UNKNOWN: ", "UNAVAILABLE: ", "DEADLINE_EXCEEDED: ", "ABORTED: ", "CANCELLED: ")
 # Seconds that a process waits for the others to leave, too.
 PATIENCE = 30
-# Seconds within which a file written by one host must be visible to the others.
+# Seconds within which the files written by one host must be visible to the others.
 VISIBLE = 60
 
 
@@ -152,7 +152,8 @@ def require_shared(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         token.touch()
     collectives.barrier("a file was written")
-    blind = [host for host, sees in enumerate(collectives.exchange(appears(token))) if not sees]
+    seen = collectives.exchange(not unseen([token]))
+    blind = [host for host, sees in enumerate(seen) if not sees]
     if jax.process_index() == 0:
         token.unlink()
     if blind:
@@ -162,11 +163,33 @@ def require_shared(folder: Path) -> None:
         )
 
 
-def appears(path: Path) -> bool:
-    """Whether a file written by another host becomes visible here; shared systems may lag."""
-    deadline = time.monotonic() + VISIBLE
-    while not path.exists():
-        if time.monotonic() > deadline:
-            return False
+def unseen(paths: Sequence[Path]) -> list[Path]:
+    """The files that are not visible here; shared systems may lag, so it waits, once for all."""
+    left = [path for path in paths if not path.exists()]
+    deadline = time.monotonic() + (VISIBLE if jax.process_count() > 1 else 0)
+    while left and time.monotonic() < deadline:
         time.sleep(0.1)
-    return True
+        left = [path for path in left if not path.exists()]
+    return left
+
+
+@contextlib.contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Inside, no other run works in the folder; a process that is killed gives it free.
+
+    Raises:
+      ValueError: on all hosts, if another run does.
+    """
+    with contextlib.ExitStack() as held:
+        refused = ""
+        if jax.process_index() == 0:
+            try:
+                held.enter_context(files.locked(folder))
+            except files.LockedError as error:
+                refused = (
+                    f"--workdir {folder} is in use by another run ({error}): wait for it, stop "
+                    "it, or name another --workdir"
+                )
+        if refused := collectives.exchange(refused)[0]:
+            raise ValueError(refused)
+        yield

@@ -18,6 +18,7 @@ from cinemae_jax.runtime.console import (
     SOME_FAILED,
     accept_any_name,
     at_home,
+    crashed,
     fail,
     interrupted,
     silence_decoders,
@@ -62,7 +63,7 @@ def run_config(
     """Parses ``--config FILE --workdir DIR --config.a.b=v`` and runs a job, on one host or many.
 
     A mistake of the user is one line on stderr and exit code 2.  SIGTERM saves the state and ends
-    with exit code 75.
+    with exit code 75; a bug prints its traceback and ends with 70.
 
     Args:
       argv: command line, program name first.
@@ -144,10 +145,14 @@ def _expand_home(config: ConfigDict) -> None:
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             _expand_home(value)
-        elif isinstance(value, str):
-            config[name] = at_home(value)
+            continue
+        expanded = value
+        if isinstance(value, str):
+            expanded = at_home(value)
         elif isinstance(value, tuple) and all(isinstance(one, str) for one in value):
-            config[name] = tuple(map(at_home, value))
+            expanded = tuple(map(at_home, value))
+        if expanded != value:
+            config[name] = expanded
 
 
 def _fault_of_config(error: Exception, words: Sequence[str]) -> str:
@@ -181,7 +186,8 @@ def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]])
         workdir = Path(str(_WORKDIR.value))
         with hosts.together(), preemption.listening(), compilation.kept_compilations():
             hosts.require_shared(workdir)
-            failed = job(_CONFIG.value, workdir)
+            with hosts.only_run(workdir):
+                failed = job(_CONFIG.value, workdir)
     except (Preempted, hosts.Lost) as stop:
         print(f"stopped   {stop}: rerun the same command to resume", file=sys.stderr, flush=True)
         return PREEMPTED if isinstance(stop, Preempted) else hosts.LOST
@@ -189,4 +195,6 @@ def _run(stray: Sequence[str], job: Callable[[ConfigDict, Path], Sequence[Any]])
         return interrupted()
     except (ValueError, OSError) as error:
         return fail(error)
+    except Exception:
+        return crashed()
     return SOME_FAILED if failed else OK

@@ -84,6 +84,7 @@ def fit(
             labels = run.replicas.shard(batch, ("label", "valid"))
             state, loss = step_fn(state, normalizer, steps.Labelled(features, **labels))
             loop.untold.append(loss)
+    checkpoints.require(order.num_steps)
 
 
 def _optimizer(
@@ -94,6 +95,7 @@ def _optimizer(
         schedule,
         weight_decay=config.weight_decay,
         global_weight_decay=config.global_weight_decay,
+        frequency_weight_decay=config.frequency_weight_decay,
     )
 
 

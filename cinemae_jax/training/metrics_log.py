@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from cinemae_jax.runtime import files
+from cinemae_jax.runtime import files, progress
 
 
 class Metrics:
@@ -22,13 +22,17 @@ class Metrics:
                 partial.write_text("".join(f"{line}\n" for line in self._up_to(start)))
 
     def _up_to(self, step: int) -> Iterator[str]:
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        broken = 0
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                written = json.loads(line)["step"]
-            except (ValueError, KeyError):  # the line that a kill tore
+                written = int(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
+                broken += 1
                 continue
             if written <= step:
                 yield line
+        if broken > 1:  # a kill tears one
+            progress.say(f"caution   {broken} lines of {self.path} were not readable: dropped")
 
     def write(self, step: int, **values: float) -> None:
         """Adds a line; what is not finite becomes null."""

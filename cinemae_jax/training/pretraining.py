@@ -192,6 +192,7 @@ def fit(
                 run.unread.note(photographs, batch)
                 state, loss = step_fn(state, key, replicas.shard(batch, INPUTS))
                 loop.untold.append(loss)
+        checkpoints.require(order.num_steps)
     return state.params
 
 

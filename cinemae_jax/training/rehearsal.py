@@ -62,7 +62,7 @@ class Rehearsal:
         self.num_steps = max(LEAST_STEPS, math.ceil(config.images / self.batch))
         self._detector = DetectorConfig(hidden=16, dtype=config.dtype)
         self._tx = optax.adam(1e-3)
-        masks = Masks(0, self._detector.num_runs, 0, 1)
+        masks = Masks(0, self._detector.num_runs, 0, 1, self._detector.group_size)
         self._extractor = Extractor(self._detector, masks, random_backbone(self.model), replicas)
         step = steps.make_head_step(self._detector, self._tx, self.model.num_patches)
         self._step = replicas.pmap_step(step, replicated=2)

@@ -18,7 +18,13 @@ from cinemae_jax.model import lcas
 from cinemae_jax.model.arrays import AnyArray, Params
 from cinemae_jax.model.cinemae import Features, logits, statistics
 from cinemae_jax.model.config import DetectorConfig
-from cinemae_jax.model.head import GLOBAL_PATHWAY, HeadState, Normalizer, learned_weight
+from cinemae_jax.model.head import (
+    FREQUENCY_PATHWAY,
+    GLOBAL_PATHWAY,
+    HeadState,
+    Normalizer,
+    learned_weight,
+)
 from cinemae_jax.runtime.devices import AXIS
 from cinemae_jax.training import optim
 
@@ -48,30 +54,32 @@ class Labelled:
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, weight_decay: float, global_weight_decay: float
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float,
+    global_weight_decay: float,
+    frequency_weight_decay: float = 1e-2,
 ) -> optax.GradientTransformation:
-    """AdamW of the head; the global pathway of ``logit`` fusion has its own weight decay."""
+    """AdamW of the head; pathways that read f_global or q alone have their own weight decay."""
+    own = {GLOBAL_PATHWAY: global_weight_decay, FREQUENCY_PATHWAY: frequency_weight_decay}
 
-    def pathway(params: Any) -> Any:
-        return {
-            name: jax.tree.map(lambda _, n=name: n == GLOBAL_PATHWAY, sub)
-            for name, sub in params.items()
-        }
+    def decay(pathway: str, strength: float) -> optax.GradientTransformation:
+        """Of one pathway; '' stands for all modules without a strength of their own."""
 
-    def elsewhere(params: Any) -> Any:
-        return jax.tree.map(lambda is_global: not is_global, pathway(params))
+        def mask(params: Any) -> Any:
+            return {
+                name: jax.tree.map(lambda is_kernel, n=name: is_kernel and meant(n), kernels)
+                for name, kernels in optim.kernels(params).items()
+            }
 
-    def both(first: Any, second: Any) -> Any:
-        return jax.tree.map(lambda a, b: a and b, first, second)
+        def meant(name: str) -> bool:
+            return (name if name in own else "") == pathway
+
+        return optax.add_decayed_weights(strength, mask=mask)
 
     return optax.chain(
         optax.scale_by_adam(),
-        optax.add_decayed_weights(
-            weight_decay, mask=lambda p: both(optim.kernels(p), elsewhere(p))
-        ),
-        optax.add_decayed_weights(
-            global_weight_decay, mask=lambda p: both(optim.kernels(p), pathway(p))
-        ),
+        *(decay(pathway, strength) for pathway, strength in {"": weight_decay, **own}.items()),
         optax.scale_by_learning_rate(schedule),
     )
 

@@ -176,6 +176,7 @@ def make_optimizers(
             schedule(config.learning_rate),
             weight_decay=config.weight_decay,
             global_weight_decay=config.global_weight_decay,
+            frequency_weight_decay=config.frequency_weight_decay,
         ),
         "backbone": optim.adamw(schedule(how.learning_rate), weight_decay=how.weight_decay),
     }

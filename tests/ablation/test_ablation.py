@@ -97,6 +97,9 @@ def done(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path
         ({"unfreeze": "head", "overrides": {"num_seeds": 1}}, "encoder, decoder, both"),
         ({"unfreeze": "both"}, "override num_seeds"),
         ({"unfreeze": "both", "overrides": BANDS}, "detector.anomaly"),
+        ({"control": "noise"}, "random weights, shuffled scores"),
+        ({"control": "random weights", "overrides": {"features.source": "online"}}, "bank"),
+        ({"control": "shuffled scores", "overrides": {"detector.sensitivity": "patch"}}, "run"),
         ({"name": "k 2"}, "another row"),
     ],
 )
@@ -124,12 +127,43 @@ def test_an_override_changes_nothing_else(base: dict[str, Any]) -> None:
 
 def test_every_config_file_is_an_ablation() -> None:
     names = [module.name for module in pkgutil.iter_modules(cinemae_jax.configs.ablation.__path__)]
-    assert len(names) == 9
+    assert len(names) == 12
     for name in names:
         config = importlib.import_module(f"cinemae_jax.configs.ablation.{name}").get_config()
         config.base.data.root = "somewhere"
         found = plan.read(config.to_dict())
-        assert len({repr((row.config, row.unfrozen)) for row in found.rows}) == len(found.rows)
+        assert len({repr((row.config, row.unfrozen, row.control)) for row in found.rows}) == len(
+            found.rows
+        )
+
+
+def test_controls_change_the_backbone_or_the_scores_alone(
+    base: dict[str, Any], backbone: Backbone, tmp_path: Path
+) -> None:
+    hybrid = {"detector.fusion": "hybrid", "detector.frequency": "radial", "num_seeds": 1}
+    names = ("random weights", "shuffled scores")
+    rows = [{"name": n, "overrides": hybrid, "control": n} for n in names]
+    alike = {"name": "alone", "overrides": hybrid | {"detector.fusion": "frequency"}}
+    made = planned(base, alike, *rows)
+    assert running.ablate(made, tmp_path, ONE_DEVICE) == []
+    with_random = loading.load(tmp_path / "random_weights").backbone
+    assert with_random.config == backbone.config
+    assert with_random.sha256 != weights.load(base["backbone"]).sha256
+    assert loading.load(tmp_path / "shuffled_scores").backbone.sha256 != with_random.sha256
+    config = made.rows[0].config
+    data = splits.read_data(config.data)
+    run = Run.start(tmp_path / "run", ONE_DEVICE)
+    plain = filling.open_sets(made.rows[1].config, data, backbone, run)
+    shuffled = running._shuffled(plain, 0)
+    for name in ("train", "test"):
+        before, after = (getattr(s, name).stored.columns for s in (plain, shuffled))
+        np.testing.assert_array_equal(before["frequency"], after["frequency"])
+        np.testing.assert_array_equal(before["f_global"], after["f_global"])
+        assert not np.array_equal(before["mismatch"], after["mismatch"])
+        rows_of = [
+            np.sort(s["mismatch"].reshape(len(s["mismatch"]), -1).sum(1)) for s in (before, after)
+        ]
+        np.testing.assert_array_equal(*rows_of)
 
 
 def test_a_typo_ends_the_command_before_anything_runs(

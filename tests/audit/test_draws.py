@@ -59,6 +59,25 @@ def test_the_second_draw_has_other_masks(measured: Measured) -> None:
         assert (own[:, 0] != own[:, 1]).all()
 
 
+def test_disjoint_draws_come_from_different_groups(measured: Measured) -> None:
+    """The first is that of every score."""
+    detector, images, measure, found, bad = measured
+    other = measure.by_masking(images, found.drawn)
+    assert list(other.values) == ["random", "disjoint", "stratified"]
+    assert other.values["random"] is found.drawn.values["MAE"]
+    config = dataclasses.replace(detector.settings.detector, masking="disjoint")
+    features = dataclasses.replace(detector.settings.features, num_runs=4)
+    settings = dataclasses.replace(detector.settings, detector=config, features=features)
+    disjoint = dataclasses.replace(detector, settings=settings)
+    table = scores.score(disjoint, disjoint.online(images, one_device()), one_device(), bad)
+    column = NAMES.index((config.score, MEAN))
+    first, second = other.values["disjoint"][:, :, column].T
+    np.testing.assert_allclose(first, table[MEAN].to_numpy(), rtol=1e-4, atol=1e-5)
+    shown = measure._extractor("MAE", config).masks
+    assert (shown.num_draws, shown.group_size) == (2, 4)
+    assert (first != second).all()
+
+
 def test_sources_share_their_masks_and_differ_in_the_reconstruction(measured: Measured) -> None:
     found = measured[3]
     control, error = (
@@ -109,6 +128,14 @@ def test_the_command_prints_and_writes_the_section(
     found = signal.read(record)
     assert [one.name for one in found.conditions] == ["raw", "equalised"]
     assert len(found.conditions[0].rows) == len(SOURCES) * len(NAMES)
+    assert found.masking == "random"
+    assert [one.masking for one in found.repeats] == ["random", "disjoint", "stratified"]
+    own = {row.statistic: row.mean.retest for row in found.conditions[0].of(found.score)}
+    for statistic, value in found.repeats[0].retest.items():
+        assert value == pytest.approx(own[statistic], nan_ok=True)
+    assert "retest by kind of masks" in printed
+    older = {k: v for k, v in record.items() if k not in ("masking", "repeats")}
+    assert signal.read(older).repeats == ()
     assert found.score == loading.load(workdir).settings.detector.score
     assert set(found.sentences) <= set(json.loads(file.read_text())["verdict"])
 

@@ -10,10 +10,19 @@ import pytest
 from PIL import Image
 
 from cinemae_jax import main
-from cinemae_jax.audit import conditions, corruptions, robustness
-from cinemae_jax.audit.attacks import Attack, make_attack, mean_logit
+from cinemae_jax.audit import conditions, corruptions, edits, robustness
+from cinemae_jax.audit.attacks import Attack, make_attack, mean_logit, mean_nll
 from cinemae_jax.audit.conditions import Scored
 from cinemae_jax.audit.corruptions import SUITE, Brightness, Corrupted, CropPart, Jpeg, Noise
+from cinemae_jax.audit.edits import (
+    TONES,
+    ColourTransfer,
+    Contrast,
+    Occlude,
+    Saturation,
+    ToneCurve,
+    Uploads,
+)
 from cinemae_jax.audit.rescoring import Attacker, Rescorer
 from cinemae_jax.audit.robustness import NamedChange
 from cinemae_jax.data import catalog
@@ -44,7 +53,7 @@ def test_a_corruption_is_a_function_of_the_image_and_its_seed(
     one, again, other = (corruption(image, np.random.default_rng(seed)) for seed in (7, 7, 8))
     assert one.mode == "RGB"
     np.testing.assert_array_equal(one, again)
-    drawn = isinstance(corruption, Noise | CropPart)
+    drawn = isinstance(corruption, Noise | CropPart | Occlude | ColourTransfer)
     assert (np.asarray(one).tobytes() != np.asarray(other).tobytes()) == drawn
     unlike = one.size != image.size or (np.asarray(one) != np.asarray(image)).any()
     assert unlike or corruption.family == "social network"  # which leaves a gradient as it is
@@ -77,6 +86,38 @@ def test_noise_has_its_deviation_and_lower_quality_costs_more() -> None:
     assert errors == sorted(errors)
 
 
+def test_occlusion_hides_its_share_in_the_mean_colour() -> None:
+    image = noise(80, 120)  # squares of 10 pixels
+    changed = np.asarray(Occlude(0.25)(Image.fromarray(image), np.random.default_rng(0)))
+    hidden = (changed == image.mean(axis=(0, 1)).round()).all(axis=2)
+    assert hidden.mean() == pytest.approx(0.25, abs=0.01)
+    np.testing.assert_array_equal(changed[~hidden], image[~hidden])
+
+
+def test_colour_edits_move_what_they_name() -> None:
+    image, rng = Image.fromarray(noise(64, 64) // 2 + 64), np.random.default_rng(0)
+    before = np.asarray(image, float)
+    assert np.asarray(Contrast(0.5)(image, rng), float).std() == pytest.approx(
+        before.std() / 2, rel=0.05
+    )
+    grey = np.asarray(Saturation(0.0)(image, rng), int)
+    assert np.abs(grey - grey[..., :1]).max() == 0
+    moved = np.asarray(ColourTransfer(1.0)(image, rng).convert("YCbCr"), float)
+    means = [palette[0] for palette in edits.PALETTES]
+    assert min(np.abs(moved.mean(axis=(0, 1)) - mean).max() for mean in means) < 3
+    warm, cool = (
+        np.asarray(ToneCurve(n)(image, rng), float).mean((0, 1)) for n in ("warm", "cool")
+    )
+    assert warm[0] > cool[0]
+    assert warm[2] < cool[2]
+    assert all(len(set(map(len, curves))) == 1 for curves in TONES.values())
+
+
+def test_an_uploaded_image_fits_the_service() -> None:
+    image = Image.fromarray(noise(900, 1800))
+    assert max(Uploads(720, 60)(image, np.random.default_rng(0)).size) == 718
+
+
 # --- what changes do ----------------------------------------------------------------------------
 
 CALIBRATION = Calibration(1.0, 0.0, 1.0, -1.0, 0.05, 0.05, 100, 100)
@@ -92,12 +133,14 @@ def test_flips_and_stability_are_counted(data_set: Path) -> None:
     moved[nature[:2]] = 2.0  # nature → ai
     moved[ai[0]] = 0.5  # ai → inconclusive: the same side of 0
     lost[ai[1]] = np.nan
+    still = {"s": np.zeros((14, 1))}
+    shifted = {"s": np.where(images.labels == 1, 1.0, -2.0)[:, None]}
     found = robustness.measure(
         images,
-        Scored(right, low),
+        Scored(right, low, still),
         {
-            NamedChange("m", "f", 1.0): Scored(moved, low),
-            NamedChange("l", "f", 2.0): Scored(lost, low),
+            NamedChange("m", "f", 1.0): Scored(moved, low, shifted),
+            NamedChange("l", "f", 2.0): Scored(lost, low, still),
         },
         CALIBRATION,
         Resampling(bootstrap=20),
@@ -109,6 +152,8 @@ def test_flips_and_stability_are_counted(data_set: Path) -> None:
         ("nature", "nature", "ai"),
         ("ai", "ai", "inconclusive"),
     }
+    assert first.shifts == {"s": {"nature": pytest.approx(-2.0), "ai": pytest.approx(1.0)}}
+    assert second.shifts["s"]["ai"] == 0  # without the lost image
     assert not any(second.flips.values())
     assert second.comparison.after[0].bad == 1
     expected = np.ones(14)
@@ -199,6 +244,24 @@ def test_an_attack_stays_in_its_box_and_goes_the_right_way(
     assert (towards * (np.asarray(after) - np.asarray(before)) > 0).all()
 
 
+def test_an_attack_on_the_score_moves_the_mean_anomaly_both_ways(backbone: Backbone) -> None:
+    images = np.random.default_rng(1).integers(80, 160, (4, 32, 32, 3), dtype=np.uint8)
+    keys, runs = keys_and_runs(4)
+    head, labels = some_head(CONFIG), jnp.array([1, 1, 0, 0])
+    push = jax.jit(make_attack(CONFIG, Attack(steps=3, draws=2), mean_nll))
+    given = jax.random.key(5), jnp.asarray(images), jnp.arange(4, dtype=jnp.uint32), labels
+    changed, undefined = push(backbone, head, *given, jnp.float32(4))
+    assert not undefined.any()
+
+    @jax.jit
+    def nll(images: jax.Array) -> jax.Array:
+        return mean_nll(backbone, head, normalize_images(images), keys, runs, CONFIG, 1)
+
+    moved = np.asarray(nll(changed) - nll(jnp.asarray(images)))
+    assert (moved[:2] < 0).all()
+    assert (moved[2:] > 0).all()
+
+
 @functools.cache
 def attacker(config: DetectorConfig) -> Any:
     """Compiled once for all ε."""
@@ -266,6 +329,13 @@ def test_the_command_reports_corruptions_and_attacks(
     assert len(report["stability"]) == 20
     assert report["attacks"]["num_images"] == 8
     assert [one["change"]["strength"] for one in report["attacks"]["effects"]] == [1, 2, 4, 8]
+    of_nll = report["attacks"]["nll_effects"]
+    assert [one["change"]["strength"] for one in of_nll] == [2, 8, 2, 8]
+    moved = [one["shifts"]["mean_anomaly"] for one in of_nll]
+    # of noisy images: on smooth ones, two steps are too long to lower anything
+    lowered, further, raised, higher = (one["ai"] for one in moved)
+    assert further < lowered < 0 < raised < higher, moved
+    assert "how far statistics move" in printed
 
 
 def test_an_attack_needs_a_step() -> None:

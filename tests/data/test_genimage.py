@@ -1,6 +1,7 @@
 import concurrent.futures
 import importlib.util
 import io
+import json
 import os
 import pickle
 import shutil
@@ -358,6 +359,46 @@ def test_an_incomplete_data_set_is_refused(
         tfds_records.open_tfds(copy, generators=[ADM])
     if damage is not empty:
         assert len(tfds_records.open_tfds(copy, generators=[OTHER])[0]) == 18
+
+
+def evil_class(features: dict) -> None:
+    features["width"]["pythonClassName"] = "planted.Evil"
+
+
+def evil_nesting(features: dict) -> None:
+    dictionary = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    nested = {"x": {"type": "planted.Evil", "content": {}}}
+    features["x"] = {"pythonClassName": dictionary, "jsonFeature": {"json": json.dumps(nested)}}
+
+
+def evil_spelling(features: dict) -> None:
+    del features["width"]["pythonClassName"]
+    features["width"]["python_class_name"] = "planted.Evil"
+
+
+@pytest.mark.parametrize("plant", [evil_class, evil_nesting, evil_spelling])
+def test_a_data_set_cannot_name_code_to_import(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[dict], None]
+) -> None:
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = next(copy.glob(f"gen_image/{ADM}/*/features.json"))
+    stored = json.loads(path.read_text())
+    plant(stored["featuresDict"]["features"])
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CatalogError, match=r"features\.json"):
+        tfds_records.open_tfds(copy, generators=[ADM])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_shards_outside_the_folder_are_refused(copy: Path) -> None:
+    path = next(copy.glob(f"gen_image/{ADM}/*/dataset_info.json"))
+    stored = json.loads(path.read_text())
+    for split in stored["splits"]:
+        split["filepathTemplate"] = "../" + split["filepathTemplate"]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CatalogError, match="outside"):
+        tfds_records.open_tfds(copy, generators=[ADM])
 
 
 def test_a_generator_that_is_not_built_is_named(data_dir: Path) -> None:

@@ -56,6 +56,12 @@ def test_a_list_is_read(tmp_path: Path, name: str) -> None:
     assert found.table.schema == records.SCHEMA
 
 
+def test_a_list_may_name_the_held_out_images(tmp_path: Path) -> None:
+    """They replace the share of the training images."""
+    columns = {**ROWS, "split": ["train", "train", "held_out", "held_out"]}
+    assert catalog.scan(write_list(tmp_path / "mine.csv", columns)).splits == {"train", "held_out"}
+
+
 def test_generator_and_split_of_a_list_have_defaults(tmp_path: Path) -> None:
     file = write_list(tmp_path / "mine.csv", {"path": ["x.png", "y.png"], "label": [0, 1]})
     found = catalog.scan(file)

@@ -4,9 +4,12 @@ import concurrent.futures
 import dataclasses
 import doctest
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import numpy as np
 import pyarrow.csv
 import pytest
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from cinemae_jax import Detector, train, typed, weights
 from cinemae_jax.commands import share
@@ -67,7 +72,7 @@ def test_it_gives_the_scores_of_evaluation(
     scores = pyarrow.csv.read_csv(workdir / "scores.csv").to_pylist()
     expected = {row["path"]: row["logit"] for row in scores}
     pictures = [inputs.read(data_set / row["path"]) for row in test]
-    crops = np.stack([inputs.crops(one.image, trained.transform) for one in pictures])
+    crops = np.stack([trained.transform.cut(one.image) for one in pictures])
     ids = np.array([row["example_id"] for row in test], np.uint64).astype(np.uint32)
     found = trained.score_crops(crops, ids).logit[:, 0]  # with the masks of evaluation
     np.testing.assert_allclose(found, [expected[row["path"]] for row in test], atol=1e-4)
@@ -77,9 +82,7 @@ def test_preprocessing_is_that_of_training(trained: Detector) -> None:
     for size in ((40, 60), (20, 33), (300, 41)):
         data = encoded(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
         expected = trained.transform(data, np.random.default_rng(0))
-        np.testing.assert_array_equal(
-            inputs.crops(inputs.read(data).image, trained.transform), expected
-        )
+        np.testing.assert_array_equal(trained.transform.cut(inputs.read(data).image), expected)
 
 
 def test_the_score_does_not_depend_on_the_source(
@@ -155,7 +158,7 @@ def test_more_runs_form_more_groups(backbone_file: Path, photos: list[np.ndarray
     small = small_bundle(backbone_file)
     two, four = (Detector(small, runs=runs, replicas=one_device()) for runs in (2, 4))
     first, both = two.predict(photos[:3]), four.predict(photos[:3])
-    crops = [inputs.crops(Image.fromarray(one), two.transform) for one in photos[:3]]
+    crops = [two.transform.cut(Image.fromarray(one)) for one in photos[:3]]
     ids = np.array([one.example_id for one in first])
     groups = four.score_crops(np.stack(crops), ids).logit
     np.testing.assert_allclose(groups[:, 0], [one.logit for one in first], atol=1e-5)
@@ -273,6 +276,84 @@ def test_run_and_bundle_are_one_detector(
     assert Detector.load(path, replicas=one_device()).name == shared.name  # found next to it
 
 
+def rewritten(path: Path, change: Callable[[dict[str, str], dict[str, np.ndarray]], None]) -> Path:
+    """A detector file with another header or other arrays."""
+    with safe_open(path, framework="numpy") as file:
+        header, arrays = dict(file.metadata()), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    change(header, arrays)
+    made = path.with_name("rewritten.safetensors")
+    save_file(arrays, made, metadata=header)
+    return made
+
+
+def settings_with(**fields: Any) -> Callable[[dict[str, str], dict[str, np.ndarray]], None]:
+    """Sets fields of the settings in a header; ``data__resize`` is one of a section."""
+
+    def change(header: dict[str, str], arrays: dict[str, np.ndarray]) -> None:
+        settings = json.loads(header["settings"])
+        for name, value in fields.items():
+            section, _, field = name.rpartition("__")
+            (settings[section] if section else settings)[field] = value
+        header["settings"] = json.dumps(settings)
+
+    return change
+
+
+def test_a_detector_file_leads_to_no_other_folder(backbone_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine" / "small.safetensors"
+    path.parent.mkdir()
+    bundle.save(path, small_bundle(backbone_file))
+    (tmp_path / "secret").mkdir()
+    shutil.copy(backbone_file, tmp_path / "secret/other.safetensors")
+    for name in ("../secret/other.safetensors", str(tmp_path / "secret/other.safetensors")):
+        with pytest.raises(weights.BackboneError, match=r"needs the backbone other\.safetensors"):
+            bundle.load(rewritten(path, settings_with(backbone=name)))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda header, _: header.update(num_held_out=str(10**12)), "num_held_out"),
+        (settings_with(num_seeds=10**9), "num_seeds"),
+        (settings_with(data__resize=10**6), "resize"),
+        (settings_with(data__num_crops=10**8), "num_crops"),
+        (settings_with(detector__hidden=10**9), "arrays do not fit"),
+        (lambda _, arrays: arrays["held_out/logit"].fill(0), ""),
+    ],
+)
+def test_sizes_in_a_detector_file_are_checked_before_they_are_used(
+    backbone_file: Path, tmp_path: Path, change: Any, named: str
+) -> None:
+    bundle.save(tmp_path / "small.safetensors", small_bundle(backbone_file))
+    path = rewritten(tmp_path / "small.safetensors", change)
+    if not named:  # a harmless change is accepted
+        bundle.load(path, backbone=str(backbone_file))
+        return
+    with pytest.raises(BundleError, match=named):
+        bundle.load(path, backbone=str(backbone_file))
+
+
+def test_a_full_disk_is_named(
+    backbone_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle.save(tmp_path / "small.safetensors", small_bundle(backbone_file))
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    out = tmp_path / "out.safetensors"
+    source = ["bundle", str(tmp_path / "small.safetensors"), "--backbone", str(backbone_file)]
+    assert share.main([*source, "--out", str(out)]) == 2
+    printed = capsys.readouterr().err
+    assert str(out) in printed
+    assert "No space left" in printed
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_unusable_detectors_raise_and_name_the_problem(backbone_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     bundle.save(path, small_bundle(backbone_file))
@@ -326,7 +407,7 @@ def test_export_gives_the_same_logits(
     assert again.record == record
     assert record["preprocessing"]["resize"] == detector.transform.resize
     predicted = detector.predict(photos)
-    crops = [inputs.crops(Image.fromarray(one), detector.transform) for one in photos]
+    crops = [detector.transform.cut(Image.fromarray(one)) for one in photos]
     ids = np.array([one.example_id for one in predicted], np.uint32)
     for count in (1, 5):  # any number of images
         found = again(np.stack(crops[:count]), ids[:count])

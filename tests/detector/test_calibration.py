@@ -201,3 +201,51 @@ def test_platt_is_the_maximum_of_its_likelihood() -> None:
         assert loss(found.scale, found.offset + step) > best
     assert logit(found.probability(0.0)) == pytest.approx(found.offset)
     assert calibration.MIN_IMAGES <= 30
+
+
+# --- promises by source -------------------------------------------------------------------------
+
+
+def by_source(num_sources: int, count: int, *, spread: float) -> tuple[np.ndarray, ...]:
+    """Logits of photographs whose sources differ, and of AI images; labels; sources."""
+    rng = np.random.default_rng(num_sources)
+    sources = np.arange(num_sources).repeat(count)
+    nature = rng.normal(spread * rng.normal(size=num_sources)[sources], 1)
+    logits = np.concatenate([nature, rng.normal(8, 1, 100)])
+    labels = (np.arange(len(logits)) >= len(nature)).astype(int)
+    return logits, labels, np.concatenate([sources, np.full(100, num_sources)])
+
+
+def test_nine_of_ten_sources_keep_the_promise() -> None:
+    logits, labels, sources = by_source(20, 100, spread=1.0)
+    pooled, found = fit(logits, labels), fit(logits, labels, sources=sources)
+    assert (pooled.num_sources, found.num_sources) == (0, 20)
+    assert pooled.ai_threshold is not None
+    assert found.ai_threshold is not None
+    rates = {
+        one: np.array([(logits[sources == s] > one.ai_threshold).mean() for s in range(20)])
+        for one in (pooled, found)
+    }
+    assert (rates[pooled] > 0.05).sum() > 2  # what pooling hides
+    assert (rates[found] > 0.05).sum() <= 2
+    assert any("90% of 20 sources" in line for line in found.in_words())
+    assert found.nature_threshold == pooled.nature_threshold
+
+
+def test_sources_that_are_alike_change_little() -> None:
+    logits, labels, sources = by_source(20, 400, spread=0.0)
+    pooled, found = fit(logits, labels), fit(logits, labels, sources=sources)
+    assert found.ai_threshold == pytest.approx(pooled.ai_threshold, abs=0.35)
+
+
+@pytest.mark.parametrize(("num_sources", "count"), [(4, 100), (20, 9)])
+def test_few_or_small_sources_are_pooled(num_sources: int, count: int) -> None:
+    logits, labels, sources = by_source(num_sources, count, spread=1.0)
+    assert fit(logits, labels, sources=sources) == fit(logits, labels)
+
+
+def test_a_record_of_before_sources_is_read() -> None:
+    found = fit(*draw(0, 200))
+    record = found.to_dict()
+    del record["num_sources"]
+    assert Calibration.from_dict(record) == found

@@ -17,7 +17,6 @@ from cinemae_jax import weights
 from cinemae_jax.data.transforms import MultiCrop
 from cinemae_jax.detector import heatmap, inference
 from cinemae_jax.detector.api import Detector
-from cinemae_jax.detector.inputs import crops
 from cinemae_jax.features import extraction
 from cinemae_jax.model import lcas
 from cinemae_jax.model.cinemae import Backbone, random_backbone
@@ -72,7 +71,7 @@ def test_every_pixel_knows_where_it_comes_from(
     ).image
     pixels = np.asarray(taken)
     origins = heatmap.origins(taken.size, transform)
-    for (rows, columns), crop in zip(origins, crops(image, transform), strict=True):
+    for (rows, columns), crop in zip(origins, transform.cut(image), strict=True):
         np.testing.assert_array_equal(pixels[rows, columns], crop)
 
 
@@ -107,7 +106,7 @@ def test_the_map_of_the_scored_masks_has_their_mean(detector: Detector) -> None:
     assert np.array_equal(np.isnan(found.patches), found.shown == 0)
     (one,) = detector.predict(image)
     batch = {
-        "image": crops(Image.fromarray(image), detector.transform),
+        "image": detector.transform.cut(Image.fromarray(image)),
         "example_id": np.array([one.example_id], np.uint32),
         "epoch": np.zeros(1, np.int32),
     }

@@ -18,7 +18,7 @@ from PIL import Image
 from cinemae_jax import extract, train
 from cinemae_jax.data.order import Order
 from cinemae_jax.detector import loading
-from cinemae_jax.features import filling, splits
+from cinemae_jax.features import bank, filling, splits
 from cinemae_jax.features.bank import BankError
 from cinemae_jax.features.run import UNREAD, Run
 from cinemae_jax.features.sources import BankedSet, Sets
@@ -38,7 +38,7 @@ def config(data_set: Path, backbone_file: Path) -> Settings:
 def open_sets(config: Settings, workdir: Path) -> Sets:
     data, backbone = (
         splits.read_data(config.data),
-        loading.load_backbone(config.backbone, config.runs),
+        loading.load_backbone(config),
     )
     return filling.open_sets(config, data, backbone, Run.start(workdir))
 
@@ -54,7 +54,7 @@ def with_detector(config: Settings, **fields: object) -> Settings:
 def test_a_bank_opens_with_another_attention_and_layout(config: Settings, tmp_path: Path) -> None:
     """They change features by rounding only, so they are no part of the recipe."""
     data = splits.read_data(config.data)
-    backbone = loading.load_backbone(config.backbone, config.runs)
+    backbone = loading.load_backbone(config)
     other = with_detector(config, attention="xla", run_layout="fold")
     one, two = (filling.banks(c, data, backbone, tmp_path) for c in (config, other))
     assert {name: made.recipe for name, made in one.items()} == {
@@ -65,13 +65,21 @@ def test_a_bank_opens_with_another_attention_and_layout(config: Settings, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "choice", [{}, {"sensitivity": "patch"}, {"score": "conditional_nll"}, {"fusion": "lcas"}]
+    "choice",
+    [
+        {},
+        {"sensitivity": "patch"},
+        {"score": "conditional_nll"},
+        {"fusion": "lcas"},
+        {"masking": "disjoint", "sensitivity": "patch"},
+        {"masking": "stratified", "sensitivity": "patch", "score_share": 0.5},
+    ],
 )
 def test_a_bank_gives_the_features_of_the_backbone(
-    config: Settings, tmp_path: Path, choice: dict[str, str]
+    config: Settings, tmp_path: Path, choice: dict[str, Any]
 ) -> None:
     """Same images, crops, masks and order; the float32 backbone differs by its batch size only."""
-    config = with_detector(config, **choice)
+    config = with_detector(with_features(config, num_runs=4), **choice)
     config = dataclasses.replace(
         config, num_seeds=2, data=dataclasses.replace(config.data, num_crops=4, eval_crops=9)
     )
@@ -147,6 +155,42 @@ def test_a_bank_opens_as_a_plain_table(config: Settings, tmp_path: Path) -> None
     assert table["mismatch"].type == pa.list_(pa.float32(), 3 * 12)
 
 
+def test_a_bank_holds_the_ids_of_masks_that_depend_on_the_pixels(
+    config: Settings, tmp_path: Path
+) -> None:
+    config = with_detector(config, masking="stratified")
+    assert extract.extract(config, tmp_path) == []
+    table = pq.read_table(tmp_path / "bank/test")
+    assert table["masked"].type == pa.list_(pa.uint8(), 3 * 12)
+    ids = np.stack(table["masked"].to_numpy()).reshape(-1, 12)
+    assert (np.diff(ids.astype(int), axis=1) > 0).all()
+    assert len(np.unique(ids, axis=0)) > len(ids) // 2
+    assert bank.id_type(257) is np.uint16
+    before = digests(tmp_path / "bank")
+    first_part(tmp_path).unlink()
+    assert extract.extract(config, tmp_path) == []
+    assert digests(tmp_path / "bank") == before
+    for other in ({"masking": "random"}, {"texture_temperature": 0.5}):
+        with pytest.raises(BankError, match=next(iter(other))):
+            open_sets(with_detector(config, **other), tmp_path)
+
+
+def test_a_bank_from_before_masking_could_be_chosen_is_one_of_random_masks(
+    config: Settings, tmp_path: Path
+) -> None:
+    made = filling.banks(
+        config, splits.read_data(config.data), loading.load_backbone(config),
+        tmp_path,
+    )["train"].recipe  # fmt: skip
+    older = dataclasses.asdict(made)
+    del older["detector"]["masking"]
+    bank.require_made_by(made, older, tmp_path)
+    assert made.choices == older
+    disjoint = dataclasses.replace(made, detector={**made.detector, "masking": "disjoint"})
+    with pytest.raises(BankError, match=r"random.*disjoint"):
+        bank.require_made_by(disjoint, older, tmp_path)
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -157,28 +201,40 @@ def digests(folder: Path) -> dict[str, str]:
 def test_killed_at_any_moment_the_bank_is_the_same(
     backbone_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill leaves the files of its moment: a copy, taken before each call that keeps a part."""
+    """A kill leaves the files of its moment: copied while a part is written, synced and named."""
     root = write_data_set(tmp_path / "data", train=8, val=5)
     spoil(root, "train/ai/003.png", "val/nature/001.png")
     config = with_features(small_settings(root, backbone_file), shard_images=5)
-    copies: list[Path] = []
+    whole, copies, write_table = tmp_path / "whole", list[Path](), pq.write_table
+
+    def copy() -> None:
+        copies.append(tmp_path / f"killed {len(copies)}")
+        shutil.copytree(whole, copies[-1])
 
     def copying(call: Callable[..., None]) -> Callable[..., None]:
         def copy_and_call(*arguments: Any) -> None:
-            copies.append(tmp_path / f"killed {len(copies)}")
-            shutil.copytree(tmp_path / "whole", copies[-1])
+            copy()
             call(*arguments)
 
         return copy_and_call
 
+    def write_twice(table: pa.Table, file: Any, **options: Any) -> None:
+        file.write(b"the beginning of a file")
+        file.flush()
+        copy()
+        file.seek(0)
+        file.truncate()
+        write_table(table, file, **options)
+
     with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", write_twice)
         for name in ("fsync", "replace"):
             patch.setattr(os, name, copying(getattr(os, name)))
-        assert len(extract.extract(config, tmp_path / "whole")) == 2
-    for killed in (copies[0], copies[4], copies[6]):  # while a part is written, and around its name
-        assert digests(killed / "bank") != digests(tmp_path / "whole/bank")
+        assert len(extract.extract(config, whole)) == 2
+    for killed in copies[:5]:
+        assert digests(killed / "bank") != digests(whole / "bank")
         assert len(extract.extract(config, killed)) == 2
-        assert digests(killed / "bank") == digests(tmp_path / "whole/bank")
+        assert digests(killed / "bank") == digests(whole / "bank")
         assert not list(killed.rglob("*.partial"))
         assert len(pa.csv.read_csv(killed / UNREAD)) == 2
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cinemae_jax.model import masking
+from cinemae_jax.model import lcas, mae, masking
 from cinemae_jax.model.cinemae import (
     Backbone,
     Features,
     extract_features,
     logits,
+    num_statistics,
     random_backbone,
     statistics,
 )
@@ -139,3 +140,107 @@ def test_bfloat16_backbone_keeps_float32_scores_close(backbone: Backbone) -> Non
 def test_images_of_another_size_are_refused(backbone: Backbone) -> None:
     with pytest.raises(ValueError, match=r"images are \(40, 40, 3\), the backbone takes"):
         features_of(backbone, np.zeros((1, 40, 40, 3), np.uint8), [1])
+
+
+# --- other masks, and a share of the patches ----------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["disjoint", "stratified"])
+def test_masks_beyond_the_paper_belong_to_the_image(backbone: Backbone, kind: str) -> None:
+    """Not to its batch, nor to K."""
+    config = dataclasses.replace(CONFIG, masking=kind)
+    images = some_images()
+    together = features_of(backbone, images, [1, 2, 3, 4], config)
+    two = dataclasses.replace(config, num_runs=2)
+    turned = features_of(backbone, images[::-1], [4, 3, 2, 1], two)
+    np.testing.assert_array_equal(together.masked[:, :2], turned.masked[::-1])
+    np.testing.assert_allclose(
+        together.terms.mismatch[:, :2], turned.terms.mismatch[::-1], atol=1e-5
+    )
+
+
+def test_two_disjoint_runs_score_every_patch(backbone: Backbone) -> None:
+    config = dataclasses.replace(CONFIG, masking="disjoint", num_runs=2)
+    for masked in np.asarray(features_of(backbone, some_images(), [1, 2, 3, 4], config).masked):
+        assert set(masked.reshape(-1).tolist()) == set(range(SMALL.num_patches))
+
+
+def test_stratified_masks_never_show_flat_patches_alone(backbone: Backbone) -> None:
+    """Three quarters of each image are flat: random masks may show nothing else."""
+    images = some_images(8)
+    images[:, 8:] = 90  # the first row of patches is textured
+    config = dataclasses.replace(CONFIG, masking="stratified", num_runs=8)
+    masked = np.asarray(features_of(backbone, images, list(range(8)), config).masked)
+    assert ((masked < 4).sum(axis=2) == 3).all()  # one of the four is shown
+    plain = dataclasses.replace(config, masking="random")
+    masked = np.asarray(features_of(backbone, images, list(range(8)), plain).masked)
+    assert ((masked < 4).sum(axis=2) == 4).any()
+
+
+def test_grey_levels_come_back_from_normalised_pixels() -> None:
+    levels = some_images(1)
+    pixels = mae.normalize_images(jnp.asarray(levels))
+    np.testing.assert_array_equal(np.round(mae.grey_levels(pixels)), levels)
+    every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    again = mae.grey_levels(mae.normalize_images(jnp.asarray(every)))
+    np.testing.assert_array_equal(np.round(again), every)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.3])
+@pytest.mark.parametrize("sensitivity", ["run", "patch"])
+def test_a_share_summarises_the_most_textured_patches(
+    backbone: Backbone, share: float, sensitivity: str
+) -> None:
+    features = features_of(backbone, some_images(), [1, 2, 3, 4])
+    config = dataclasses.replace(CONFIG, score="relative", sensitivity=sensitivity)
+    own = dataclasses.replace(config, score_share=share)
+    found = np.asarray(statistics(features, own, SMALL.num_patches))
+    for image in range(4):
+        mismatch, variance = (
+            np.asarray(getattr(features.terms, name))[image]
+            for name in ("mismatch", "patch_variance")
+        )
+        count = -(-share * mismatch.shape[1] // 1)
+        kept = np.argsort(-variance, axis=1, kind="stable")[:, : int(count)]
+        scores = np.log(mismatch + 1e-6) - np.log(variance + 1e-6)
+        scores = np.take_along_axis(scores, kept, axis=1)
+        expected = [scores.std(), scores.mean(), scores.mean(axis=1).std()]
+        columns = slice(None) if sensitivity == "run" else slice(2)
+        np.testing.assert_allclose(found[image, columns], expected[columns], atol=1e-5)
+    whole = statistics(features, dataclasses.replace(config, score_share=1.0), SMALL.num_patches)
+    np.testing.assert_array_equal(whole, statistics(features, config, SMALL.num_patches))
+
+
+def test_the_control_of_a_share_takes_as_many_patches_whatever_their_texture(
+    backbone: Backbone,
+) -> None:
+    features = features_of(backbone, some_images(), [1, 2, 3, 4])
+    config = dataclasses.replace(CONFIG, score="mismatch", score_share=0.5, share_by="random")
+    before = statistics(features, config, SMALL.num_patches)
+    blind = dataclasses.replace(
+        features, terms=dataclasses.replace(features.terms, patch_variance=None)
+    )
+    np.testing.assert_array_equal(statistics(blind, config, SMALL.num_patches), before)
+    assert not np.allclose(
+        before,
+        statistics(features, dataclasses.replace(config, score_share=1.0), SMALL.num_patches),
+    )
+    textured = dataclasses.replace(config, share_by="texture")
+    with pytest.raises(ValueError, match="patch_variance"):
+        statistics(blind, textured, SMALL.num_patches)
+
+
+def test_equal_textures_are_taken_in_order() -> None:
+    variance = jnp.array([[1.0, 2.0, 2.0, 0.0, 2.0]])
+    assert lcas.most_textured(variance, 0.4).tolist() == [[1, 2]]
+    assert lcas.share_of(10, 0.3) == 3
+    assert lcas.any_patches(3, 10, 0.3).shape == (3, 3)
+
+
+def test_a_share_needs_a_target_with_texture() -> None:
+    model = dataclasses.replace(SMALL, target="norm_pix")
+    config = dataclasses.replace(CONFIG, score_share=0.5)
+    with pytest.raises(ValueError, match="score_share"):
+        num_statistics(config, model)
+    assert num_statistics(dataclasses.replace(config, share_by="random"), model) == 3
+    assert num_statistics(config, SMALL) == 3

@@ -172,7 +172,7 @@ def test_epochs_from_a_bank_compile_nothing_new(
 ) -> None:
     config, replicas = small_settings(data_set, backbone_file), Replicas(tuple(jax.devices()[:2]))
     data, run = splits.read_data(config.data), Run.start(tmp_path, replicas)
-    frozen = loading.load_backbone(config.backbone, config.runs)
+    frozen = loading.load_backbone(config)
     sets = filling.open_sets(config, data, frozen, run)
     batches = sets.train.training(Order(len(sets.train.images), 8, 3, 0), 0)
     next(batches)

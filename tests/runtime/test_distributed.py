@@ -93,13 +93,13 @@ class Job:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Ten parts of a bank, six steps, a checkpoint at every other; one bad image in each set."""
+    """Ten parts of a bank, nine steps, a checkpoint at every other; one bad image in each set."""
     root = write_data_set(tmp_path_factory.mktemp("data"), train=12, val=3)
     spoil(root, "train/ai/003.png", "val/nature/001.png")
     backbone = random_backbone(THIN)
     weights.save(root / "thin.safetensors", backbone.config, backbone.params)
     config = small_config(root, root / "thin.safetensors")
-    config.train.epochs = 3
+    config.train.epochs = 4
     config.eval.batch_size = config.features.batch_size = 8
     config.eval.bootstrap = 5
     config.features.num_runs = 3
@@ -229,7 +229,7 @@ def test_whatever_disturbs_a_run_it_ends_as_if_nothing_had(
         patch.setattr(preemption, "asked", Stop(2))
         with pytest.raises(Preempted):
             train.train(job.config, workdir, one)
-    process = job.start(workdir, 2, 1, "slow 200")
+    process = job.start(workdir, 2, 1, "slow 500")
     for line in process.stdout:
         if line.startswith("resumed"):
             break

@@ -1,15 +1,19 @@
-"""The command line of jobs: which config file ``--config`` names."""
+"""The command line of jobs: which config ``--config`` names, exit codes, one run per workdir."""
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
 
-from cinemae_jax.runtime import console, jobs
+from cinemae_jax.runtime import console, files, hosts, jobs
+from tests.helpers.command_line import called
 from tests.helpers.small_run import ROOT
 
 PACKAGED = jobs.packaged_configs()
@@ -126,3 +130,64 @@ def test_home_is_expanded_where_shells_do_not(monkeypatch: pytest.MonkeyPatch) -
     config = ConfigDict({"data": {"root": "~/d", "photos": ("~/p", "q")}, "seed": 1})
     jobs._expand_home(config)
     assert config.data.to_dict() == {"root": "/home/me/d", "photos": ("/home/me/p", "q")}
+
+
+def ran(job: Callable[[ConfigDict, Path], Sequence[Any]], workdir: Path) -> int:
+    def main(argv: list[str]) -> int:
+        return jobs.run_config(argv, job, None)
+
+    return called(main, "--config=smoke", f"--workdir={workdir}")
+
+
+def test_a_bug_has_an_exit_code_of_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object) -> Sequence[Any]:
+        raise RuntimeError("a bug")
+
+    assert ran(crash, tmp_path) == console.CRASHED
+    printed = capfd.readouterr().err
+    assert "Traceback" in printed
+    assert "report" in printed
+    assert ran(lambda *_: [], tmp_path) == console.OK
+    assert ran(lambda *_: ["an image"], tmp_path) == console.SOME_FAILED
+
+
+def test_a_workdir_has_one_run_at_a_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def second(*_: object) -> Sequence[Any]:
+        assert ran(lambda *_: [], tmp_path) == console.USAGE
+        return []
+
+    assert ran(second, tmp_path) == console.OK
+    assert f"{tmp_path} is in use by another run (process {os.getpid()}" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, pathlib; from cinemae_jax.runtime import files\n"
+        "with files.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(files.LockedError, match=str(holder.pid)), files.locked(tmp_path):
+            pass
+        holder.send_signal(signal.SIGKILL)
+    with files.locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_files_are_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / str(i) for i in range(50)]
+    paths[0].touch()
+    naps: list[float] = []
+    monkeypatch.setattr(hosts.time, "sleep", naps.append)
+    assert hosts.unseen(paths) == paths[1:]
+    assert not naps  # a single process waits for nobody
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
+    clock = iter(range(1000))
+    monkeypatch.setattr(hosts.time, "monotonic", lambda: next(clock))
+    assert hosts.unseen(paths) == paths[1:]
+    assert len(naps) < hosts.VISIBLE

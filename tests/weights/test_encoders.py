@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cinemae_jax import weights
@@ -533,3 +535,72 @@ def test_command_converts_or_refuses(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().err
     assert "named as those of dinov2" in said
     assert "config.json" in said
+
+
+# --- parts of an encoder ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_feature_after_some_blocks_is_the_class_token_there(name: str, tmp_path: Path) -> None:
+    whole = converted(name, tmp_path)
+    done = encoders.convert(tmp_path / "source", tmp_path / "cut.safetensors", blocks=1)
+    cut = weights.load_encoder(done.path)
+    assert cut.config.depth == 1
+    assert not cut.params.keys() & {"norm", "projection", "pool", "block_1"}
+    assert done.origin["blocks"].startswith("the first 1 of")
+    pixels = read(name).pixels
+    tokens = jax_stages(whole, pixels)["block_0"]
+    expected = tokens[:, 0] if whole.config.has_class_token else tokens.mean(axis=1)
+    np.testing.assert_allclose(jax_stages(cut, pixels)["feature"], expected, atol=1e-6)
+
+
+def test_more_blocks_than_there_are_are_refused(tmp_path: Path) -> None:
+    source = write(NAMES[0], tmp_path / "source")
+    with pytest.raises(ConversionError, match=r"blocks must lie in \[1, \d+\], is 99"):
+        encoders.convert(source, tmp_path / "cut.safetensors", blocks=99)
+
+
+def wide_encoder(path: Path, bits: Any) -> Encoder:
+    """An encoder whose kernels have whole groups of inputs."""
+    config = dataclasses.replace(vit.PRESETS["clip_b16"], width=64, depth=2, num_heads=2)
+    config = dataclasses.replace(config, mlp_width=128, projection=16, image_size=32)
+    params = vit.initial_variables(config, jax.random.key(0))["params"]
+    fed = vit.Preprocessing((0.5,) * 3, (0.5,) * 3, 32, 32, "bicubic")
+    weights.save_encoder(path, config, params, fed, bits=bits)
+    return weights.load_encoder(path)
+
+
+def test_few_bits_change_only_kernels_of_blocks_and_little(tmp_path: Path) -> None:
+    files = {bits: tmp_path / f"{bits}.safetensors" for bits in (None, 4, 8)}
+    found = {bits: wide_encoder(path, bits) for bits, path in files.items()}
+    flat = {b: traverse_util.flatten_dict(e.params, sep="/") for b, e in found.items()}
+    for bits, most in ((4, 0.11), (8, 0.008)):
+        assert flat[bits].keys() == flat[None].keys()
+        for name, exact in flat[None].items():
+            error = np.sqrt(((flat[bits][name] - exact) ** 2).mean())
+            if name.startswith("block_") and name.endswith("kernel"):
+                assert 0 < error < most * exact.std(), name
+            else:
+                assert error == 0, name
+    sizes = [files[bits].stat().st_size for bits in (4, 8, None)]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+@pytest.mark.parametrize("spoilt", ["codes", "scales", "bits"])
+def test_a_file_in_few_bits_that_does_not_fit_is_refused(spoilt: str, tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    wide_encoder(path, 4)
+    tensors = load_file(path)
+    with safe_open(path, framework="numpy") as file:
+        header = dict(file.metadata())
+    name = "block_0/fc1/kernel#"
+    match spoilt:
+        case "codes":
+            del tensors[name + "codes"]
+        case "scales":
+            tensors[name + "scales"] = tensors[name + "scales"][:, 1:].copy()
+        case "bits":
+            header["bits"] = "3"
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(weights.BackboneError, match="bits" if spoilt == "bits" else "fc1/kernel"):
+        weights.load_encoder(path)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cinemae_jax.model import layers, mae, masking
+from cinemae_jax.model import layers, lcas, mae, masking
 from cinemae_jax.model.cinemae import Backbone, extract_features
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.training import optim
@@ -204,3 +204,28 @@ def test_weight_decay_of_everything_shows(monkeypatch: pytest.MonkeyPatch) -> No
     wrong = [r.stage for r in stages.compare(golden.stages, ours) if r.exceeds(CLEARLY)]
     assert "trained/global_classifier/bias" in wrong
     assert not [stage for stage in wrong if not stage.startswith("trained")]
+
+
+def test_the_least_textured_half_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = read("raw_8_facebook")
+    right = lcas.most_textured
+    monkeypatch.setattr(lcas, "most_textured", lambda v, share: right(-v, share))
+    features, _ = stages.backbone_stages(backbone_of(golden), golden.inputs)
+    with jax.disable_jit():  # the right program may be compiled already
+        found = stages._statistics_stages(features, golden.case.config)
+    ours = {name: np.asarray(value) for name, value in found.items()}
+    reference = {name: golden.stages[name] for name in ours}
+    wrong = [r.stage for r in stages.compare(reference, ours) if r.exceeds(CLEARLY)]
+    assert "statistics/relative/run/0.5" in wrong
+    assert all(stage.endswith("/0.5") for stage in wrong)
+
+
+def test_strata_from_the_wrong_end_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = read("raw_8_facebook")
+    right = masking.one_per_stratum
+    monkeypatch.setattr(masking, "one_per_stratum", lambda t, *a, **k: right(t.max() - t, *a, **k))
+    ours = {
+        n: np.asarray(v) for n, v in stages.mask_stages(golden.case.config, golden.inputs).items()
+    }
+    rows = stages.compare({name: golden.stages[name] for name in ours}, ours)
+    assert [row.stage for row in rows if row.exceeds(CLEARLY)] == ["masks/stratified"]

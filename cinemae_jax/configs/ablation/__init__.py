@@ -13,9 +13,9 @@ from typing import Any, Required, TypedDict
 
 from ml_collections import ConfigDict
 
-from cinemae_jax.configs import demo, sd14
+from cinemae_jax.configs import clip, demo, sd14, tiny
 
-BASES = {"sd14": sd14, "demo": demo}
+BASES = {"sd14": sd14, "demo": demo, "tiny": tiny, "clip": clip}
 
 
 class RowConfig(TypedDict, total=False):
@@ -26,12 +26,15 @@ class RowConfig(TypedDict, total=False):
       overrides: values of dotted fields of the base.
       reported: mean accuracy in the paper, per cent.
       unfreeze: part of the backbone to train: encoder, decoder or both.
+      control: ``random weights``: on a backbone of the same architecture, untrained; ``shuffled
+        scores``: every image gets the anomaly scores of another image of its split.
     """
 
     name: Required[str]
     overrides: Mapping[str, Any]
     reported: float | None
     unfreeze: str
+    control: str
 
 
 def ablation(
