@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cinemae_jax.data import kinds
-from cinemae_jax.model import mae, vit
+from cinemae_jax.model import mae, quantised, vit
 from cinemae_jax.model.arrays import Params
 from cinemae_jax.model.cinemae import Backbone
 from cinemae_jax.model.config import MAEConfig
-from cinemae_jax.model.quantised import GROUP, Bits, dequantise, quantise
+from cinemae_jax.model.quantised import GROUP, Bits
 from cinemae_jax.model.vit import Encoder, Preprocessing, ViTConfig
 from cinemae_jax.runtime.files import replacing
 
@@ -195,7 +195,7 @@ def _read(path: Path, format_: str, kind: type[Config]) -> tuple[Mapping[str, st
             "truncated; convert a published checkpoint with `cinemae convert`"
         ) from error
     if bits is not None:
-        flat = _dequantised(flat, bits)
+        flat = _dequantised(path, flat, bits)
     wrong = [k for k, v in flat.items() if not np.isfinite(v).all()]
     if wrong:
         raise BackboneError(f"{path} holds NaN or infinity in {_some(wrong)}: convert it again")
@@ -209,16 +209,23 @@ def _quantised(flat: Mapping[str, np.ndarray], bits: Bits) -> dict[str, np.ndarr
     stored: dict[str, np.ndarray] = {}
     for name, values in flat.items():
         if name.startswith("block_") and name.endswith("/kernel") and not len(values) % GROUP:
-            stored[name + CODES], stored[name + SCALES] = quantise(values, bits)
+            codes, scales = quantised.quantise(values, bits)
+            stored[name + CODES], stored[name + SCALES] = quantised.deflate(codes), scales
         else:
             stored[name] = values
     return stored
 
 
-def _dequantised(stored: Mapping[str, np.ndarray], bits: Bits) -> dict[str, np.ndarray]:
+def _dequantised(path: Path, stored: Mapping[str, np.ndarray], bits: Bits) -> dict[str, np.ndarray]:
     flat = {k: v for k, v in stored.items() if not k.endswith((CODES, SCALES))}
     for name in [k.removesuffix(CODES) for k in stored if k.endswith(CODES)]:
-        flat[name] = dequantise(stored[name + CODES], stored[name + SCALES], bits)
+        scales = stored[name + SCALES]
+        inputs, outputs = len(scales) * GROUP, scales.shape[1]
+        try:
+            codes = quantised.inflate(stored[name + CODES], inputs, outputs, bits)
+        except ValueError as error:
+            raise BackboneError(f"{path}: {name}: {error}; copy it again") from error
+        flat[name] = quantised.dequantise(codes, scales, bits)
     return flat
 
 
@@ -236,20 +243,14 @@ def _bits_of(path: Path, header: Mapping[str, str]) -> Bits | None:
 def _unpacked_shapes(
     shapes: Mapping[str, tuple[int, ...]], bits: Bits | None
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes after ``_dequantised``; what does not fit together keeps its name, to be refused."""
-    if bits is None:
-        return dict(shapes)
+    """Shapes after ``_dequantised``; a part without its other keeps its name, to be refused."""
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
-        kernel = name.removesuffix(CODES)
-        if name.endswith(CODES) and len(shape) == 2:
-            inputs = shape[0] * 8 // bits
-            if shapes.get(kernel + SCALES) == (inputs // GROUP, shape[1]):
-                found[kernel] = (inputs, shape[1])
-                continue
-        whole = name.removesuffix(SCALES)
-        if not (name.endswith(SCALES) and whole + CODES in shapes):
+        whole = name.removesuffix(SCALES).removesuffix(CODES)
+        if bits is None or name == whole or not {whole + CODES, whole + SCALES} <= shapes.keys():
             found[name] = shape
+        elif name.endswith(SCALES):
+            found[whole] = (shape[0] * GROUP, *shape[1:])
     return found
 
 

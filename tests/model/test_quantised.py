@@ -41,3 +41,13 @@ def test_zeros_stay_zeros() -> None:
 def test_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 64"):
         quantised.quantise(kernel(GROUP + 1), 4)
+
+
+def test_deflated_codes_come_back_and_damage_is_refused() -> None:
+    codes, _ = quantised.quantise(kernel(outputs=500), 4)
+    packed = quantised.deflate(codes)
+    assert packed.nbytes < codes.nbytes
+    np.testing.assert_array_equal(quantised.inflate(packed, 3 * GROUP, 500, 4), codes)
+    for damaged, inputs in ((packed[:-6], 3 * GROUP), (packed, GROUP), (packed[::-1], 3 * GROUP)):
+        with pytest.raises(ValueError, match="codes"):
+            quantised.inflate(damaged, inputs, 500, 4)

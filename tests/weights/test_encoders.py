@@ -586,7 +586,7 @@ def test_few_bits_change_only_kernels_of_blocks_and_little(tmp_path: Path) -> No
     assert sizes[0] < sizes[1] < sizes[2]
 
 
-@pytest.mark.parametrize("spoilt", ["codes", "scales", "bits"])
+@pytest.mark.parametrize("spoilt", ["codes", "cut codes", "scales", "bits"])
 def test_a_file_in_few_bits_that_does_not_fit_is_refused(spoilt: str, tmp_path: Path) -> None:
     path = tmp_path / "encoder.safetensors"
     wide_encoder(path, 4)
@@ -597,6 +597,8 @@ def test_a_file_in_few_bits_that_does_not_fit_is_refused(spoilt: str, tmp_path: 
     match spoilt:
         case "codes":
             del tensors[name + "codes"]
+        case "cut codes":
+            tensors[name + "codes"] = tensors[name + "codes"][:-9].copy()
         case "scales":
             tensors[name + "scales"] = tensors[name + "scales"][:, 1:].copy()
         case "bits":
