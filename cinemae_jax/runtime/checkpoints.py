@@ -168,8 +168,8 @@ class Checkpoints:
     def lost(self) -> int | None:
         """Step of the checkpoint that was the best and is missing now; None if none is."""
         sums = None if self.latest is None else self._checksums(self.latest)
-        step = sums and sums["best"]
-        return None if step in (None, *self._manager.all_steps()) else step
+        step = sums["best"] if sums else None
+        return None if step in self._manager.all_steps() else step
 
     def _metrics(self, step: int) -> Mapping[str, float]:
         with self._reading(step):
@@ -285,7 +285,7 @@ def _of_arrays(tree: Any) -> str:
     for leaf in jax.tree.leaves(tree):
         values = np.ascontiguousarray(leaf)
         digest.update(f"{values.dtype.name} {np.shape(leaf)};".encode())
-        digest.update(memoryview(values).cast("B") if values.nbytes else b"")
+        digest.update(values.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
