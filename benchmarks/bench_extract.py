@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks import bench_loader, measure
 from benchmarks.bench_backbone import PRESETS
@@ -100,7 +99,7 @@ def extractions(
 
     def extract() -> None:
         for part in bank.parts:
-            filling.extract_part(part, bank, source, bad, tqdm(disable=True))
+            filling.extract_part(part, bank, source, bad, lambda _: None)
 
     return {"decoding": decoding, "features": features, "extract": extract}
 

@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.collection import Source, open_images
@@ -164,18 +163,14 @@ def fill(made: Mapping[str, Bank], data: DataSettings, extractor: Extractor, run
         return
     host = run.replicas.host
     mine = todo[host.index :: host.count]
-    with tqdm(
-        total=sum(len(part.rows) * made[name].num_calls for name, part in mine),
-        desc="extract",
-        unit="view",
-        disable=True if host.index else None,
-    ) as bar:
+    total = sum(len(part.rows) * made[name].num_calls for name, part in mine)
+    with progress.bar("extract", total, "view") as update:
         for turn in range(math.ceil(len(todo) / host.count)):
             preemption.check()
             for name, part in mine[turn : turn + 1]:
                 one = made[name]
                 online = OnlineSet(one.images, extractor, data, one.batch_size // host.count)
-                extract_part(part, one, online, run.unread, bar)
+                extract_part(part, one, online, run.unread, update)
             collectives.barrier(f"part {turn} of every host")
     if unseen := hosts.unseen([part.path for _, part in todo]):
         raise FileNotFoundError(
@@ -257,15 +252,21 @@ def _is_readable(files: Images, row: int, transform: Transform) -> bool:
     return True
 
 
-def extract_part(part: Part, one: Bank, images: OnlineSet, unread: BadImages, bar: tqdm) -> None:
+def extract_part(
+    part: Part, one: Bank, images: OnlineSet, unread: BadImages, update: Callable[[int], object]
+) -> None:
     """Extracts and writes one part on the devices of this host."""
     batches = images.storing(one.transform, one.num_calls, part.rows)
-    facts, features = _collect(batches, one, part, unread, bar)
+    facts, features = _collect(batches, one, part, unread, update)
     bank.write(part, one.recipe, one.images, facts, features)
 
 
 def _collect(
-    batches: Iterable[Featured], one: Bank, part: Part, bad: BadImages, bar: tqdm
+    batches: Iterable[Featured],
+    one: Bank,
+    part: Part,
+    bad: BadImages,
+    update: Callable[[int], object],
 ) -> tuple[dict[str, list[Any]], dict[str, np.ndarray]]:
     """File facts and features of the rows of a part."""
     facts: dict[str, list[Any]] = {name: [] for name, _ in (*bank.FILE_FACTS, ("error", None))}
@@ -277,7 +278,7 @@ def _collect(
         merged = merge(features)
         for name, values in columns.items():
             values.append(getattr(merged.terms if name in bank.TERMS else merged, name))
-        bar.update((batch["row"] >= 0).sum())
+        update(int((batch["row"] >= 0).sum()))
     rows = len(part.rows)
     views = rows * one.recipe.num_views
     return (

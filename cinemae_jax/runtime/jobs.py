@@ -3,6 +3,7 @@
 Only entry points import this module: it defines global flags, which a library must not do.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,13 +68,24 @@ def run_config(
         flags.mark_flags_as_required(["config", "workdir"])
         stray = flags.FLAGS(with_config_files(argv))[1:]
     except flags.Error as error:
-        return fail(error)
+        return fail(_in_words(error))
     except KeyError as error:  # whose own text is quoted
         return fail(ValueError(f"--config has no field {error.args[0]}"))
     except (AttributeError, TypeError, ValueError, OSError) as error:  # of the config
         return fail(error)
     code = _run(stray, job)
     return hosts.leave(code) if _DISTRIBUTED.value else code
+
+
+def _in_words(error: flags.Error) -> Exception:
+    """absl's message about missing flags, in words for users; others as they are."""
+    missing = re.findall(r"Flag (--\w+) must have a value other than None", str(error))
+    if not missing:
+        return error
+    return ValueError(
+        f"{' and '.join(dict.fromkeys(missing))} is missing: give --config=FILE_OR_NAME and "
+        "--workdir=FOLDER (see --help)"
+    )
 
 
 def replicas() -> Replicas:

@@ -111,6 +111,36 @@ def test_formats_hold_the_same_rows(
     assert "not an image" in by_format["json"][1]["error"]
 
 
+def test_rows_of_the_table_come_one_by_one_and_stay(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Words:
+        def in_words(self) -> list[str]:
+            return ["a sentence"]
+
+    row = {"uncertainty": None, "probability": 0.5, "flags": [], "error": None, "seconds": 0.1}
+    row |= {"verdict": "ai", "path": "a\r\x1b[2J.png"}
+    with pytest.raises(KeyboardInterrupt), predict.WRITERS["table"](Words()) as write:
+        write(row)
+        first = capsys.readouterr().out
+        assert r"a\r\x1b[2J.png" in first
+        assert "\x1b" not in first
+        write(row | {"probability": None, "verdict": None, "error": "damaged " * 30})
+        second = capsys.readouterr().out
+        assert first.splitlines()[-1].index("ai") == second.splitlines()[0].index("not scored")
+        raise KeyboardInterrupt
+    assert "a sentence" not in capsys.readouterr().out
+
+
+def test_csv_rows_are_neither_formulas_nor_split(capsys: pytest.CaptureFixture[str]) -> None:
+    with predict.WRITERS["csv"](None) as write:
+        for path in ("=1+1", "@x", "a\rb\nc", "plain.png"):
+            write({"path": path, "flags": ["+a"], "probability": -0.5})
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in rows] == ["'=1+1", "'@x", r"a\rb\nc", "plain.png"]
+    assert (rows[0]["flags"], rows[0]["probability"]) == ("'+a", "-0.5")
+
+
 def test_the_table_names_the_detector_and_its_limits(
     small: Path, folder: Path, loaded: Detector, capsys: pytest.CaptureFixture[str]
 ) -> None:
