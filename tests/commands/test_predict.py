@@ -120,15 +120,16 @@ def test_rows_of_the_table_come_one_by_one_and_stay(
 
     row = {"uncertainty": None, "probability": 0.5, "flags": [], "error": None, "seconds": 0.1}
     row |= {"verdict": "ai", "path": "a\r\x1b[2J.png"}
-    with pytest.raises(KeyboardInterrupt), predict.WRITERS["table"](Words()) as write:
-        write(row)
-        first = capsys.readouterr().out
-        assert r"a\r\x1b[2J.png" in first
-        assert "\x1b" not in first
-        write(row | {"probability": None, "verdict": None, "error": "damaged " * 30})
-        second = capsys.readouterr().out
-        assert first.splitlines()[-1].index("ai") == second.splitlines()[0].index("not scored")
-        raise KeyboardInterrupt
+    table = predict.WRITERS["table"](Words())
+    write = table.__enter__()
+    write(row)
+    first = capsys.readouterr().out
+    assert r"a\r\x1b[2J.png" in first
+    assert "\x1b" not in first
+    write(row | {"probability": None, "verdict": None, "error": "damaged " * 30})
+    second = capsys.readouterr().out
+    assert first.splitlines()[-1].index("ai") == second.splitlines()[0].index("not scored")
+    table.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert "a sentence" not in capsys.readouterr().out
 
 
