@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,8 +119,8 @@ def test_rows_of_the_table_come_one_by_one_and_stay(
         def in_words(self) -> list[str]:
             return ["a sentence"]
 
-    row = {"uncertainty": None, "probability": 0.5, "flags": [], "error": None, "seconds": 0.1}
-    row |= {"verdict": "ai", "path": "a\r\x1b[2J.png"}
+    row: dict[str, Any] = {"uncertainty": None, "probability": 0.5, "flags": [], "error": None}
+    row |= {"seconds": 0.1, "verdict": "ai", "path": "a\r\x1b[2J.png"}
     table = predict.WRITERS["table"](Words())
     write = table.__enter__()
     write(row)
