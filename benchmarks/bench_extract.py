@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks import bench_loader, measure
 from benchmarks.bench_backbone import PRESETS
@@ -103,7 +102,7 @@ def extractions(
         for part in bank.parts:
             shown = source.views(bank.transform, bank.num_calls, part.rows)
             stores = list(bank.stores)
-            filling.extract_part(bank, part.index, stores, programs, shown, bad, tqdm(disable=True))
+            filling.extract_part(bank, part.index, stores, programs, shown, bad, lambda _: None)
 
     return {"decoding": decoding, "features": features, "extract": extract}
 

@@ -34,6 +34,8 @@ ENCODER_FORMAT = "cinemae-encoder-1"
 BUNDLED = {"tiny": "tiny_backbone.safetensors", "clip": "clip_encoder.safetensors"}
 # Suffixes of the two tensors of a kernel in few bits.
 CODES, SCALES = "#codes", "#scales"
+# Bounds on what a file may claim or hold, far above any published model.
+MAX_SIDE, MAX_PATCHES, LARGEST = 4096, 1 << 14, 1e6
 _LISTED = 5  # names shown of a longer list of problems
 # What a file of one format is told where the other is expected.
 _OTHER = {
@@ -185,8 +187,11 @@ def _read(path: Path, format_: str, kind: type[Config]) -> tuple[Mapping[str, st
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             config = _config_of(path, header, format_, kind)
-            shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+            slices = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118
             bits = _bits_of(path, header)
+            dtypes = {k: v.get_dtype() for k, v in slices.items()}
+            _check_sizes(path, config, dtypes, bits)
+            shapes = {k: tuple(v.get_shape()) for k, v in slices.items()}
             _check_shapes(path, config, _unpacked_shapes(shapes, bits))
             flat = {name: file.get_tensor(name) for name in shapes}
     except SafetensorError as error:
@@ -196,9 +201,12 @@ def _read(path: Path, format_: str, kind: type[Config]) -> tuple[Mapping[str, st
         ) from error
     if bits is not None:
         flat = _dequantised(path, flat, bits)
-    wrong = [k for k, v in flat.items() if not np.isfinite(v).all()]
+    wrong = [k for k, v in flat.items() if not np.abs(v).max(initial=0) <= LARGEST]
     if wrong:
-        raise BackboneError(f"{path} holds NaN or infinity in {_some(wrong)}: convert it again")
+        raise BackboneError(
+            f"{path} holds NaN, infinity or values above {LARGEST:g} in {_some(wrong)}: convert it "
+            "again"
+        )
     return header, config, traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -299,6 +307,27 @@ def _config_of(path: Path, header: Mapping[str, str], expected: str, kind: type[
         raise BackboneError(
             f"{path} has no usable config in its header ({error}): convert it again"
         ) from error
+
+
+def _check_sizes(
+    path: Path, config: MAEConfig | ViTConfig, dtypes: Mapping[str, str], bits: Bits | None
+) -> None:
+    """Refuses wrong types, and sizes in a header that no file of this size has."""
+    stored = {CODES: "U8", SCALES: "F16"} if bits is not None else {}
+    wrong = [
+        f"{name} is {dtype}"
+        for name, dtype in dtypes.items()
+        if dtype != next((t for end, t in stored.items() if name.endswith(end)), "F32")
+    ]
+    if wrong:
+        raise BackboneError(f"{path} must hold float32 (F32): {_some(wrong)}; convert it again")
+    depth = config.depth + (config.decoder_depth if isinstance(config, MAEConfig) else 0)
+    patches = (config.image_size // config.patch_size) ** 2
+    if depth > len(dtypes) or config.image_size > MAX_SIDE or patches > MAX_PATCHES:
+        raise BackboneError(
+            f"{path} does not fit the architecture in its header: image_size {config.image_size}, "
+            f"{patches} patches, depth {depth}, but {len(dtypes)} tensors; convert it again"
+        )
 
 
 def _check_shapes(

@@ -20,7 +20,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("commands", "train", "evaluate", "extract", "pretrain", "ablate", "smoke"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-FREE = {"__init__", "main", "configs"}  # the public name, the table of commands, config files
+FREE = {
+    "__init__",
+    "__main__",
+    "main",
+    "configs",
+}  # the public name, the table of commands, config files
 
 
 def room_of(module: str) -> str:

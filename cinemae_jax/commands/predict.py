@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from rich.table import Table
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from cinemae_jax.runtime.console import (
     OK,
     SOME_FAILED,
     Parser,
+    csv_cell,
     fail,
     printable,
     report_console,
@@ -110,7 +111,8 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--heatmaps: the backbone of {detector.name} has no decoder")
         options.heatmaps.mkdir(parents=True, exist_ok=True)
     predictions = detector.stream((source for _, source in named), stability=options.stability)
-    bar = tqdm(predictions, total=len(named), desc="predict", unit="image", disable=None)
+    hidden = True if sys.stdout.isatty() else None  # the rows themselves show the progress there
+    bar = tqdm(predictions, total=len(named), desc="predict", unit="image", disable=hidden)
     all_scored = True
     with WRITERS[options.format](detector) as write:
         for (name, _), prediction in zip(named, bar, strict=True):
@@ -241,23 +243,45 @@ Write = Callable[[Row], None]
 
 @contextlib.contextmanager
 def _table(detector: Detector) -> Iterator[Write]:
+    """Every row at once, so that a long run shows something and Ctrl-C keeps what was scored."""
     console = report_console(PIPE_WIDTH)
-    table = Table()
-    for head in ("image", "probability of AI", "verdict", "care", "seconds"):
-        numeric = head in ("probability of AI", "seconds")
-        table.add_column(head, justify="right" if numeric else "left", overflow="fold")
+    console.print(_columns(console.width, header=True))
 
     def write(row: Row) -> None:
         spread = "" if row["uncertainty"] is None else f" ± {row['uncertainty']:.3f}"
         chance = "-" if row["probability"] is None else f"{row['probability']:.3f}{spread}"
         care = "\n".join(map(printable, row["flags"] or [row["error"] or ""]))
         verdict = row["verdict"] or "not scored"
-        table.add_row(printable(row["path"]), chance, verdict, care, f"{row['seconds']:.2f}")
+        shown = _columns(console.width, header=False)
+        shown.add_row(printable(row["path"]), chance, verdict, care, f"{row['seconds']:.2f}")
+        console.print(shown)
+        sys.stdout.flush()
 
     yield write
-    console.print(table)
     for sentence in detector.in_words():
         console.print(f"- {printable(sentence)}", soft_wrap=True)
+
+
+def _columns(width: int, *, header: bool) -> Table:
+    """A table whose columns have the same widths whatever is in them."""
+    table = Table(box=None, show_header=header, pad_edge=False)
+    fixed = {"probability of AI": 17, "verdict": 12, "seconds": 7}
+    free = max(30, width - sum(fixed.values()) - 8)  # two blanks between columns
+    for head, own in (
+        ("image", free * 2 // 5),
+        ("probability of AI", 0),
+        ("verdict", 0),
+        ("care", free - free * 2 // 5),
+        ("seconds", 0),
+    ):
+        side = "right" if head in ("probability of AI", "seconds") else "left"
+        table.add_column(
+            head,
+            justify=cast(Literal["left", "right"], side),
+            overflow="fold",
+            width=fixed.get(head, own),
+        )
+    return table
 
 
 @contextlib.contextmanager
@@ -284,7 +308,7 @@ def _csv(detector: Detector) -> Iterator[Write]:
         if writer is None:
             writer = csv.DictWriter(sys.stdout, list(flat), lineterminator="\n")
             writer.writeheader()
-        writer.writerow(flat)
+        writer.writerow({k: csv_cell(v) if isinstance(v, str) else v for k, v in flat.items()})
         sys.stdout.flush()
 
     yield write

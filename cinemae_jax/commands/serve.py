@@ -53,6 +53,13 @@ def parser() -> argparse.ArgumentParser:
         help="largest share of photographs that may be called ai, for example 0.01",
     )
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another host name by which browsers may reach this server, for example of a proxy",
+    )
     add("--port", type=_port, default=8000, help="port; 0 picks a free one (8000)")
     add(
         "--max-megabytes",
@@ -118,14 +125,17 @@ def run(options: argparse.Namespace) -> None:
         start = time.perf_counter()
         app.warm_up(detector)
         progress.say(f"compiled  in {time.perf_counter() - start:.1f} s")
+        stop = threading.Event()
         application = app.create(
             detector,
             max_bytes=options.max_megabytes * 1_000_000,
             queue=options.queue,
-            hosts=names_of(options.host, listener),
+            hosts=names_of(options.host) | {name.lower() for name in options.allow_host},
+            addresses=not _is_loopback(listener),
+            stop=stop,
         )
         ready = functools.partial(_ready, options.host, listener, opened=options.open)
-        server.serve(application, listener, ready)
+        server.serve(application, listener, ready, stop)
 
 
 def make_detector(loaded: bundle.Bundle, *, runs: int | None, fpr: float | None) -> Detector:
@@ -160,9 +170,9 @@ def bound(host: str, port: int) -> socket.socket:
         return listener
 
 
-def names_of(host: str, listener: socket.socket) -> frozenset[str] | None:
-    """Accepted host names; None (any) if other machines can reach the server."""
-    return LOOPBACK | {host.lower()} if _is_loopback(listener) else None
+def names_of(host: str) -> frozenset[str]:
+    """Accepted host names: those of this machine, by which pages of others cannot reach it."""
+    return LOOPBACK | {host.lower(), socket.gethostname().lower()}
 
 
 def _is_loopback(listener: socket.socket) -> bool:

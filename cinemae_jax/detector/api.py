@@ -294,6 +294,9 @@ class Detector:
         """The prediction from the (1 + alterations, G) logits of an image."""
         config = self.trained.settings.detector
         logit = scored.logit.astype(np.float64).mean(axis=1)
+        if not np.isfinite(logit).all():
+            error = "its score is not finite: the detector's weights are damaged or too large"
+            return self._refused(dataclasses.replace(one, error=error))
         by_group = self.calibration.probability(scored.logit[0])
         probability = self.calibration.probability(logit)
         low_context = scored.uniform_share > config.low_context_share

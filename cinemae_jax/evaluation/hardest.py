@@ -73,7 +73,7 @@ def _hard(record: Mapping[str, Any], read: Callable[[], bytes], draw: Draw | Non
         path=record["path"],
         label=CLASS_NAMES[record["label"]],
         generator=record["generator"],
-        probability=record["calibrated_probability"],
+        probability=record["probability"],
         verdict=record["verdict"],
         is_wrong=(record["logit"] > 0) != bool(record["label"]),
         thumbnail=thumbnail,

@@ -108,17 +108,15 @@ class _Scores:
 
     @classmethod
     def of(cls, table: pa.Table) -> "_Scores":
-        is_calibrated = "calibrated_probability" in table.column_names
-        names = [name for name in STATISTICS if name in table.column_names]
+        name = "probability" if "probability" in table.column_names else "raw_probability"
+        statistics = [name for name in STATISTICS if name in table.column_names]
         return cls(
             label=table["label"].to_numpy(),
             generator=np.array(table["generator"].to_pylist()),
             logit=table["logit"].to_numpy().astype(np.float64),
-            probability=table[
-                "calibrated_probability" if is_calibrated else "probability"
-            ].to_numpy(),
-            kind="calibrated probability" if is_calibrated else "probability",
-            statistics={name: table[name].to_numpy().astype(np.float64) for name in names},
+            probability=table[name].to_numpy(),
+            kind="calibrated probability" if name == "probability" else "raw probability",
+            statistics={name: table[name].to_numpy().astype(np.float64) for name in statistics},
         )
 
     @property

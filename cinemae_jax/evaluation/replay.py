@@ -19,6 +19,7 @@ from cinemae_jax.evaluation.receipt import Difference, Receipt, ReceiptError
 from cinemae_jax.features.run import UNREAD
 from cinemae_jax.model.config import DetectorConfig
 from cinemae_jax.runtime import differences
+from cinemae_jax.runtime.console import printable
 from cinemae_jax.runtime.devices import Replicas
 from cinemae_jax.settings import Settings
 
@@ -54,7 +55,9 @@ class Replay:
                 f"differs   {len(self.found)} of {self.num_images} images by more than "
                 f"{self.tolerance:g}; largest logit difference {self.largest:.3g}"
             )
-            said += [f"          {one.path}: was {one.words}" for one in self.found[:LISTED]]
+            said += [
+                printable(f"          {one.path}: was {one.words}") for one in self.found[:LISTED]
+            ]
             if len(self.found) > LISTED:
                 said.append(f"          and {len(self.found) - LISTED} more")
         elif self.tolerance:

@@ -22,7 +22,7 @@ from cinemae_jax.evaluation import audited, metrics, phrases, reported, signal, 
 from cinemae_jax.evaluation.bootstrap import ECE_BINS
 from cinemae_jax.evaluation.generalisation import Generalisation
 from cinemae_jax.evaluation.metrics import METRICS, Estimate, Row
-from cinemae_jax.runtime.console import versions
+from cinemae_jax.runtime.console import csv_cell, printable, versions
 
 # Table title → metric → column title.  All numbers are per cent.
 TABLES = {
@@ -73,7 +73,9 @@ def _table(rows: Sequence[Row], title: str, columns: Mapping[str, str]) -> Table
         for i, name in enumerate(columns):
             if name in WITH_INTERVAL:
                 cells[i] = f"{cells[i]} {format_interval(row.metrics[name])}".strip()
-        table.add_row(row.name, str(row.nature), str(row.ai), str(row.bad), *map(escape, cells))
+        table.add_row(
+            printable(row.name), str(row.nature), str(row.ai), str(row.bad), *map(escape, cells)
+        )
     return table
 
 
@@ -184,7 +186,7 @@ def write(
     }
     (workdir / "eval.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     pyarrow.csv.write_csv(
-        pa.Table.from_pylist([_as_record(row) for row in rows]), workdir / "eval.csv"
+        _plain(pa.Table.from_pylist([_as_record(row) for row in rows])), workdir / "eval.csv"
     )
     pyarrow.csv.write_csv(_plain(scores), workdir / "scores.csv")
     for name, text in pages(workdir, rows, scores, facts, hardest).items():
@@ -301,9 +303,14 @@ def _as_record(row: Row) -> dict[str, Any]:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The table with dictionary columns as strings, for CSV."""
+    """The table for CSV: dictionary columns as strings, and text that no program runs."""
     fields = [
         pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
         for f in table.schema
     ]
-    return table.cast(pa.schema(fields))
+    table = table.cast(pa.schema(fields))
+    for i, field in enumerate(fields):
+        if pa.types.is_string(field.type):
+            values = [text if text is None else csv_cell(text) for text in table[i].to_pylist()]
+            table = table.set_column(i, field.name, pa.array(values, pa.string()))
+    return table

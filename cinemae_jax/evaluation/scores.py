@@ -23,10 +23,10 @@ def score(
     """Scores every image exactly once with every head.
 
     Returns:
-      The catalog's columns plus ``logit``, ``probability``, the statistics by name (the head's
-      inputs), ``uniform_share``, ``low_context`` and ``error``.  With several heads, these are
-      those of the first; ``logit_1``, … are those of the others.  Unread images have nulls and a
-      reason, and are added to ``unread``.
+      The catalog's columns plus ``logit``, ``raw_probability`` (its sigmoid, not calibrated), the
+      statistics by name (the head's inputs), ``uniform_share``, ``low_context`` and ``error``.
+      With several heads, these are those of the first; ``logit_1``, … are those of the others.
+      Unread images have nulls and a reason, and are added to ``unread``.
     """
     config = detector.settings
     count, num_heads = len(images.images), config.num_seeds
@@ -52,7 +52,7 @@ def score(
                 errors[int(row)] = str(error)
     columns: dict[str, np.ndarray] = {
         "logit": logit[:, 0],
-        "probability": 1 / (1 + np.exp(-logit[:, 0].astype(np.float64))),
+        "raw_probability": 1 / (1 + np.exp(-logit[:, 0].astype(np.float64))),
         **{name: stats[:, i] for i, name in enumerate(names)},
         "uniform_share": uniform_share,
         "low_context": uniform_share > config.detector.low_context_share,
@@ -66,12 +66,17 @@ def score(
 
 
 def with_verdicts(table: pa.Table, calibration: Calibration) -> pa.Table:
-    """Adds the columns ``calibrated_probability`` and ``verdict`` to a table of scores."""
+    """Adds the calibrated ``probability`` and ``verdict`` to a table of scores.
+
+    ``calibrated_probability`` is the same column under its older name.
+    """
     unread = table["error"].is_valid().to_numpy()
     logit = table["logit"].to_numpy(zero_copy_only=False)
     low_context = table["low_context"].fill_null(True).to_numpy(zero_copy_only=False)
+    probability = calibration.probability(logit)
     for name, values in (
-        ("calibrated_probability", calibration.probability(logit)),
+        ("probability", probability),
+        ("calibrated_probability", probability),
         ("verdict", calibration.verdict(logit, low_context)),
     ):
         table = table.append_column(name, pa.array(values, mask=unread))

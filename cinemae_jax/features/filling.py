@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cinemae_jax.data.catalog import Catalog
 from cinemae_jax.data.collection import Source, open_images
@@ -253,12 +252,8 @@ def fill(made: Mapping[str, Bank], data: DataSettings, programs: Programs, run: 
         return
     host = run.replicas.host
     mine = todo[host.index :: host.count]
-    with tqdm(
-        total=sum(len(made[name].parts[i].rows) * made[name].num_calls for name, i, _ in mine),
-        desc="extract",
-        unit="view",
-        disable=True if host.index else None,
-    ) as bar:
+    total = sum(len(made[name].parts[i].rows) * made[name].num_calls for name, i, _ in mine)
+    with progress.bar("extract", total, "view") as update:
         for turn in range(math.ceil(len(todo) / host.count)):
             preemption.check()
             for name, i, stores in mine[turn : turn + 1]:
@@ -266,7 +261,7 @@ def fill(made: Mapping[str, Bank], data: DataSettings, programs: Programs, run: 
                 batch_size = one.batch_size // host.count
                 online = OnlineSet(one.images, programs.backbone, data, batch_size)
                 batches = online.views(one.transform, one.num_calls, one.parts[i].rows)
-                extract_part(one, i, stores, programs, batches, run.unread, bar)
+                extract_part(one, i, stores, programs, batches, run.unread, update)
             collectives.barrier(f"part {turn} of every host")
     written = [made[name].stores[store].parts[i].path for name, i, by in todo for store in by]
     if unseen := hosts.unseen(written):
@@ -356,7 +351,7 @@ def extract_part(
     programs: Programs,
     batches: Iterable[Batch],
     unread: BadImages,
-    bar: tqdm,
+    update: Callable[[int], object],
 ) -> None:
     """Extracts a part on the devices of this host and writes it to the given stores.
 
@@ -367,7 +362,7 @@ def extract_part(
       programs: that make the features.
       batches: all views of the part's images.
       unread: records images that cannot be read.
-      bar: progress in views.
+      update: is told the number of views done.
     """
     recipes = {name: one.stores[name].recipe for name in stores}
     names = [name for recipe in recipes.values() for name in recipe.columns]
@@ -380,7 +375,7 @@ def extract_part(
             values.extend(batch[name].tolist())
         for name, of_batch in merge(found).items():
             columns[name].append(of_batch)
-        bar.update((batch["row"] >= 0).sum())
+        update(int((batch["row"] >= 0).sum()))
     rows = len(one.parts[index].rows)
     facts = {name: values[:: one.num_calls][:rows] for name, values in facts.items()}
     for name, recipe in recipes.items():

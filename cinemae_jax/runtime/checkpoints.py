@@ -285,7 +285,7 @@ def _of_arrays(tree: Any) -> str:
     for leaf in jax.tree.leaves(tree):
         values = np.ascontiguousarray(leaf)
         digest.update(f"{values.dtype.name} {np.shape(leaf)};".encode())
-        digest.update(values.tobytes())
+        digest.update(values.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

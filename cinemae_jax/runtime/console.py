@@ -69,6 +69,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def csv_cell(text: str) -> str:
+    """Text for a CSV cell: printable, and with ' in front if a spreadsheet would compute it."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "@")) else text
+
+
 def accept_any_name() -> None:
     """Lets the streams escape characters that they cannot encode instead of failing on them."""
     for stream in (sys.stdout, sys.stderr):

@@ -8,6 +8,7 @@ shared.
 import contextlib
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -55,6 +56,8 @@ def join(
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise ValueError(f"--coordinator is {coordinator!r}: give HOST:PORT of process 0")
     where = f"{coordinator}, process {process_id} of {num_processes}" if coordinator else "detected"
+    if coordinator is not None and process_id == 0:
+        _require_free(coordinator)
     watchdog = threading.Timer(timeout, _give_up, [where, timeout])
     watchdog.daemon = True
     watchdog.start()
@@ -77,6 +80,20 @@ def join(
         ) from error
     finally:
         watchdog.cancel()
+
+
+def _require_free(coordinator: str) -> None:
+    """Raises ValueError if something listens on the port: JAX would end with a C++ stack trace."""
+    port = int(coordinator.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                f"process 0 cannot listen on port {port} of --coordinator={coordinator} ({error}): "
+                "end the program that uses it, or give another port to all processes"
+            ) from error
 
 
 def _give_up(where: str, timeout: int) -> None:

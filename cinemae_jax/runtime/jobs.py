@@ -3,6 +3,7 @@
 Only entry points import this module: it defines global flags, which a library must not do.
 """
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -83,11 +84,22 @@ def run_config(
         _require_config_dict()
         _expand_home(_CONFIG.value)
     except flags.Error as error:
-        return fail(error)
+        return fail(_in_words(error))
     except Exception as error:
         return fail(ValueError(_fault_of_config(error, words)))
     code = _run(stray, job)
     return hosts.leave(code) if _DISTRIBUTED.value else code
+
+
+def _in_words(error: flags.Error) -> Exception:
+    """absl's message about missing flags, in words for users; others as they are."""
+    missing = re.findall(r"Flag (--\w+) must have a value other than None", str(error))
+    if not missing:
+        return error
+    return ValueError(
+        f"{' and '.join(dict.fromkeys(missing))} is missing: give --config=FILE_OR_NAME and "
+        "--workdir=FOLDER (see --help)"
+    )
 
 
 def replicas() -> Replicas:

@@ -6,6 +6,7 @@ grow with the number of clients.  Request content is neither stored nor logged.
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +39,7 @@ REFUSALS = {
     413: "the body is larger than this server accepts",
     415: "the content type is not that of an image",
     422: "the image cannot be decoded or scored; the error gives the decoder's reason",
-    503: "the queue is full; `Retry-After` says when to try again",
+    503: "the queue is full (`Retry-After` says when to try again), or the server is stopping",
 }
 BODY = {
     "required": True,
@@ -64,6 +65,8 @@ def create(
     max_bytes: int,
     queue: int,
     hosts: frozenset[str] | None,
+    addresses: bool = False,
+    stop: threading.Event | None = None,
 ) -> ASGIApp:
     """Builds the ASGI application.
 
@@ -72,6 +75,8 @@ def create(
       max_bytes: largest accepted request body.
       queue: largest number of simultaneous requests, including the one being scored.
       hosts: accepted host names; None accepts any.
+      addresses: whether any IP address is accepted besides.
+      stop: once set, the requests that wait are refused (503).
     """
     app = FastAPI(
         title="cinemae serve",
@@ -86,7 +91,8 @@ def create(
             "auto_configure": False,
         },
     )
-    service = Service(detector, max_bytes=max_bytes, queue=queue)
+    stop = stop or threading.Event()
+    service = Service(detector, max_bytes=max_bytes, queue=queue, stop=stop)
     described = answers.about(detector, max_bytes)
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Failure, "description": words} for status, words in REFUSALS.items()
@@ -111,12 +117,14 @@ def create(
     async def page() -> Response:
         return FileResponse(PAGE / "index.html")
 
+    for path, answer in (("/", page), ("/healthz", health), ("/v1/detector", about)):
+        app.head(path, include_in_schema=False)(answer)  # FastAPI answers 405 without
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _bad_option)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _failed)
-    return Guard(app, hosts)
+    return Guard(app, hosts, addresses=addresses)
 
 
 def warm_up(detector: Detector) -> None:
@@ -129,9 +137,12 @@ def warm_up(detector: Detector) -> None:
 class Service:
     """The detector and the queue of requests."""
 
-    def __init__(self, detector: Detector, *, max_bytes: int, queue: int) -> None:
+    def __init__(
+        self, detector: Detector, *, max_bytes: int, queue: int, stop: threading.Event
+    ) -> None:
         """See ``create`` for the arguments."""
         self._detector, self._max_bytes, self._free = detector, max_bytes, queue
+        self._stop = stop
         self._turn = asyncio.Lock()  # first come, first served
 
     async def predict(self, request: Request, options: Annotated[Options, Query()]) -> Any:
@@ -146,6 +157,8 @@ class Service:
         with self._place():
             data = await body.read(request, self._max_bytes)
             async with self._turn:
+                if self._stop.is_set():
+                    raise HTTPException(503, "the server is stopping: try again later")
                 if await request.is_disconnected():
                     return Response(status_code=GONE)
                 try:

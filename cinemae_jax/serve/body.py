@@ -12,6 +12,8 @@ from starlette.requests import Request
 FIELD = "image"
 # Time limit for a body; after it, the request loses its place in the queue.
 READ_SECONDS = 60
+# Longest pause in a body: silent senders must not hold places of others.
+SILENT_SECONDS = 5
 ANY_IMAGE, BINARY, FORM = "image/*", "application/octet-stream", "multipart/form-data"
 
 
@@ -46,7 +48,11 @@ async def read(request: Request, max_bytes: int) -> bytes:
                 else b"".join([chunk async for chunk in chunks])
             )
     except TimeoutError as error:
-        raise HTTPException(408, f"the body took more than {READ_SECONDS} seconds") from error
+        raise HTTPException(
+            408,
+            f"the body did not arrive within {READ_SECONDS} seconds, or paused for more than "
+            f"{SILENT_SECONDS}",
+        ) from error
     if not data:
         raise HTTPException(400, "no image: the body is empty")
     return data
@@ -54,8 +60,13 @@ async def read(request: Request, max_bytes: int) -> bytes:
 
 async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The chunks of the body, counted as they arrive."""
-    size = 0
-    async for chunk in request.stream():
+    size, stream = 0, aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(SILENT_SECONDS):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)

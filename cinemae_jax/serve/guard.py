@@ -4,6 +4,7 @@ Every page that a user opens can reach a server on loopback.  Pages of other sit
 their ``Origin``, and DNS rebinding by ``Host``.
 """
 
+import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,10 +28,13 @@ class Guard:
     Args:
       app: protected application.
       hosts: accepted host names, without port; None accepts any.
+      addresses: whether any IP address is accepted besides; DNS rebinding needs a name.
     """
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
-        self._app, self._hosts = app, hosts
+    def __init__(
+        self, app: ASGIApp, hosts: frozenset[str] | None, *, addresses: bool = False
+    ) -> None:
+        self._app, self._hosts, self._addresses = app, hosts, addresses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,15 +53,40 @@ class Guard:
 
     def _fault(self, headers: Headers, method: str) -> str:
         host = headers.get("host", "")
-        if self._hosts is not None and (name := _name(host)) not in self._hosts:
-            return f"host {name!r} is not accepted: this server is for this machine only"
+        if not self._accepts(name := _name(host)):
+            known = "" if self._addresses else ": this server is for this machine only"
+            return (
+                f"host {name!r} is not accepted{known}; `cinemae serve --allow-host NAME` accepts "
+                "another name"
+            )
         if method in ("GET", "HEAD"):  # links are harmless: other sites cannot read the response
             return ""
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _netloc(origin) != host:
             return f"pages of {origin} may not use this server"
         if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             return "pages of other sites may not use this server"
+        return ""
+
+    def _accepts(self, name: str) -> bool:
+        if self._hosts is None or name in self._hosts:
+            return True
+        return self._addresses and _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an origin; empty if it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
         return ""
 
 

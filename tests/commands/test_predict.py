@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pillow_heif
@@ -114,6 +115,37 @@ def test_formats_hold_the_same_rows(
         assert row["detector"] == loaded.name
         assert OPINION in row["note"]
     assert "not an image" in by_format["json"][1]["error"]
+
+
+def test_rows_of_the_table_come_one_by_one_and_stay(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Words:
+        def in_words(self) -> list[str]:
+            return ["a sentence"]
+
+    row: dict[str, Any] = {"uncertainty": None, "probability": 0.5, "flags": [], "error": None}
+    row |= {"seconds": 0.1, "verdict": "ai", "path": "a\r\x1b[2J.png"}
+    table = predict.WRITERS["table"](Words())
+    write = table.__enter__()
+    write(row)
+    first = capsys.readouterr().out
+    assert r"a\r\x1b[2J.png" in first
+    assert "\x1b" not in first
+    write(row | {"probability": None, "verdict": None, "error": "damaged " * 30})
+    second = capsys.readouterr().out
+    assert first.splitlines()[-1].index("ai") == second.splitlines()[0].index("not scored")
+    table.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert "a sentence" not in capsys.readouterr().out
+
+
+def test_csv_rows_are_neither_formulas_nor_split(capsys: pytest.CaptureFixture[str]) -> None:
+    with predict.WRITERS["csv"](None) as write:
+        for path in ("=1+1", "@x", "a\rb\nc", "plain.png"):
+            write({"path": path, "flags": ["+a"], "probability": -0.5})
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in rows] == ["'=1+1", "'@x", r"a\rb\nc", "plain.png"]
+    assert (rows[0]["flags"], rows[0]["probability"]) == ("'+a", "-0.5")
 
 
 def test_the_table_names_the_detector_and_its_limits(

@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as sk
 
 from cinemae_jax.detector.calibration import Calibration
-from cinemae_jax.evaluation import bootstrap, metrics, report
+from cinemae_jax.evaluation import bootstrap, metrics, report, scores
 from cinemae_jax.evaluation.bootstrap import Resampling
 from cinemae_jax.evaluation.metrics import Row, ScoredImages
 from tests.helpers.small_detector import CALIBRATION
@@ -345,7 +345,7 @@ def results() -> tuple[list[Row], pa.Table]:
             "generator": pa.array(names).dictionary_encode(),
             "error": pa.array(["damaged"] + [None] * 59, pa.string()),
             "logit": pa.array(logits, mask=np.arange(60) == 0),
-            "probability": pa.array(1 / (1 + np.exp(-logits)), mask=np.arange(60) == 0),
+            "raw_probability": pa.array(1 / (1 + np.exp(-logits)), mask=np.arange(60) == 0),
             **{
                 name: pa.array(np.abs(logits), mask=np.arange(60) == 0)
                 for name in ("variability", "mean_anomaly", "perturbation_sensitivity")
@@ -353,6 +353,32 @@ def results() -> tuple[list[Row], pa.Table]:
         }
     )
     return evaluate(labels, logits, names), table
+
+
+def test_csv_cells_are_neither_formulas_nor_lines(tmp_path: Path) -> None:
+    rows, table = results()
+    names = ["=1+1.png", "+a", "@b", "line\rbreak\n", "\x1b[2Jclear"]
+    paths = names + table["path"].to_pylist()[len(names) :]
+    report.write(tmp_path, rows, table.set_column(0, "path", pa.array(paths)), FACTS)
+    written = (tmp_path / "scores.csv").read_bytes()
+    assert b"\x1b" not in written
+    assert b"\r" not in written
+    assert len(written.splitlines()) == 61
+    found = pyarrow.csv.read_csv(tmp_path / "scores.csv")["path"].to_pylist()
+    assert found[: len(names)] == ["'=1+1.png", "'+a", "'@b", r"line\rbreak\n", r"\x1b[2Jclear"]
+
+
+def test_probability_is_calibrated_wherever_it_is_called_so() -> None:
+    _, table = results()
+    rated = scores.with_verdicts(
+        table.append_column("low_context", pa.array([False] * 60)), CALIBRATION
+    )
+    logit = table["logit"].to_numpy(zero_copy_only=False)
+    found = rated["probability"].to_numpy(zero_copy_only=False)
+    np.testing.assert_allclose(found[1:], CALIBRATION.probability(logit)[1:])
+    raw = rated["raw_probability"].to_numpy(zero_copy_only=False)
+    np.testing.assert_allclose(raw[1:], 1 / (1 + np.exp(-logit[1:])))
+    assert rated["probability"].null_count == 1
 
 
 def test_files_say_the_same_as_the_rows(tmp_path: Path) -> None:
@@ -364,9 +390,9 @@ def test_files_say_the_same_as_the_rows(tmp_path: Path) -> None:
     assert "jax" in saved["versions"]
     frame = pyarrow.csv.read_csv(tmp_path / "eval.csv").to_pylist()
     assert frame[0]["accuracy_low"] == pytest.approx(rows[0].metrics["accuracy"].low)
-    scores = pyarrow.csv.read_csv(tmp_path / "scores.csv")
-    assert scores["path"].to_pylist() == table["path"].to_pylist()
-    assert scores["logit"].null_count == 1
+    listed = pyarrow.csv.read_csv(tmp_path / "scores.csv")
+    assert listed["path"].to_pylist() == table["path"].to_pylist()
+    assert listed["logit"].null_count == 1
     page = (tmp_path / "report.html").read_text()
     assert report.format_value(rows[0].metrics["auc"]) in page
     assert report.format_interval(rows[0].metrics["auc"]) in page

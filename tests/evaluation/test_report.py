@@ -73,7 +73,7 @@ def score_table(shift: float = 1.0, count: int = 30) -> pa.Table:
         "split": pa.array(["val"] * len(label)).dictionary_encode(),
         "example_id": pa.array(np.arange(len(label), dtype=np.uint64)),
         "logit": pa.array(logit),
-        "probability": pa.array(1 / (1 + np.exp(-logit.astype(np.float64)))),
+        "raw_probability": pa.array(1 / (1 + np.exp(-logit.astype(np.float64)))),
         **{name: pa.array(np.abs(logit)) for name in STATISTICS},
         "low_context": pa.array(np.zeros(len(label), bool)),
         "error": pa.array([None] * len(label), pa.string()),

@@ -3,6 +3,7 @@
 import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -191,3 +192,12 @@ def test_missing_files_are_waited_for_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(hosts.time, "monotonic", lambda: next(clock))
     assert hosts.unseen(paths) == paths[1:]
     assert len(naps) < hosts.VISIBLE
+
+
+def test_a_busy_port_of_the_coordinator_is_named() -> None:
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} "):
+            hosts.join(f"localhost:{port}", 2, 0, timeout=5)
+    with pytest.raises(ValueError, match="port 99999"):
+        hosts.join("localhost:99999", 2, 0, timeout=5)

@@ -140,24 +140,37 @@ def test_unknown_options_are_refused(script: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spmd", ["pmap", "shard_map"])
-def test_the_smoke_job_stops_resumes_and_reports(tmp_path: Path, spmd: str) -> None:
-    """Two real processes of two devices, each started twice."""
-    process = subprocess.run(
-        [
-            *("bash", str(LAUNCH / "smoke.sh"), "--workdir", str(tmp_path / "smoke")),
-            *("--processes", "2", "--devices", "2"),
-            *("--flags", f"--spmd={spmd} --config.images=8 --config.batch_size=4"),
-        ],
-        env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(LAUNCH.parent)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert process.returncode == 0, process.stderr
-    found = json.loads((tmp_path / "smoke/smoke.json").read_text())
+def test_the_smoke_job_stops_resumes_and_reports(tmp_path: Path) -> None:
+    """Two real processes of two devices: stopped under pmap, resumed under shard_map."""
+    workdir = tmp_path / "smoke"
+    few = ("--config.images=8", "--config.batch_size=4")
+
+    def start(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(LAUNCH / script), "--processes", "2", "--devices", "2", *arguments],
+            env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(LAUNCH.parent)},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+
+    job = ("--", "smoke", "--config=smoke", f"--workdir={workdir}", *few)
+    stopped = start("local.sh", *job)
+    assert stopped.returncode == 75, stopped.stderr
+    flags = " ".join(("--spmd=shard_map", *few))
+    resumed = start("smoke.sh", "--workdir", str(workdir), "--flags", flags)
+    assert resumed.returncode == 0, resumed.stderr
+    found = json.loads((workdir / "smoke.json").read_text())
     assert (len(found["hosts"]), found["devices"], found["images"]) == (2, 4, 16)
     assert found["resumed_at"] == 2
+
+
+def test_the_smoke_script_starts_a_stopped_job_again(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    job.write_text(f'echo "$@"; [ -e {tmp_path}/ran ] && exit 0; touch {tmp_path}/ran; exit 75')
+    process = run("smoke.sh", "--workdir", str(tmp_path), "--", "bash", str(job))
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == [f"smoke --config=smoke --workdir={tmp_path}"] * 2
 
 
 def test_slurm_signals_early_and_requeues() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import io
 import json
 import os
@@ -28,12 +29,12 @@ from cinemae_jax.detector.api import OPINION, Detector
 from cinemae_jax.detector.bundle import Bundle, TrainingView
 from cinemae_jax.detector.calibration import Calibration
 from cinemae_jax.detector.heatmap import STATEMENT
-from cinemae_jax.serve import answers, app, body
+from cinemae_jax.serve import answers, app, body, server
 from cinemae_jax.serve.guard import HEADERS
 from tests.conftest import photo
 from tests.helpers.odd_images import UNREADABLE
 from tests.helpers.pictures import encoded
-from tests.helpers.serving import MAX_BYTES, Gated, running
+from tests.helpers.serving import MAX_BYTES, Gated, listening, running
 from tests.helpers.small_detector import small_bundle
 
 pytestmark = pytest.mark.slow
@@ -273,13 +274,37 @@ def test_other_sites_and_other_names_are_turned_away(client: httpx2.Client) -> N
         return client.post("/v1/predict", content=picture(), headers=named)
 
     assert post(Origin=own, Sec_Fetch_Site="same-origin").status_code == 200
-    for origin in ("https://evil.example", "null", "http://localhost:1"):
+    for origin in ("https://evil.example", "null", "http://localhost:1", "http://[bad"):
         assert "may not use" in refusal(post(Origin=origin), 403)
     assert "may not use" in refusal(post(Sec_Fetch_Site="cross-site"), 403)
     for host in ("evil.example", "127.0.0.1.evil.example:8000", "", "[::1"):
         assert "this machine only" in refusal(post(Host=host), 403)
     for host in ("localhost:9999", "127.0.0.1", "[::1]:8000", "LOCALHOST"):
         assert post(Host=host).status_code == 200
+
+
+def test_an_open_server_knows_its_own_names_and_addresses(detector: Detector) -> None:
+    names = serve.names_of("0.0.0.0")
+    made = app.create(detector, max_bytes=MAX_BYTES, queue=2, hosts=names, addresses=True)
+    with listening(made) as url:
+        for host, status in (
+            ("localhost", 200),
+            (socket.gethostname(), 200),
+            ("192.0.2.7:8000", 200),
+            ("[2001:db8::1]:8000", 200),
+            ("evil.example", 403),
+        ):
+            headers = {"Host": host, "Origin": f"http://{host}"}
+            response = httpx2.post(f"{url}/v1/predict", content=picture(), headers=headers)
+            assert response.status_code == status, host
+        assert "--allow-host" in response.json()["error"]
+
+
+def test_head_is_answered_like_get_without_a_body(client: httpx2.Client) -> None:
+    for path in ("/", "/healthz", "/v1/detector", "/page/page.js"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["content-type"] == client.get(path).headers["content-type"]
 
 
 def test_every_answer_is_sealed(client: httpx2.Client) -> None:
@@ -289,6 +314,7 @@ def test_every_answer_is_sealed(client: httpx2.Client) -> None:
         client.get("/nothing"),
         client.get("/healthz", headers={"Host": "evil.example"}),
         client.post("/v1/predict", content=b"no picture"),
+        client.post("/v1/predict", content=b"x", headers={"Origin": "http://[bad"}),
     ):
         for name, value in HEADERS.items():
             assert response.headers[name] == value
@@ -351,6 +377,65 @@ def test_a_full_queue_says_when_to_come_again(detector: Detector) -> None:
         gated.gate.set()
         assert [answer.status_code for answer in answers] == [200, 200, 200]
         assert client.post("/v1/predict", content=picture()).status_code == 200
+
+
+def connected(url: str, sent: bytes = b"") -> socket.socket:
+    address = urlsplit(url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=10)
+    connection.sendall(sent)
+    return connection
+
+
+def test_silent_senders_lose_their_places(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "SILENT_SECONDS", 0.3)
+    with running(detector, queue=3) as url, contextlib.ExitStack() as open_:
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
+        silent = f"{head}Content-Length: 99\r\n\r\nhalf".encode()
+        senders = [open_.enter_context(connected(url, silent)) for _ in range(3)]
+        assert all(one.recv(99).startswith(b"HTTP/1.1 408") for one in senders)
+        assert httpx2.post(f"{url}/v1/predict", content=picture(), timeout=30).status_code == 200
+
+
+def test_idle_and_half_sent_connections_are_closed(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    with running(detector) as url:
+        whole = f"GET /healthz HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n\r\n".encode()
+        for sent in (b"", b"GET / HT", b"POST /v1/predict HTTP/1.1\r\nHost: x", whole + b"GET /h"):
+            with connected(url, sent) as connection:
+                received = connection.makefile("rb").read()  # until it is closed
+            assert received.startswith(b"HTTP/1.1 200") == (sent[:3] == b"GET" and len(sent) > 20)
+
+
+def test_who_waits_when_the_server_stops_is_told(detector: Detector) -> None:
+    gated, stop = Gated(detector), threading.Event()
+    made = app.create(gated, max_bytes=MAX_BYTES, queue=9, hosts=serve.LOOPBACK, stop=stop)
+    with listening(made) as url, concurrent.futures.ThreadPoolExecutor(3) as pool:
+        asked = [
+            pool.submit(httpx2.post, f"{url}/v1/predict", content=picture(i), timeout=30)
+            for i in range(3)
+        ]
+        assert gated.came.acquire(timeout=10)
+        stop.set()
+        gated.gate.set()
+        statuses = sorted(future.result().status_code for future in asked)
+    assert statuses == [200, 503, 503]
+
+
+def test_sixty_requests_at_once_are_all_answered(detector: Detector) -> None:
+    with running(detector, queue=60) as url, concurrent.futures.ThreadPoolExecutor(60) as pool:
+        pictures = [picture(i % 5) for i in range(60)]
+
+        def ask(data: bytes) -> float:
+            answer = httpx2.post(f"{url}/v1/predict", content=data, timeout=120)
+            assert answer.status_code == 200
+            return float(answer.json()["logit"])
+
+        logits = list(pool.map(ask, pictures))
+    assert logits == logits[:5] * 12
 
 
 def test_who_goes_away_is_not_waited_for(
@@ -465,13 +550,9 @@ def test_a_missing_extra_is_named(
 
 
 def test_what_others_can_reach_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    for host, cautioned, names in (
-        ("127.0.0.1", False, serve.LOOPBACK),
-        ("localhost", False, serve.LOOPBACK),
-        ("0.0.0.0", True, None),
-    ):
+    for host, cautioned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
         with serve.bound(host, 0) as listener:
-            assert serve.names_of(host, listener) == names
+            assert serve.LOOPBACK | {host} <= serve.names_of(host)
             serve._ready(host, listener, opened=False)
         printed = capsys.readouterr().out
         assert ("caution" in printed) == cautioned

@@ -56,6 +56,44 @@ def _saved(backbone: Backbone, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.float16, np.float64])
+def test_other_types_than_float32_are_refused(
+    backbone: Backbone, tmp_path: Path, dtype: type
+) -> None:
+    source = _saved(backbone, tmp_path)
+    name, values = next(iter(load_file(source).items()))
+    changed = rewrite(source, tmp_path / "typed.safetensors", **{name: values.astype(dtype)})
+    with pytest.raises(weights.BackboneError, match=r"typed\.safetensors must hold float32"):
+        weights.load(changed)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"image_size": 8 * 10**6},
+        {"image_size": 4096, "patch_size": 1},
+        {"depth": 10**6},
+        {"decoder_depth": 10**6},
+    ],
+)
+def test_sizes_in_a_header_are_not_believed(
+    backbone: Backbone, tmp_path: Path, sizes: dict[str, int]
+) -> None:
+    source = _saved(backbone, tmp_path)
+    config = dataclasses.replace(SMALL, **sizes)
+    path = rewrite(source, tmp_path / "sized.safetensors", config=config)
+    with pytest.raises(weights.BackboneError, match=r"sized\.safetensors .*architecture"):
+        weights.load(path)
+
+
+def test_huge_weights_are_named(backbone: Backbone, tmp_path: Path) -> None:
+    source = _saved(backbone, tmp_path)
+    name, values = next(iter(load_file(source).items()))
+    path = rewrite(source, tmp_path / "huge.safetensors", **{name: np.full_like(values, 1e30)})
+    with pytest.raises(weights.BackboneError, match=f"huge.safetensors .*{name}"):
+        weights.load(path)
+
+
 def test_a_missing_file_names_the_bundled_ones(tmp_path: Path) -> None:
     with pytest.raises(weights.BackboneError, match=r"nope.safetensors.*tiny"):
         weights.load(tmp_path / "nope.safetensors")
