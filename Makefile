@@ -25,7 +25,7 @@ demo: $(VENV)/.package
 	$(CACHED) $(BIN)/python -m cinemae_jax.train --config configs/demo.py --workdir $(DEMO)/trained
 	@echo "2. Score the bundled test images with the bundled detector, which has seen none of them."
 	$(CACHED) $(BIN)/python -m cinemae_jax.evaluate --config configs/demo.py --workdir $(DEMO) \
-		--config.eval.detector=tiny
+		--config.eval.detector=clip
 
 test: $(VENV)/.test $(VENV)/.browser
 	$(PYTEST) -m "not parity" $(ARGS)

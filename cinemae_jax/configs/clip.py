@@ -24,4 +24,7 @@ def get_config() -> ConfigDict:
     config.data.augment.short_side = (192, 512)
     config.data.eval_crops = 4
     config.features.num_views = 2
+    config.features.shard_images = 64
+    config.train.global_weight_decay = 4.0
+    config.eval.fpr = 0.05  # in nine of ten sources of held-out photographs
     return config
