@@ -28,6 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
       LockedError: if another process holds it.
     """
+    existed = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     while True:
@@ -50,6 +51,9 @@ def locked(folder: Path) -> Iterator[None]:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+                if not existed:  # a run that never began leaves nothing
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
             return
 
 

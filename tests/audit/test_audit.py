@@ -50,6 +50,7 @@ class Format:
     """A transform whose only pixel says whether the file is a PNG."""
 
     shape = (1,)
+    global_shape = ()
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
         return np.array([255 * (open_header(data).image.format == "PNG")], np.uint8)
@@ -60,6 +61,7 @@ class Sharpness:
     """A transform whose only pixel is high for smooth images."""
 
     shape = (1,)
+    global_shape = ()
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
         grey = np.asarray(decode(data).convert("L"), np.float64)

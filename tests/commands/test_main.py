@@ -23,7 +23,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("paint", "doctor"), ("predcit", "predict?")])
+@pytest.mark.parametrize(("typed", "meant"), [("xyzzy", "doctor"), ("predcit", "predict?")])
 def test_unknown_commands_are_usage_errors(
     typed: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
