@@ -27,10 +27,15 @@ pytestmark = pytest.mark.parity
 SMALL = MAEConfig(32, 8, 24, 2, 3, 16, 2, 2, target="norm_pix", layer_norm_eps=1e-12)
 
 
+# Parameters after some steps, as Adam magnifies rounding; variances in squared grey levels, which
+# are in the thousands.
+NOT_ABSOLUTE = ("trained/", "masks/texture")
+
+
 def largest(report: verify.Report) -> float:
-    """Over all stages except trained parameters, where Adam magnifies rounding."""
+    """Over all stages but ``NOT_ABSOLUTE``."""
     assert not report.failures
-    return max(row.absolute for row in report.rows if not row.stage.startswith("trained/"))
+    return max(row.absolute for row in report.rows if not row.stage.startswith(NOT_ABSOLUTE))
 
 
 @pytest.mark.parametrize("name", sorted(goldens.CASES))
@@ -54,7 +59,7 @@ def test_vit_base_keeps_the_bound_absolutely(tmp_path: Path) -> None:
     print(report.table())
     assert report.bound == 1e-5
     assert largest(report) <= 1e-5
-    floors = [v for k, v in report.floors.items() if not k.startswith("trained/")]
+    floors = [v for k, v in report.floors.items() if not k.startswith(NOT_ABSOLUTE)]
     assert max(floors) <= 1e-5, "the reference itself is less accurate than the bound"
 
 
