@@ -25,7 +25,7 @@ class Prepared:
     Attributes:
       data: the file, or a copy without its useless parts.
       pages: number of pages of a TIFF; 0 for other formats.
-      page: number of the page that is decoded, from 1; 0 for one that is no page of its own.
+      page: number of the page that is decoded, from 1; 0 for a picture inside a page.
       cut_off: whether the end of the file is missing.
       png_bits: bits per channel of a PNG; 8 for other formats.
     """

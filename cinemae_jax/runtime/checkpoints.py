@@ -64,7 +64,7 @@ class Checkpoints:
             ) from error
 
     def _unreadable(self) -> str:
-        """The checkpoints whose metrics are no JSON, in words."""
+        """The checkpoints whose metrics are not valid JSON, in words."""
         found = []
         for path in sorted(self.folder.glob(f"*/{METRICS}/{METRICS}")):
             try:

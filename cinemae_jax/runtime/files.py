@@ -1,7 +1,6 @@
 """Files that are written whole or not at all, and the folder of caches."""
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -9,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 CACHE = "cinemae_jax"  # folder inside the user's cache folder
 
-
-LOCK = ".lock"
+LOCK = ".lock"  # file in a folder that a run works in
 
 
 class LockedError(OSError):
@@ -23,11 +26,14 @@ class LockedError(OSError):
 def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder, which the system releases when the process ends, however it does.
 
-    File systems without locks are used without one.
+    File systems and systems without such locks (Windows) are used without one.
 
     Raises:
       LockedError: if another process holds it.
     """
+    if fcntl is None:
+        yield
+        return
     existed = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
