@@ -90,6 +90,26 @@ def test_crops_do_not_depend_on_the_view() -> None:
             assert views.global_image.shape == both.global_shape
 
 
+def test_both_views_are_mirrored_together() -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    plain = MultiCrop(32, 1, view=GlobalView(24, "whole", shortest_edge=28))
+    straight, seen = plain(data, np.random.default_rng(0)), set()
+    for seed in range(8):
+        views = dataclasses.replace(plain, flip=True)(data, np.random.default_rng(seed))
+        mirrored = not np.array_equal(views[0], straight[0])
+        seen.add(mirrored)
+        for one, other in zip(views, straight, strict=True):
+            np.testing.assert_array_equal(one, other[:, :, ::-1] if mirrored else other)
+    assert seen == {False, True}
+
+
+def test_a_whole_view_is_of_the_image_before_the_crops_resize_it() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    native = MultiCrop(32, 1, view=GlobalView(24, "whole", shortest_edge=28))
+    resized = dataclasses.replace(native, resize=33)
+    np.testing.assert_array_equal(resized.cut(image)[1], native.cut(image)[1])
+
+
 def test_a_view_of_each_crop_is_the_crop_resized() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8))
     views = MultiCrop(32, 4, view=GlobalView(16, "crop", interpolation="bilinear")).cut(image)
@@ -250,6 +270,18 @@ def test_another_encoder_is_refused(run: Path, tmp_path: Path) -> None:
             dataclasses.replace(trained.backbone, encoder=None),
             Path("checkpoint"),
         )
+
+
+def test_encoder_and_view_are_part_of_the_identity(run: Path) -> None:
+    found = loading.load(run)
+    assert found.backbone.encoder is not None
+    encoder = dataclasses.replace(found.backbone.encoder, sha256="another")
+    data = dataclasses.replace(found.settings.data, global_view="crop")
+    others = (
+        dataclasses.replace(found, backbone=dataclasses.replace(found.backbone, encoder=encoder)),
+        dataclasses.replace(found, settings=dataclasses.replace(found.settings, data=data)),
+    )
+    assert len({bundle.identity(one) for one in (found, *others)}) == 3
 
 
 def test_gradients_by_pixels_need_the_autoencoder_alone(run: Path) -> None:
