@@ -78,19 +78,7 @@ def create(
       addresses: whether any IP address is accepted besides.
       stop: once set, the requests that wait are refused (503).
     """
-    app = FastAPI(
-        title="cinemae serve",
-        version=__version__,
-        description=f"How likely an image is AI-generated. {OPINION}",
-        docs_url=None,  # that page loads scripts from another host
-        redoc_url=None,
-        telemetry={  # otherwise environment variables can send requests to a collector
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-            "auto_configure": False,
-        },
-    )
+    app = _bare()
     stop = stop or threading.Event()
     service = Service(detector, max_bytes=max_bytes, queue=queue, stop=stop)
     described = answers.about(detector, max_bytes)
@@ -125,6 +113,23 @@ def create(
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _failed)
     return Guard(app, hosts, addresses=addresses)
+
+
+def _bare() -> FastAPI:
+    """The application without any path."""
+    return FastAPI(
+        title="cinemae serve",
+        version=__version__,
+        description=f"How likely an image is AI-generated. {OPINION}",
+        docs_url=None,  # that page loads scripts from another host
+        redoc_url=None,
+        telemetry={  # otherwise environment variables can send requests to a collector
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },
+    )
 
 
 def warm_up(detector: Detector) -> None:
